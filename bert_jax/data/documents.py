@@ -1,0 +1,265 @@
+"""Documents as a stream of strings, from text files, JSONL and TensorFlow Datasets.
+
+Only the document at hand is in memory. A newline inside a document ends a sentence (and so does a
+blank line); where sentences end within a line is for `bert_jax.data.sentences` to say.
+"""
+
+import bz2
+import functools
+import gzip
+import hashlib
+import importlib.resources
+import json
+import logging
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from etils import epath
+
+from bert_jax.errors import UserError
+
+try:
+    from compression import zstd
+except ImportError:  # Python before 3.14
+    from backports import zstd
+
+_DECOMPRESS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": zstd.open}
+_FORMATS = (".txt", ".jsonl")
+_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
+
+Advance = Callable[[int], object]  # told how many bytes of a source have been read since last time
+
+
+@dataclass(frozen=True)
+class TextFile:
+    """A `.txt` or `.jsonl` file, plain or compressed (.gz, .xz, .bz2, .zst)."""
+
+    path: epath.Path
+    name: str  # as it goes into a manifest: without the folders that differ between machines
+    text_field: str
+    document_per_file: bool
+    unwrap: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().length
+
+    def fingerprint(self) -> dict[str, Any]:
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"name": self.name, "bytes": self.size, "sha256": digest}
+
+    def documents(self, advance: Advance) -> Iterator[str]:
+        format_, compression = _suffixes(self.path)
+        with self.path.open("rb") as file:
+            lines = self._lines(_DECOMPRESS[compression](file) if compression else file)
+            position = 0
+            for text in self._records(lines) if format_ == ".jsonl" else self._texts(lines):
+                advance(file.tell() - position)
+                position = file.tell()
+                yield _unwrap(text) if self.unwrap else text
+
+    def _lines(self, file: BinaryIO) -> Iterator[tuple[int, str]]:
+        number = 0
+        try:
+            for number, line in enumerate(file, 1):
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.path}, line {number}: byte {error.start + 1} of the line is not UTF-8; "
+                "convert the file, for example with iconv -t utf-8"
+            ) from error
+        except _DAMAGED as error:
+            raise UserError(
+                f"{self.path}: damaged or cut short after line {number} ({error})"
+            ) from error
+
+    def _texts(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+        if self.document_per_file:
+            yield "".join(line for _, line in lines)
+            return
+        document, blank_lines = [], 0
+        for _, line in lines:
+            if line.strip():
+                document.append(line)
+            else:
+                blank_lines += 1
+                if document:
+                    yield "".join(document)
+                document = []
+        if not blank_lines:
+            _warn(
+                f"{self.path}: no blank line, so the whole file is one document. Put a blank line "
+                "between documents, or pass --document-per-file if it really is one."
+            )
+        if document:
+            yield "".join(document)
+
+    def _records(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
+        for number, line in lines:
+            if not line.strip():
+                continue
+            place = f"{self.path}, line {number}"
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{place}: not JSON ({error}); one object a line is due") from error
+            yield _field(record, self.text_field, place)
+
+
+@dataclass(frozen=True)
+class TfdsSplit:
+    """A split of a dataset that TensorFlow Datasets has in a random-access format (ArrayRecord)."""
+
+    name: str  # 'wikipedia/20230601.en', optionally with ':1.0.0'
+    split: str
+    text_field: str
+    unwrap: bool
+    data_dir: str | None
+
+    @functools.cached_property
+    def _examples(self) -> Sequence[Mapping[str, Any]]:
+        import tensorflow_datasets as tfds  # half a second that other sources need not pay
+
+        try:
+            return tfds.data_source(self.name, split=self.split, data_dir=self.data_dir)
+        except Exception as error:  # TFDS raises whatever the download or the builder raised
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"tfds:{self.name}:{self.split}: cannot be read from --data-dir {self.data_dir}: "
+                f"{reason} Build it with `tfds build --file_format=array_record`"
+            ) from error
+
+    @property
+    def size(self) -> int:
+        """Bytes of the split (of the whole split where `split` is a slice of it), as TFDS says."""
+        return self._examples.dataset_info.splits[self.split].num_bytes
+
+    def fingerprint(self) -> dict[str, Any]:
+        full_name = self._examples.dataset_info.full_name
+        return {"name": f"tfds:{full_name}:{self.split}", "examples": len(self._examples)}
+
+    def documents(self, advance: Advance) -> Iterator[str]:
+        share = self.size / max(1, len(self._examples))
+        for index, example in enumerate(self._examples):
+            text = _field(example, self.text_field, f"tfds:{self.name}, example {index}")
+            advance(int(share * (index + 1)) - int(share * index))
+            yield _unwrap(text) if self.unwrap else text
+
+
+Source = TextFile | TfdsSplit
+
+
+def find_sources(
+    names: Sequence[str],
+    *,
+    text_field: str = "text",
+    document_per_file: bool = False,
+    unwrap: bool = False,
+    data_dir: str | None = None,
+) -> list[Source]:
+    """The sources behind `names`, in their order; a folder's or glob's files sorted by path.
+
+    Args:
+      names: Files ending in .txt or .jsonl, optionally with .gz, .xz, .bz2 or .zst; folders
+        (searched at any depth, other files ignored); globs; `tfds:NAME[:SPLIT]`, split `train`
+        by default; `corpus:sotu`, the corpus that comes with the package.
+      text_field: Key of the text in JSONL objects and TFDS features, `outer/inner` if nested.
+      document_per_file: A .txt file is one document and its blank lines end paragraphs; otherwise
+        they end documents.
+      unwrap: Lines are hard-wrapped: only a blank line ends a paragraph.
+      data_dir: Where TFDS keeps its datasets; None for its default.
+
+    Raises:
+      UserError: A name leads to no file, or to one of another format.
+    """
+
+    def text_file(path, name):
+        return TextFile(path, name, text_field, document_per_file, unwrap)
+
+    sources: list[Source] = []
+    for name in names:
+        if match := re.fullmatch(r"tfds:([^:]+(?::\d+\.[\d*]+\.[\d*]+)?)(?::(.+))?", name):
+            dataset, split = match.groups()
+            sources.append(TfdsSplit(dataset, split or "train", text_field, unwrap, data_dir))
+        elif name.startswith("corpus:"):
+            corpora = epath.Path(importlib.resources.files("bert_jax") / "corpora")
+            path = corpora / f"{name.removeprefix('corpus:')}.jsonl.xz"
+            if not path.exists():
+                raise UserError(f"{name}: no such corpus in the package; there is corpus:sotu")
+            sources.append(TextFile(path, name, "text", False, unwrap))
+        else:
+            sources += [text_file(path, label) for path, label in _find_files(name)]
+    return sources
+
+
+def read_documents(
+    sources: Sequence[Source], advance: Advance = lambda size: None
+) -> Iterator[str]:
+    """The text of every document of `sources`, in order, empty ones included.
+
+    Args:
+      sources: From `find_sources`.
+      advance: Called with the bytes of the source read since the last call, for a progress bar:
+        over a whole source they add up to about its `size`.
+
+    Raises:
+      UserError: Text that is not UTF-8, a damaged file, a line that is not JSON, a missing field.
+    """
+    for source in sources:
+        yield from source.documents(advance)
+
+
+def _find_files(name: str) -> list[tuple[epath.Path, str]]:
+    path = epath.Path(name).expanduser()
+    if path.is_dir():
+        found = [(file, str(file.relative_to(path))) for file in path.rglob("*")]
+    elif any(character in name for character in "*?["):
+        depth = next(i for i, part in enumerate(path.parts) if re.search(r"[*?\[]", part))
+        folder = epath.Path(*path.parts[:depth])
+        pattern = "/".join(path.parts[depth:])
+        found = [(file, file.name) for file in folder.glob(pattern)]
+    elif not path.exists():
+        raise UserError(f"{name}: no such file or folder")
+    elif _suffixes(path)[0] not in _FORMATS:
+        raise UserError(f"{name}: documents come as .txt or .jsonl, plain or .gz, .xz, .bz2, .zst")
+    else:
+        found = [(path, path.name)]
+    found = sorted((file, label) for file, label in found if _suffixes(file)[0] in _FORMATS)
+    if not found:
+        raise UserError(f"{name}: no .txt or .jsonl file there (nor .txt.gz, .jsonl.zst, ...)")
+    return found
+
+
+def _suffixes(path: epath.Path) -> tuple[str, str]:
+    """('.jsonl', '.gz') for 'a.jsonl.gz'."""
+    if path.suffix in _DECOMPRESS:
+        return path.with_suffix("").suffix, path.suffix
+    return path.suffix, ""
+
+
+def _field(record: Any, field: str, place: str) -> str:
+    for key in field.split("/"):
+        if not isinstance(record, Mapping) or key not in record:
+            keys = ", ".join(record) if isinstance(record, Mapping) else type(record).__name__
+            raise UserError(f"{place}: no text field {field!r} in [{keys}]; pass --text-field")
+        record = record[key]
+    if isinstance(record, bytes):
+        record = record.decode("utf-8")
+    if not isinstance(record, str):
+        raise UserError(f"{place}: field {field!r} is {type(record).__name__}, not text")
+    return record
+
+
+def _unwrap(text: str) -> str:
+    return "\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
+
+
+@functools.cache  # a source is read more than once and says so once
+def _warn(message: str) -> None:
+    logging.getLogger(__name__).warning(message)

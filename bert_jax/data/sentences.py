@@ -1,0 +1,89 @@
+"""Sentence splitting by rule: linear in the length of the text, no model, no language to choose.
+
+A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close there) where white
+space and then something other than a lower-case letter follows, and at the full-width marks of
+Chinese and Japanese. What is left to decide is whether a full stop belongs to an abbreviation.
+When in doubt the text stays together: a sentence that is too long costs pretraining nothing.
+"""
+
+import re
+
+_CLOSING = r"\"'”’»)\]}"
+_WIDE_CLOSING = "」』”’）】》〉〕"
+# Both alternatives match wherever they start, so the scan never goes back: linear time.
+_BOUNDARY = re.compile(
+    rf"(?P<mark>[.!?…।؟۔]+)[{_CLOSING}{_WIDE_CLOSING}]*(?P<space>\s*)"
+    rf"|[。！？｡；]+[{_WIDE_CLOSING}{_CLOSING}]*\s*(?P<wide>)"
+)
+_WORD_BEFORE = re.compile(r"[^\s\"'“”‘’«»()\[\]{}—–]*$")
+_WORD_AFTER = re.compile(r"[^\w.!?…]*([^\W_]*)")
+_LONGEST_WORD = 24  # of an abbreviation, and of the look around a full stop
+
+# A full stop after these never ends a sentence: a name or an explanation follows.
+_NEVER = frozenset(
+    """mr mrs ms messrs mme mlle dr drs prof rev revd fr hon gen brig lieut lt col maj capt cpt cmdr
+    cdr adm sgt cpl pvt gov sen sens rep reps pres supt amb st ste mt ft e.g i.e eg ie viz vs cf al
+    ca approx""".split()  # noqa: SIM905, a list of words reads best as words
+)
+# Nor after these where a number follows.
+_BEFORE_NUMBER = frozenset(
+    """no nos art arts sec secs vol vols ch chap p pp par fig figs stat eq ver op bk pt
+    ex""".split()  # noqa: SIM905
+)
+# After these, after an initial (J. Smith) and after U.S., p.m., Ph.D. it does only if the next word
+# is one of _STARTERS.
+_SOMETIMES = frozenset(
+    """jr sr esq inc co cos corp ltd bros etc dept univ assn ave blvd rd est jan feb mar apr jun jul
+    aug sep sept oct nov dec mon tue wed thu fri sat sun""".split()  # noqa: SIM905
+)
+_ABBREVIATED_LETTERS = re.compile(r"(?:\w\.)+\w|\w{1,3}(?:\.\w)+")
+_STARTERS = frozenset(
+    """a after all also although an and another any are as at because before both but by can did do
+    does each even every few finally first for from had has have he her here his how however i if in
+    is it its last let many meanwhile more moreover most my never nevertheless no nor not nothing
+    now of on once one only other our over perhaps please several she should since so some still
+    such than thank that the their then there therefore these they this those though through thus to
+    today together tonight two under unless until we were what when where whether which while who
+    whose why will with would yes yet you your""".split()  # noqa: SIM905
+)
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of `text` in order, stripped, none empty. A line break always ends a sentence."""
+    sentences = []
+    for line in text.splitlines():
+        start = 0
+        for boundary in _BOUNDARY.finditer(line):
+            if _ends_sentence(line, start, boundary):
+                sentences.append(line[start : boundary.end()].strip())
+                start = boundary.end()
+        if rest := line[start:].strip():
+            sentences.append(rest)
+    return sentences
+
+
+def _ends_sentence(line: str, start: int, boundary: re.Match[str]) -> bool:
+    next_character = line[boundary.end() : boundary.end() + 1]
+    if boundary["wide"] is not None:
+        return next_character not in "，、：；,;:"  # “好！”， goes on
+    if not boundary["space"]:
+        return False  # 3.5, example.com
+    match = _WORD_AFTER.match(line, boundary.end(), boundary.end() + 2 * _LONGEST_WORD)
+    following = match[1]
+    if not following or following[0].islower():
+        return False
+    if boundary["mark"] != ".":
+        return True
+    before = line[max(start, boundary.start() - _LONGEST_WORD) : boundary.start()]
+    word = _WORD_BEFORE.search(before)[0].lower()
+    if word.isdigit() and before.strip(" \t([") == word:
+        return False  # "1. Agriculture" opens an item of a list
+    if word in _NEVER or (word in _BEFORE_NUMBER and following[0].isdigit()):
+        return False
+    if word in _SOMETIMES or _ABBREVIATED_LETTERS.fullmatch(word) or _is_initial(word):
+        return following.lower() in _STARTERS
+    return True
+
+
+def _is_initial(word: str) -> bool:
+    return len(word) == 1 and word.isalpha() and word.isascii() and word != "i"
