@@ -1,0 +1,379 @@
+"""Sampling: the plan of an epoch, a pure function of the data, the options, a seed and the epoch.
+
+A plan says which spans of the token store form which example and which examples share a row. It
+holds no tokens, so that pairs, short sequences and packing are drawn afresh in every epoch.
+
+Randomness comes from splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", 2014), one stream a document, in integer arithmetic alone: a plan is the same bit for
+bit whatever the version of NumPy or Numba.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from bert_jax.errors import UserError
+
+PAIRS = ("nsp", "sop", "none")
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_LOW_32_BITS = np.uint64(0xFFFFFFFF)
+_U1, _U11, _U27, _U30, _U31, _U32 = (np.uint64(n) for n in (1, 11, 27, 30, 31, 32))
+
+_EXAMPLES, _EXAMPLE_ORDER, _ROW_ORDER = range(3)  # what a random stream is for
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The examples and rows of one epoch: N examples in R rows.
+
+    Spans are offsets into `Split.tokens`. Sentences of a document lie next to one another, so a
+    segment of several sentences is one span. Row r holds the examples
+    `row_examples[row_offsets[r] : row_offsets[r + 1]]`.
+
+    Attributes:
+      a_start: int64 [N], first token of segment A.
+      a_length: int32 [N], tokens of segment A, at least 1.
+      b_start: int64 [N], first token of segment B.
+      b_length: int32 [N], tokens of segment B; 0 where there is none (pairs='none').
+      next_sentence_label: int8 [N]. NSP: 0 = B follows A, 1 = B is random. SOP: 0 = in order,
+        1 = swapped. -1 where pairs='none'.
+      row_offsets: int64 [R + 1].
+      row_examples: int32 [N].
+    """
+
+    a_start: np.ndarray
+    a_length: np.ndarray
+    b_start: np.ndarray
+    b_length: np.ndarray
+    next_sentence_label: np.ndarray
+    row_offsets: np.ndarray
+    row_examples: np.ndarray
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.a_start)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.row_offsets) - 1
+
+
+def plan_epoch(
+    sentences: np.ndarray,
+    documents: np.ndarray,
+    *,
+    seed: int,
+    epoch: int,
+    max_seq_length: int,
+    pairs: str = "nsp",
+    short_seq_prob: float = 0.1,
+    packing: bool = False,
+    max_examples_per_row: int = 1,
+) -> Plan:
+    """Draws the examples of an epoch and lays them out in rows of `max_seq_length` tokens.
+
+    An example is `[CLS] A [SEP] B [SEP]`, or `[CLS] A [SEP]` with pairs='none'; neither segment is
+    ever empty. Going through a document, sentences are gathered until they reach a target length:
+    all the room of a row, or, with probability `short_seq_prob`, a uniform length from 2 tokens up
+    (drawn for each example; Google's code draws it once a document, which a corpus of few long
+    documents would feel).
+
+    - 'nsp', next sentence prediction (Devlin et al. 2018, `create_pretraining_data`): the gathered
+      sentences are split at random. With probability 1/2 the second part is B (label 0); otherwise
+      B is a run of sentences from another document and the second part goes back to be used again
+      (label 1). A single sentence cannot be split and always gets a random B, so more than half of
+      the labels are 1: half plus half the share of single-sentence examples.
+    - 'sop', sentence order prediction (Lan et al. 2019): both parts are kept and swapped with
+      probability 1/2 (label 1). At least two sentences are gathered, however long; one that is left
+      alone at the end of its document is dropped.
+    - 'none': as many whole sentences as fit (FULL-SENTENCES within a document, Liu et al. 2019). A
+      sentence longer than a row is cut into consecutive examples: every token is used exactly once.
+
+    A pair that is too long loses tokens from its longer segment, each from the front or the back at
+    random, until it fits.
+
+    With `packing`, examples in random order go one by one into the fullest row that still has room
+    for them (best fit) and fewer than `max_examples_per_row` examples. Rows come in random order.
+
+    Args:
+      sentences: int64 [num_sentences + 1], token offset of each sentence. Empty ones are ignored.
+      documents: int64 [num_documents + 1], sentence offset of each document.
+      seed: any integer.
+      epoch: from 0.
+      max_seq_length: tokens in a row, [CLS], [SEP] and padding included.
+      pairs: 'nsp', 'sop' or 'none'.
+      short_seq_prob: probability of a short target length.
+      packing: whether rows hold several examples; without it each example is a row of its own.
+      max_examples_per_row: the most examples in a row when packing.
+
+    Raises:
+      UserError: `pairs` is unknown, `max_seq_length` leaves no room for text, or the documents
+        give no example: no sentences, a single document for NSP, only single sentences for SOP.
+    """
+    if pairs not in PAIRS:
+        raise UserError(f"pairs must be one of {', '.join(PAIRS)}, not {pairs!r}")
+    num_special = 2 if pairs == "none" else 3
+    room = max_seq_length - num_special
+    if room < 2:
+        raise UserError(
+            f"max_seq_length must be at least {num_special + 2} with pairs={pairs!r}, "
+            f"not {max_seq_length}"
+        )
+    sentences, documents = _without_empty(np.asarray(sentences), np.asarray(documents))
+    num_sentences, num_documents = len(sentences) - 1, len(documents) - 1
+    if num_sentences == 0:
+        raise UserError("there are no sentences to sample from: add documents")
+    if pairs == "nsp" and num_documents == 1:
+        raise UserError(
+            "pairs='nsp' takes random segments from other documents, but there is only one: "
+            "add documents, or set pairs to 'sop' or 'none'"
+        )
+
+    # Every example starts a new sentence or is one more full row of a long one. Pages of the bound
+    # that are never written take no memory.
+    bound = num_sentences + int(sentences[-1] - sentences[0]) // room
+    a_start, b_start = np.empty(bound, np.int64), np.zeros(bound, np.int64)
+    a_length, b_length = np.empty(bound, np.int32), np.zeros(bound, np.int32)
+    label = np.full(bound, -1, np.int8)
+    spans = (a_start, a_length, b_start, b_length, label)
+    rng = _stream(seed, epoch, _EXAMPLES)
+    if pairs == "none":
+        n = _fill_singles(rng, sentences, documents, room, short_seq_prob, a_start, a_length)
+    else:
+        sop = pairs == "sop"
+        n = _fill_pairs(rng, sentences, documents, room, short_seq_prob, sop, spans)
+    if n == 0:
+        raise UserError(
+            "pairs='sop' needs documents of at least two sentences, but there is none: "
+            "set pairs to 'nsp' or 'none'"
+        )
+    spans = tuple(array[:n] for array in spans)
+
+    row_examples = _permutation(_stream(seed, epoch, _EXAMPLE_ORDER), n)
+    row_offsets = np.arange(n + 1)
+    if packing:
+        lengths = a_length[:n] + b_length[:n] + np.int32(num_special)
+        row, counts = _best_fit(row_examples, lengths, max_seq_length, max_examples_per_row)
+        row_order = _permutation(_stream(seed, epoch, _ROW_ORDER), len(counts))
+        row_offsets = np.append(0, np.cumsum(counts[row_order]))
+        row_examples = _group_by_row(row_examples, row, counts, row_order, row_offsets)
+    return Plan(*spans, row_offsets, row_examples)
+
+
+def _without_empty(sentences, documents):
+    """Drops empty sentences and the documents that are left without one."""
+    if _strictly_increasing(sentences) and _strictly_increasing(documents):
+        return sentences, documents
+    kept = np.flatnonzero(np.diff(sentences))
+    return np.append(sentences[kept], sentences[-1]), np.unique(np.searchsorted(kept, documents))
+
+
+@njit(nogil=True, cache=True)
+def _strictly_increasing(offsets):
+    i = 1
+    while i < len(offsets) and offsets[i - 1] < offsets[i]:
+        i += 1
+    return i == len(offsets)
+
+
+# A random stream is a uint64 [1] array that holds the state of a splitmix64 generator. Numba turns
+# mixed signed and unsigned operands into floats, hence the uint64 constants.
+
+
+def _stream(seed, epoch, purpose):
+    state = np.array([seed % 2**64], np.uint64)
+    for value in (epoch, purpose):
+        state[0] = _fold(state[0], value)
+    return state
+
+
+@njit(nogil=True, cache=True)
+def _mix(x):
+    x = (x ^ (x >> _U30)) * _MIX_1
+    x = (x ^ (x >> _U27)) * _MIX_2
+    return x ^ (x >> _U31)
+
+
+@njit(nogil=True, cache=True)
+def _fold(state, value):
+    """The start of the stream number `value` under `state`."""
+    return _mix(_mix(state) + _GAMMA * np.uint64(value + 1))
+
+
+@njit(nogil=True, cache=True)
+def _bits(rng):
+    """64 random bits."""
+    rng[0] += _GAMMA
+    return _mix(rng[0])
+
+
+@njit(nogil=True, cache=True)
+def _coin(rng):
+    return _bits(rng) & _U1 == _U1
+
+
+@njit(nogil=True, cache=True)
+def _below(rng, n):
+    """A uniform integer in [0, n), n < 2**32: the high word of the product of 64 bits and n."""
+    bits, n = _bits(rng), np.uint64(n)
+    return np.int64(((bits >> _U32) * n + ((bits & _LOW_32_BITS) * n >> _U32)) >> _U32)
+
+
+@njit(nogil=True, cache=True)
+def _heads(rng, n):
+    """How many of n fair coins fall heads."""
+    heads = 0
+    while n > 0:
+        bits = _bits(rng) >> np.uint64(max(0, 64 - n))
+        while bits != 0:
+            bits &= bits - _U1
+            heads += 1
+        n -= 64
+    return heads
+
+
+@njit(nogil=True, cache=True)
+def _permutation(rng, n):
+    order = np.arange(n).astype(np.int32)
+    for i in range(n - 1, 0, -1):
+        j = _below(rng, i + 1)
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+@njit(nogil=True, cache=True)
+def _target_length(rng, room, short_seq_prob):
+    if (_bits(rng) >> _U11) * 2.0**-53 < short_seq_prob:
+        return 2 + _below(rng, room - 1)
+    return room
+
+
+@njit(nogil=True, cache=True)
+def _run_end(sentences, first, last, length):
+    """The end of the shortest run of sentences from `first` that has `length` tokens, or `last`."""
+    end = first + 1
+    while end < last and sentences[end] - sentences[first] < length:
+        end += 1
+    return end
+
+
+@njit(nogil=True, cache=True)
+def _fill_singles(rng, sentences, documents, room, short_seq_prob, a_start, a_length):
+    """Writes the examples of pairs='none' and returns how many they are."""
+    n = 0
+    key = rng[0]
+    for document in range(len(documents) - 1):
+        rng[0] = _fold(key, document)
+        sentence, last = documents[document], documents[document + 1]
+        start = sentences[sentence]
+        while sentence < last:
+            target = _target_length(rng, room, short_seq_prob)
+            stop = start
+            while (
+                sentence < last
+                and stop - start < target
+                and sentences[sentence + 1] - start <= room
+            ):
+                sentence += 1
+                stop = sentences[sentence]
+            if stop == start:
+                stop += room
+            a_start[n], a_length[n] = start, stop - start
+            n += 1
+            start = stop
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _fill_pairs(rng, sentences, documents, room, short_seq_prob, sop, spans):
+    """Writes the examples of pairs='nsp' or 'sop' and returns how many they are."""
+    a_start, a_length, b_start, b_length, label = spans
+    n = 0
+    key = rng[0]
+    num_documents = len(documents) - 1
+    for document in range(num_documents):
+        rng[0] = _fold(key, document)
+        first, last = documents[document], documents[document + 1]
+        while first < last:
+            target = _target_length(rng, room, short_seq_prob)
+            end = _run_end(sentences, first, last, target)
+            if sop and end == first + 1:
+                end += 1
+                if end > last:
+                    break
+            split = first + 1 + (_below(rng, end - first - 1) if end > first + 1 else 0)
+            a, a_stop = sentences[first], sentences[split]
+            b, b_stop = a_stop, sentences[end]
+            if sop:
+                label[n] = _coin(rng)
+                if label[n] == 1:
+                    a, a_stop, b, b_stop = b, b_stop, a, a_stop
+            else:
+                label[n] = split == end or _coin(rng)
+                if label[n] == 1:
+                    other = _below(rng, num_documents - 1)
+                    other += other >= document
+                    other_first, other_last = documents[other], documents[other + 1]
+                    b_first = other_first + _below(rng, other_last - other_first)
+                    b_end = _run_end(sentences, b_first, other_last, target - (a_stop - a))
+                    b, b_stop = sentences[b_first], sentences[b_end]
+                    end = split
+
+            # What cutting the longer segment token by token, B first, comes to.
+            b_kept = min(b_stop - b, max(room // 2, room - (a_stop - a)))
+            a_kept = min(a_stop - a, room - b_kept)
+            a_start[n], a_length[n] = a + _heads(rng, a_stop - a - a_kept), a_kept
+            b_start[n], b_length[n] = b + _heads(rng, b_stop - b - b_kept), b_kept
+            n += 1
+            first = end
+    return n
+
+
+@njit(nogil=True, cache=True)
+def _best_fit(order, lengths, max_seq_length, max_examples_per_row):
+    """Packs examples in `order`: the row of order[i], int32 [N], and examples a row, int32 [R].
+
+    Rows with free tokens wait in one linked list for each number of free tokens, so finding the
+    fullest row that fits looks at no more than `max_seq_length` list heads.
+    """
+    n = len(order)
+    row = np.empty(n, np.int32)
+    counts = np.zeros(n, np.int32)
+    next_row = np.empty(n, np.int32)
+    head = np.full(max_seq_length + 1, -1, np.int32)
+    num_rows = 0
+    for i in range(n):
+        length = lengths[order[i]]
+        free = length
+        while free <= max_seq_length and head[free] < 0:
+            free += 1
+        if free <= max_seq_length:
+            r = head[free]
+            head[free] = next_row[r]
+        else:
+            r, free = num_rows, max_seq_length
+            num_rows += 1
+        row[i] = r
+        counts[r] += 1
+        free -= length
+        if counts[r] < max_examples_per_row:
+            next_row[r] = head[free]
+            head[free] = r
+    return row, counts[:num_rows].copy()
+
+
+@njit(nogil=True, cache=True)
+def _group_by_row(order, row, counts, row_order, row_offsets):
+    """The examples of row row_order[0], then those of row_order[1], and so on: int32 [N]."""
+    cursor = np.empty(len(counts), np.int64)
+    for position, r in enumerate(row_order):
+        cursor[r] = row_offsets[position]
+    grouped = np.empty_like(order)
+    for i in range(len(order)):
+        grouped[cursor[row[i]]] = order[i]
+        cursor[row[i]] += 1
+    return grouped
