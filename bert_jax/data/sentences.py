@@ -36,7 +36,7 @@ _SOMETIMES = frozenset(
     """jr sr esq inc co cos corp ltd bros etc dept univ assn ave blvd rd est jan feb mar apr jun jul
     aug sep sept oct nov dec mon tue wed thu fri sat sun""".split()  # noqa: SIM905
 )
-_ABBREVIATED_LETTERS = re.compile(r"(?:\w\.)+\w|\w{1,3}(?:\.\w)+")
+_ABBREVIATED_LETTERS = re.compile(r"[^\W\d]{1,3}(?:\.[^\W\d])+")
 _STARTERS = frozenset(
     """a after all also although an and another any are as at because before both but by can did do
     does each even every few finally first for from had has have he her here his how however i if in

@@ -1,0 +1,398 @@
+"""The token store: a corpus tokenised once, memory-mapped ever after.
+
+A folder with `manifest.json`, `vocab.txt`, `tokenizer_config.json` and, in `train/` and `heldout/`,
+flat little-endian arrays: `tokens.bin`, `sentences.bin`, `documents.bin`, `token_counts.bin` (see
+`Split`). It is written under another name and renamed when whole, manifest last.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from etils import epath
+
+from bert_jax.data.sentences import split_sentences
+from bert_jax.data.wordpiece import WordPiece, load_wordpiece
+from bert_jax.errors import UserError
+
+FORMAT, VERSION = "bert_jax token store", 1
+SPLITS = ("train", "heldout")
+_MANIFEST = "manifest.json"
+_OFFSET = np.dtype("<i8")
+_CHUNK_CHARACTERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a store, memory-mapped.
+
+    Attributes:
+      name: 'train' or 'heldout'.
+      tokens: uint16 or uint32 [num_tokens], the sentences one after another, no special tokens.
+      sentences: int64 [num_sentences + 1], token offset of each sentence and the end.
+      documents: int64 [num_documents + 1], sentence offset of each document and the end.
+      token_counts: int64 [vocab_size], how often `tokens` has each id.
+    """
+
+    name: str
+    tokens: np.ndarray
+    sentences: np.ndarray
+    documents: np.ndarray
+    token_counts: np.ndarray
+
+
+@dataclass(frozen=True)
+class Store:
+    """An open store. `fingerprint` identifies its data: vocabulary and every array, not options."""
+
+    path: epath.Path
+    manifest: Mapping[str, Any]
+    wordpiece: WordPiece
+    train: Split
+    heldout: Split
+    fingerprint: str
+
+
+def open_store(path: epath.PathLike) -> Store:
+    """Opens a store after a check of manifest, vocabulary and file sizes; reads no tokens.
+
+    Raises:
+      UserError: No store, an unfinished or incomplete one, or one of a newer format.
+    """
+    path = epath.Path(path)
+    manifest = _read_manifest(path)
+    for name, file in manifest["files"].items():
+        size = (path / name).stat().length if (path / name).exists() else None
+        if size != file["bytes"]:
+            found = "is missing" if size is None else f"has {size:,} bytes"
+            raise UserError(
+                f"{path / name}: {found}; the manifest says {file['bytes']:,}. Restore the file, "
+                "or delete the store and prepare it again"
+            )
+    wordpiece = load_wordpiece(path)
+    if wordpiece.vocab_hash != manifest["vocab_hash"]:
+        raise UserError(f"{path}: the vocabulary is not the one that the tokens were made with")
+    dtype = np.dtype(manifest["dtype"])
+    identity = [manifest["vocab_hash"], {k: v["sha256"] for k, v in manifest["files"].items()}]
+    return Store(
+        path=path,
+        manifest=manifest,
+        wordpiece=wordpiece,
+        **{split: _open_split(path / split, dtype) for split in SPLITS},
+        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def verify_store(path: epath.PathLike) -> None:
+    """Reads every file and compares its sha256 with the manifest's.
+
+    Raises:
+      UserError: As `open_store`, or a file whose content has changed.
+    """
+    store = open_store(path)
+    for name, file in store.manifest["files"].items():
+        with (store.path / name).open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != file["sha256"]:
+                raise UserError(f"{store.path / name}: content changed since it was written")
+
+
+def document_hash(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone."""
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest()
+    return int.from_bytes(digest) / 2**48
+
+
+def heldout_bound(documents: Iterable[str], share: float) -> float:
+    """Documents whose `document_hash` is below the result are held out.
+
+    So a document's split depends neither on order nor on file names, and copies of a document are
+    on the same side. The bound is `share` itself, except in a corpus so small that a split would
+    have less than two different documents: then it moves just as far as needed (with three
+    documents one is held out, with two also, with one none).
+
+    Reads no more of `documents` than it takes to see two of each side.
+    """
+    hashes: set[float] = set()
+    num_heldout = 0
+    for text in documents:
+        value = document_hash(text)
+        if text.strip() and value not in hashes:
+            hashes.add(value)
+            num_heldout += value < share
+            if num_heldout >= 2 and len(hashes) - num_heldout >= 2:
+                return share
+    if not hashes:
+        return share
+    least = min(2, len(hashes) // 2)
+    most = len(hashes) - min(2, len(hashes) - least)
+    return sorted(hashes)[min(max(num_heldout, least), most)]
+
+
+def write_store(
+    path: epath.PathLike,
+    documents: Iterable[str],
+    wordpiece: WordPiece,
+    *,
+    heldout_bound: float,
+    workers: int = 1,
+    provenance: Mapping[str, Any],
+) -> Store:
+    """Splits documents into sentences, tokenises them and writes the store.
+
+    The bytes depend neither on `workers` nor on the time. Memory is bounded by the largest document
+    and about three megabytes of text for each worker. Documents without a token are left out and
+    counted. What an interrupted run left behind is removed by the next one.
+
+    Args:
+      path: A folder that does not exist yet, or is empty, on a local disk.
+      documents: Read once. A line break ends a sentence.
+      wordpiece: Vocabulary.
+      heldout_bound: From the function of that name.
+      workers: Processes that tokenise; 1 works in this process.
+      provenance: Further entries of the manifest: what the store was made from, and how.
+
+    Raises:
+      UserError: `path` is in use, or no document has a token.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists and is not empty; choose another folder or delete it")
+    encoder = _Encoder(wordpiece, heldout_bound)
+    with _unfinished(path) as directory:
+        wordpiece.save(directory)
+        writers = {split: _SplitWriter(directory, split, encoder) for split in SPLITS}
+        num_empty = 0
+        for chunk in _encode(_chunks(documents), encoder, workers):
+            num_empty += chunk.num_empty
+            for split in SPLITS:
+                writers[split].append(chunk.splits[split])
+        if not any(writer.counts["documents"] for writer in writers.values()):
+            raise UserError("no document with text in the sources")
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "dtype": encoder.dtype.str,
+            "vocab_size": len(wordpiece.vocab),
+            "vocab_hash": wordpiece.vocab_hash,
+            "splits": {split: writer.counts for split, writer in writers.items()},
+            "empty_documents": num_empty,
+            "heldout_bound": heldout_bound,
+            **provenance,
+            "files": {k: v for writer in writers.values() for k, v in writer.finish().items()},
+            "libraries": {"numpy": np.__version__, "tokenizers": tokenizers.__version__},
+        }
+        (directory / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        directory.rename(path)
+    return open_store(path)
+
+
+def _read_manifest(path: epath.Path) -> dict[str, Any]:
+    file = path / _MANIFEST
+    if not file.exists():
+        if _unfinished_path(path).exists():
+            raise UserError(f"{path}: not finished; run the same `bert-jax prepare` again")
+        raise UserError(f"{path}: no token store there; make one with `bert-jax prepare`")
+    try:
+        manifest = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); prepare the store again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{file}: not the manifest of a token store")
+    if manifest["version"] > VERSION:
+        raise UserError(
+            f"{path}: format version {manifest['version']}, this bert_jax reads {VERSION}; "
+            "update bert_jax, or prepare the store again"
+        )
+    return manifest
+
+
+def _open_split(directory: epath.Path, dtype: np.dtype) -> Split:
+    def array(name: str, dtype: np.dtype) -> np.ndarray:
+        file = directory / f"{name}.bin"
+        if file.stat().length == 0:  # cannot be mapped
+            return np.empty(0, dtype)
+        return np.memmap(file, dtype, mode="r")
+
+    offsets = {name: array(name, _OFFSET) for name in ("sentences", "documents", "token_counts")}
+    return Split(directory.name, array("tokens", dtype), **offsets)
+
+
+def _unfinished_path(path: epath.PathLike) -> pathlib.Path:
+    path = pathlib.Path(path)
+    return path.with_name(path.name + ".unfinished")
+
+
+@contextlib.contextmanager
+def _unfinished(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder beside `path`, for this process alone, removed on an exception."""
+    directory = _unfinished_path(path)
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = os.open(directory, os.O_RDONLY)  # the lock of a killed process goes with it
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{path}: another process is writing it right now") from error
+        for entry in directory.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        try:
+            yield directory
+        except BaseException:
+            shutil.rmtree(directory)
+            raise
+    finally:
+        os.close(lock)
+
+
+class _EncodedSplit(NamedTuple):
+    tokens: np.ndarray  # [num_tokens]
+    sentence_lengths: list[int]  # in tokens
+    document_lengths: list[int]  # in sentences
+
+
+class _EncodedChunk(NamedTuple):
+    splits: dict[str, _EncodedSplit]
+    num_empty: int
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    wordpiece: WordPiece
+    heldout_bound: float
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype("<u2" if len(self.wordpiece.vocab) <= 2**16 else "<u4")
+
+    def __call__(self, texts: list[str]) -> _EncodedChunk:
+        tokens = {split: [np.empty(0, self.dtype)] for split in SPLITS}
+        sentence_lengths = {split: [] for split in SPLITS}
+        document_lengths = {split: [] for split in SPLITS}
+        num_empty = 0
+        for text in texts:
+            split = "heldout" if document_hash(text) < self.heldout_bound else "train"
+            sentences = [ids for ids in self.wordpiece.encode(split_sentences(text)) if ids]
+            if not sentences:
+                num_empty += 1
+                continue
+            tokens[split] += [np.array(ids, self.dtype) for ids in sentences]
+            sentence_lengths[split] += map(len, sentences)
+            document_lengths[split].append(len(sentences))
+        splits = {
+            split: _EncodedSplit(
+                np.concatenate(tokens[split]), sentence_lengths[split], document_lengths[split]
+            )
+            for split in SPLITS
+        }
+        return _EncodedChunk(splits, num_empty)
+
+
+def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
+    chunk, size = [], 0
+    for text in documents:
+        chunk.append(text)
+        size += len(text)
+        if size >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _encode(
+    chunks: Iterable[list[str]], encoder: _Encoder, workers: int
+) -> Iterator[_EncodedChunk]:
+    """The chunks encoded, in order, never more than three a worker in flight."""
+    if workers == 1:
+        yield from map(encoder, chunks)
+        return
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)
+    ) as pool:
+        pending = deque()
+        for chunk in chunks:
+            pending.append(pool.submit(_encode_in_worker, chunk))
+            if len(pending) == 3 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+_worker_encoder: Callable[[list[str]], _EncodedChunk]
+
+
+def _start_worker(encoder: _Encoder) -> None:
+    global _worker_encoder
+    _worker_encoder = encoder
+
+    def exit_with_parent():  # a killed parent does not close the queue that the pool waits on
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def _encode_in_worker(chunk: list[str]) -> _EncodedChunk:
+    return _worker_encoder(chunk)
+
+
+class _SplitWriter:
+    """Appends encoded chunks to the files of a split and keeps count."""
+
+    def __init__(self, directory: pathlib.Path, split: str, encoder: _Encoder):
+        (directory / split).mkdir()
+        self._directory, self._split = directory, split
+        self._files = {}
+        self.counts = {"documents": 0, "sentences": 0, "tokens": 0}
+        self._token_counts = np.zeros(len(encoder.wordpiece.vocab), _OFFSET)
+        for name in ("tokens", "sentences", "documents"):
+            self._files[name] = _HashedFile(directory / split / f"{name}.bin")
+        for name in ("sentences", "documents"):
+            self._files[name].write(np.zeros(1, _OFFSET))
+
+    def append(self, chunk: _EncodedSplit) -> None:
+        self._files["tokens"].write(chunk.tokens)
+        for name, lengths, start in (
+            ("sentences", chunk.sentence_lengths, self.counts["tokens"]),
+            ("documents", chunk.document_lengths, self.counts["sentences"]),
+        ):
+            self._files[name].write(start + np.cumsum(lengths, dtype=_OFFSET))
+        self._token_counts += np.bincount(chunk.tokens, minlength=len(self._token_counts))
+        self.counts["tokens"] += len(chunk.tokens)
+        self.counts["sentences"] += len(chunk.sentence_lengths)
+        self.counts["documents"] += len(chunk.document_lengths)
+
+    def finish(self) -> dict[str, dict[str, Any]]:
+        """Closes the files; their sizes and checksums."""
+        file = _HashedFile(self._directory / self._split / "token_counts.bin")
+        file.write(self._token_counts)
+        self._files["token_counts"] = file
+        return {f"{self._split}/{name}.bin": file.close() for name, file in self._files.items()}
+
+
+class _HashedFile:
+    def __init__(self, path: pathlib.Path):
+        self._file = path.open("wb")
+        self._hash = hashlib.sha256()
+
+    def write(self, array: np.ndarray) -> None:
+        self._file.write(array.data)
+        self._hash.update(array.data)
+
+    def close(self) -> dict[str, Any]:
+        size = self._file.tell()
+        self._file.close()
+        return {"bytes": size, "sha256": self._hash.hexdigest()}
