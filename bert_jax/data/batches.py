@@ -1,0 +1,232 @@
+"""Batches: step -> arrays, a pure function of the data, the options, the seed and the step.
+
+Batch t can be had without the batches before it, so resuming costs nothing and needs no iterator
+state, and every host gathers its own rows of the same global batch.
+"""
+
+import functools
+import math
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grain
+import numpy as np
+from numba import njit
+
+from bert_jax.data.sampling import plan_epoch
+from bert_jax.data.store import Split
+from bert_jax.errors import UserError
+
+HELDOUT_SEED = 0
+READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+
+class Batches:
+    """The batches of one host.
+
+    Rows form one stream: row g = step * batch_size + i of it is row g % rows_per_epoch of epoch
+    g // rows_per_epoch. Epochs differ by a few rows: a longer one drops its surplus, a shorter one
+    repeats its first rows. Host p of n gets the p-th n-th of every batch, so the batches of the
+    hosts, one after another, are the same whatever n is.
+
+    The plan of the next epoch is drawn in a background thread as soon as an epoch is in use, so
+    that training does not wait where epochs meet. At most three plans are held. Thread-safe.
+
+    Attributes:
+      rows_per_epoch: rows in the plan of epoch 0.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        cls_id: int,
+        sep_id: int,
+        pad_id: int = 0,
+        seed: int,
+        batch_size: int,
+        max_seq_length: int,
+        pairs: str = "nsp",
+        short_seq_prob: float = 0.1,
+        packing: bool = False,
+        max_examples_per_row: int = 1,
+        num_epochs: int | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Draws the plan of epoch 0.
+
+        Args:
+          split: the tokens, sentences and documents to sample from.
+          cls_id, sep_id, pad_id: ids of [CLS], [SEP] and [PAD].
+          seed, max_seq_length, pairs, short_seq_prob, packing, max_examples_per_row: see
+            `plan_epoch`.
+          batch_size: rows of the global batch, over all hosts.
+          num_epochs: rows after this many epochs are empty; None = the stream never ends.
+          process_index: which host this is.
+          process_count: number of hosts.
+
+        Raises:
+          UserError: the hosts cannot share `batch_size` equally, or as `plan_epoch`.
+        """
+        if batch_size < 1 or batch_size % process_count:
+            raise UserError(
+                f"batch_size must be a positive multiple of the {process_count} hosts, "
+                f"not {batch_size}"
+            )
+        self._tokens = np.asarray(split.tokens)
+        self._special_ids = (cls_id, sep_id, pad_id)
+        self._batch_size = batch_size
+        self._host_rows = batch_size // process_count
+        self._first_row = process_index * self._host_rows
+        self._max_seq_length = max_seq_length
+        self._max_examples_per_row = max_examples_per_row if packing else 1
+        self._num_epochs = math.inf if num_epochs is None else num_epochs
+
+        plan = functools.partial(
+            plan_epoch,
+            split.sentences,
+            split.documents,
+            seed=seed,
+            max_seq_length=max_seq_length,
+            pairs=pairs,
+            short_seq_prob=short_seq_prob,
+            packing=packing,
+            max_examples_per_row=max_examples_per_row,
+        )
+        planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plan_epoch")
+        self._planned = functools.lru_cache(maxsize=3)(lambda e: planner.submit(plan, epoch=e))
+        self._lock = threading.Lock()
+        try:
+            self.rows_per_epoch = self._planned(0).result().num_rows
+        except UserError as error:
+            raise UserError(f"{split.name} split: {error}") from None
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This host's rows of batch `step`.
+
+        With B rows on this host, S = max_seq_length and E = max_examples_per_row (1 without
+        packing), all int32:
+
+        - input_ids [B, S]: `[CLS] A [SEP] B [SEP]` or `[CLS] A [SEP]` for each example, examples
+          one after another, then [PAD].
+        - token_type_ids [B, S]: 1 on B and the [SEP] behind it, else 0.
+        - position_ids [B, S]: from 0 for each example; 0 on padding.
+        - segment_ids [B, S]: which example of the row, from 1; 0 on padding.
+        - cls_positions [B, E]: where the example's [CLS] is; 0 where there is no example.
+        - next_sentence_label [B, E]: see `Plan`; -1 where there is no example or no label.
+        - example_ids [B, E, 2]: the epoch and the example's index in its plan, a key for random
+          masks; 0, 0 where there is no example.
+        """
+        first = step * self._batch_size + self._first_row
+        epochs, rows = np.divmod(np.arange(first, first + self._host_rows), self.rows_per_epoch)
+        shape, examples = (len(rows), self._max_seq_length), (len(rows), self._max_examples_per_row)
+        cls_id, sep_id, pad_id = self._special_ids
+        batch = {
+            "input_ids": np.full(shape, pad_id, np.int32),
+            "token_type_ids": np.zeros(shape, np.int32),
+            "position_ids": np.zeros(shape, np.int32),
+            "segment_ids": np.zeros(shape, np.int32),
+            "cls_positions": np.zeros(examples, np.int32),
+            "next_sentence_label": np.full(examples, -1, np.int32),
+            "example_ids": np.zeros((*examples, 2), np.int32),
+        }
+        for epoch in np.unique(epochs).tolist():
+            if epoch >= self._num_epochs:
+                break
+            plan = self._plan(epoch)
+            _gather(
+                np.where(epochs == epoch, rows % plan.num_rows, -1),
+                epoch,
+                (cls_id, sep_id),
+                self._tokens,
+                (plan.a_start, plan.a_length, plan.b_start, plan.b_length),
+                plan.next_sentence_label,
+                plan.row_offsets,
+                plan.row_examples,
+                tuple(batch.values()),
+            )
+        return batch
+
+    def _plan(self, epoch):
+        with self._lock:
+            plan = self._planned(epoch)
+            if epoch + 1 < self._num_epochs:
+                self._planned(epoch + 1)
+        return plan.result()
+
+
+def prefetch(batches: Batches, start_step: int, stop_step: int) -> Iterator[dict[str, np.ndarray]]:
+    """`batches.batch(step)` for step in [start_step, stop_step), in order, gathered ahead."""
+    return iter(_dataset(batches, start_step, stop_step))
+
+
+def heldout_batches(
+    split: Split, *, batch_size: int, num_batches: int = 0, **options
+) -> Iterable[dict[str, np.ndarray]]:
+    """The fixed batches of an evaluation, as `Batches.batch` gives them; may be iterated again.
+
+    Every row of one epoch comes once. The last batch is filled up with empty rows (segment_ids 0,
+    next_sentence_label -1), so that all batches have the same shape.
+
+    Args:
+      split: the held-out split.
+      batch_size: rows of the global batch.
+      num_batches: stop after so many batches (a random sample of the rows); 0 = all.
+      **options: as for `Batches`, without `seed` and `num_epochs`, which are fixed.
+    """
+    batches = Batches(split, batch_size=batch_size, seed=HELDOUT_SEED, num_epochs=1, **options)
+    available = -(-batches.rows_per_epoch // batch_size)
+    return _dataset(batches, 0, min(num_batches or available, available))
+
+
+def _dataset(batches, start_step, stop_step):
+    return (
+        grain.MapDataset.range(start_step, stop_step).map(batches.batch).to_iter_dataset(READ_AHEAD)
+    )
+
+
+@njit(nogil=True, cache=True)
+def _gather(rows, epoch, special_ids, tokens, spans, label, row_offsets, row_examples, batch):
+    """Writes row rows[i] of the plan into row i of the batch; leaves it alone where rows[i] < 0."""
+    cls_id, sep_id = special_ids
+    a_start, a_length, b_start, b_length = spans
+    (
+        input_ids,
+        token_type_ids,
+        position_ids,
+        segment_ids,
+        cls_positions,
+        next_sentence_label,
+        example_ids,
+    ) = batch
+    for i in range(len(rows)):
+        if rows[i] < 0:
+            continue
+        first = row_offsets[rows[i]]
+        stop = 0
+        for e in range(row_offsets[rows[i] + 1] - first):
+            x = row_examples[first + e]
+            start = stop
+            input_ids[i, start] = cls_id
+            stop = start + 1
+            for t in range(a_length[x]):
+                input_ids[i, stop + t] = tokens[a_start[x] + t]
+            stop += a_length[x]
+            input_ids[i, stop] = sep_id
+            stop += 1
+            if b_length[x] > 0:
+                b_stop = stop + b_length[x]
+                for t in range(b_length[x]):
+                    input_ids[i, stop + t] = tokens[b_start[x] + t]
+                input_ids[i, b_stop] = sep_id
+                token_type_ids[i, stop : b_stop + 1] = 1
+                stop = b_stop + 1
+            for t in range(start, stop):
+                position_ids[i, t] = t - start
+            segment_ids[i, start:stop] = e + 1
+            cls_positions[i, e] = start
+            next_sentence_label[i, e] = label[x]
+            example_ids[i, e, 0] = epoch
+            example_ids[i, e, 1] = x
