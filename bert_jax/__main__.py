@@ -1,0 +1,46 @@
+"""`bert-jax <verb>`, the same as `python -m bert_jax <verb>`."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from bert_jax import __version__
+from bert_jax.errors import UserError
+
+VERBS = {
+    "prepare": "tokenise documents into a store to train from",
+    "pretrain": "train BERT on a token store",
+    "evaluate": "score a checkpoint on held-out documents",
+    "predict": "use a trained model: fill-mask",
+    "plot": "draw the curves of training runs",
+}
+USAGE = "\n".join(
+    [
+        f"bert-jax {__version__}: pretrain BERT with JAX",
+        "",
+        "usage: bert-jax VERB [arguments]",
+        "       bert-jax VERB --help",
+        "",
+        *(f"  {verb:<10} {purpose}" for verb, purpose in VERBS.items()),
+    ]
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns its exit code, 2 for a mistake of the user."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in VERBS:
+        print(f"bert-jax: no verb {argv[0]!r}; there are: {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"bert_jax.{argv[0]}").main(argv[1:]) or 0
+    except UserError as error:
+        print(f"bert-jax {argv[0]}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

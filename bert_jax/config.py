@@ -1,0 +1,377 @@
+"""Configuration: from a config file and command-line overrides to frozen, validated dataclasses.
+
+A config file is a page of Python with `get_config(arg=None) -> ConfigDict`. `load_config` reads it,
+applies `--config.a.b=value` and checks everything once; the rest of the code sees only the frozen
+dataclasses below. Every message names the field.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from bert_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and numerics of the model; see `bert_jax.model.bert.Bert`."""
+
+    vocab_size: int
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    hidden_act: str
+    position_embedding: str
+    hidden_dropout: float
+    attention_dropout: float
+    layer_norm_eps: float
+    initializer_range: float
+    compute_dtype: str
+    scan_layers: bool
+    remat: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What a batch holds.
+
+    Attributes:
+      store: directory that `bert-jax prepare` wrote.
+      batch_size: rows of the global batch.
+      max_seq_length: tokens of a row.
+      pairs: "nsp" (next sentence), "sop" (sentence order) or "none" (full sentences, MLM only).
+      short_seq_prob: share of examples drawn shorter than the row.
+      packing: several examples in a row, or one.
+      max_examples_per_row: with packing, at most so many.
+      masking: "token", "whole_word" or "span".
+      masked_lm_prob: share of tokens to predict.
+      max_predictions_per_seq: at most so many predictions in an example.
+    """
+
+    store: str
+    batch_size: int
+    max_seq_length: int
+    pairs: str
+    short_seq_prob: float
+    packing: bool
+    max_examples_per_row: int
+    masking: str
+    masked_lm_prob: float
+    max_predictions_per_seq: int
+
+    @property
+    def examples_per_row(self) -> int:
+        """Static number of examples that a row has room for."""
+        return self.max_examples_per_row if self.packing else 1
+
+    @property
+    def max_predictions_per_row(self) -> int:
+        """Static number of predictions that the examples of a row can need together."""
+        if not self.packing:
+            return self.max_predictions_per_seq
+        # Rounding, and "at least one", add less than one prediction an example.
+        worst = math.ceil(self.masked_lm_prob * self.max_seq_length) + self.max_examples_per_row
+        return min(worst, self.max_predictions_per_seq * self.max_examples_per_row)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its learning rate; see `bert_jax.train.optimizers`."""
+
+    name: str
+    learning_rate: float
+    warmup_steps: int
+    schedule: str
+    poly_power: float
+    b1: float
+    b2: float
+    eps: float
+    bias_correction: bool
+    weight_decay: float
+    clip_norm: float
+    gradient_accumulation: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one may be -1 and takes the rest of the devices."""
+
+    data: int
+    fsdp: int
+    tensor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A pretraining run.
+
+    Attributes:
+      seed: of parameters, batches, masks and dropout.
+      rng: generator of dropout, "threefry" (the same on every mesh) or "rbg" (cheap on TPU).
+      steps: optimizer steps of the whole run.
+      log_every: steps between lines of metrics.
+      eval_every: steps between evaluations on held-out documents; 0 evaluates at the end only.
+      eval_batches: batches of an evaluation; 0 takes every held-out document.
+      checkpoint_every: steps between checkpoints; the last step is always saved.
+      keep_checkpoints: how many of the newest to keep.
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    seed: int
+    rng: str
+    steps: int
+    log_every: int
+    eval_every: int
+    eval_batches: int
+    checkpoint_every: int
+    keep_checkpoints: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict, as in `config.json`."""
+        return dataclasses.asdict(self)
+
+
+CHOICES = {
+    "model.hidden_act": ("gelu", "gelu_tanh"),
+    "model.position_embedding": ("learned", "sinusoidal"),
+    "model.compute_dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "dots", "full"),
+    "data.pairs": ("nsp", "sop", "none"),
+    "data.masking": ("token", "whole_word", "span"),
+    "optimizer.name": ("adamw",),
+    "optimizer.schedule": ("linear", "poly", "cosine", "rsqrt", "constant"),
+    "rng": ("threefry", "rbg"),
+}
+POSITIVE = (
+    "model.vocab_size model.num_layers model.hidden_size model.num_heads model.intermediate_size "
+    "model.max_position_embeddings model.type_vocab_size model.layer_norm_eps "
+    "model.initializer_range data.batch_size data.max_examples_per_row "
+    "data.max_predictions_per_seq optimizer.learning_rate optimizer.eps optimizer.poly_power "
+    "optimizer.gradient_accumulation steps log_every checkpoint_every keep_checkpoints"
+).split()
+NOT_NEGATIVE = (
+    "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm eval_every eval_batches seed"
+).split()
+# Probabilities in [0, 1); dropping or masking everything leaves nothing to learn from.
+FRACTIONS = (
+    "model.hidden_dropout model.attention_dropout data.short_seq_prob data.masked_lm_prob "
+    "optimizer.b1 optimizer.b2"
+).split()
+
+
+def load_config(arguments: Sequence[str]) -> Config:
+    """Reads `--config=FILE.py[:arg]` and `--config.field=value` overrides.
+
+    Args:
+      arguments: the command-line arguments that concern the config, nothing else.
+
+    Raises:
+      UserError: the file is missing or broken, a field unknown, of a wrong type or out of range.
+    """
+    path = _config_path(arguments)
+    # A recipe may import the recipe beside it, as a script can import its neighbours.
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        recipe = _parse([a for a in arguments if not a.startswith("--config.")])
+        _check_names(recipe, arguments)
+        fields = _parse(arguments)
+    finally:
+        sys.path.pop(0)
+    return build_config(fields.to_dict())
+
+
+def build_config(fields: Mapping[str, Any]) -> Config:
+    """Checks nested plain values and freezes them.
+
+    Raises:
+      UserError: names the first field that is unknown, missing, of a wrong type or out of range.
+    """
+    config = _freeze(Config, fields, "")
+    _check(config)
+    return config
+
+
+def read_config(path: Any) -> Config:
+    """Reads back the `config.json` of a workdir.
+
+    Args:
+      path: an `epath.Path` or `pathlib.Path`.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; is its directory the --workdir of a training run?")
+    try:
+        return build_config(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not JSON ({error}); the run's config.json is damaged") from error
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lines "field: old -> new" for every leaf that differs."""
+    lines = []
+    for name in [*old, *(name for name in new if name not in old)]:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            lines += differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            lines.append(f"{prefix}{name}: {before!r} -> {after!r}")
+    return lines
+
+
+def _config_path(arguments: Sequence[str]) -> Path:
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            if not equals:
+                value = arguments[index + 1] if index + 1 < len(arguments) else ""
+            path = Path(value.split(":")[0])
+            if not path.is_file():
+                raise UserError(f"--config={value}: no such file; recipes are in configs/")
+            return path
+    raise UserError("--config=FILE.py is missing; recipes are in configs/")
+
+
+def _parse(arguments: Sequence[str]) -> ConfigDict:
+    """The ConfigDict of a config file with its overrides applied."""
+    values = flags.FlagValues()
+    arguments = ["bert-jax", *arguments]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        unused = values(arguments)[1:]
+        config = values.config
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(
+            f"unknown flag --{error.flagname}: overrides look like --config.steps=1000"
+        ) from error
+    except Exception as error:  # a config file is code: it can raise anything
+        if not isinstance(error, flags.Error):
+            raise UserError(f"--config: {type(error).__name__}: {error}") from error
+        # Of a traceback inside the message, only the last line says what is wrong.
+        flag, _, reason = str(error).removeprefix("flag ").partition(": ")
+        reason = reason.strip().splitlines()[-1] if reason.strip() else "cannot be read"
+        raise UserError(f"{flag}: {reason}") from error
+    if unused:
+        raise UserError(f"unexpected argument {unused[0]!r}; see --help")
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config: get_config() must return a ConfigDict, not {type(config)}")
+    return config
+
+
+def _check_names(recipe: ConfigDict, arguments: Sequence[str]) -> None:
+    """Every override names a field of the recipe, or the error says which one is meant."""
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            continue
+        group, path = recipe, argument.partition("=")[0].removeprefix("--config.").split(".")
+        for depth, name in enumerate(path):
+            if not isinstance(group, ConfigDict) or name not in group:
+                known = list(group) if isinstance(group, ConfigDict) else []
+                raise UserError(_no_such_field(".".join(path[: depth + 1]), known))
+            group = group[name]
+
+
+def _no_such_field(path: str, known: Sequence[str]) -> str:
+    prefix, _, name = path.rpartition(".")
+    close = difflib.get_close_matches(name, known, n=1)
+    meant = f"{prefix}.{close[0]}".lstrip(".") if close else ""
+    return f"config.{path}: no such field" + (f"; did you mean config.{meant}?" if meant else "")
+
+
+def _freeze(cls: type, fields: Any, prefix: str) -> Any:
+    if not isinstance(fields, Mapping):
+        raise UserError(f"config.{prefix[:-1]} must be a group of fields, not {fields!r}")
+    types = {field.name: field.type for field in dataclasses.fields(cls)}
+    for name in fields:
+        if name not in types:
+            raise UserError(_no_such_field(f"{prefix}{name}", list(types)))
+    values = {}
+    for name, expected in types.items():
+        if name not in fields:
+            raise UserError(f"config.{prefix}{name} is missing: set it in the config file")
+        value = fields[name]
+        if dataclasses.is_dataclass(expected):
+            values[name] = _freeze(expected, value, f"{prefix}{name}.")
+            continue
+        if expected is float and type(value) is int:
+            value = float(value)
+        if type(value) is not expected:
+            raise UserError(
+                f"config.{prefix}{name} must be {expected.__name__}, not {value!r} "
+                f"({type(value).__name__})"
+            )
+        values[name] = value
+    return cls(**values)
+
+
+def _check(config: Config) -> None:
+    def get(path: str) -> Any:
+        value = config
+        for name in path.split("."):
+            value = getattr(value, name)
+        return value
+
+    for path, choices in CHOICES.items():
+        if get(path) not in choices:
+            raise UserError(f"config.{path}={get(path)!r}: use one of {', '.join(choices)}")
+    for path in POSITIVE:
+        if not get(path) > 0:
+            raise UserError(f"config.{path} must be positive, not {get(path)}")
+    for path in NOT_NEGATIVE:
+        if not get(path) >= 0:
+            raise UserError(f"config.{path} must not be negative, but is {get(path)}")
+    for path in FRACTIONS:
+        if not 0 <= get(path) < 1:
+            raise UserError(f"config.{path} must be in [0, 1), not {get(path)}")
+
+    model, data, optimizer = config.model, config.data, config.optimizer
+    if not data.store:
+        raise UserError(
+            "config.data.store is empty: name the directory that `bert-jax prepare` wrote"
+        )
+    if model.hidden_size % model.num_heads:
+        raise UserError(
+            f"config.model.hidden_size={model.hidden_size} is not a multiple of "
+            f"config.model.num_heads={model.num_heads}"
+        )
+    if model.type_vocab_size < 2 and data.pairs != "none":
+        raise UserError(
+            f"config.model.type_vocab_size={model.type_vocab_size}: pairs need 2 token types"
+        )
+    if data.max_seq_length > model.max_position_embeddings:
+        raise UserError(
+            f"config.data.max_seq_length={data.max_seq_length} exceeds "
+            f"config.model.max_position_embeddings={model.max_position_embeddings}"
+        )
+    # [CLS] A [SEP] B [SEP], with a token to predict and one to predict it from.
+    if data.max_seq_length < 8:
+        raise UserError(
+            f"config.data.max_seq_length={data.max_seq_length} is too short: at least 8"
+        )
+    if data.masked_lm_prob == 0:
+        raise UserError("config.data.masked_lm_prob must be above 0: nothing would be predicted")
+    if data.batch_size % optimizer.gradient_accumulation:
+        raise UserError(
+            f"config.data.batch_size={data.batch_size} is not a multiple of "
+            f"config.optimizer.gradient_accumulation={optimizer.gradient_accumulation}"
+        )
+    if optimizer.warmup_steps > config.steps:
+        raise UserError(
+            f"config.optimizer.warmup_steps={optimizer.warmup_steps} exceeds "
+            f"config.steps={config.steps}"
+        )
+    sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise UserError(f"config.mesh sizes must be positive, at most one of them -1, not {sizes}")

@@ -1,0 +1,24 @@
+"""Draws the curves of training runs."""
+
+import argparse
+from collections.abc import Sequence
+
+from etils import epath
+
+from bert_jax.report.curves import draw_curves
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="bert-jax plot",
+        description="Draws losses and accuracies of one or more training runs over their steps, "
+        "with what a model that ignores context would reach as dashed lines.",
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of a training run")
+    parser.add_argument(
+        "--output", metavar="FILE.png", help="default: curves.png in the first workdir"
+    )
+    arguments = parser.parse_args(argv)
+    output = arguments.output or epath.Path(arguments.workdirs[0]) / "curves.png"
+    draw_curves(arguments.workdirs, output)
+    print(output)

@@ -1,0 +1,212 @@
+"""Pretrains BERT: masked LM and next sentence prediction on a token store.
+
+bert-jax pretrain --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from etils import epath
+
+from bert_jax.config import Config, differences, load_config, read_config
+from bert_jax.data.batches import prefetch
+from bert_jax.data.store import Store, open_store
+from bert_jax.errors import UserError
+from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel import rules
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.report.curves import draw_curves
+from bert_jax.report.flops import peak_flops_per_device, pretraining_flops_per_example
+from bert_jax.train import build
+from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.evaluation import Evaluation
+from bert_jax.train.loop import EXIT_STOPPED, train
+from bert_jax.train.metrics import MetricsWriter
+from bert_jax.train.state import num_params
+from bert_jax.train.step import make_train_step
+
+# A resumed run may change how it computes and reports, but not what it learns from or into.
+FREE_TO_CHANGE = (
+    "mesh.",
+    "steps:",
+    "log_every:",
+    "eval_",
+    "checkpoint_every:",
+    "keep_checkpoints:",
+    "optimizer.learning_rate:",
+    "optimizer.warmup_steps:",
+    "data.store:",
+    "model.scan_layers:",
+    "model.remat:",
+)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bert-jax pretrain",
+        description=__doc__.partition("\n")[0],
+        epilog="A run that was stopped or killed goes on when the same command is given again. "
+        f"Exit code {EXIT_STOPPED}: stopped by SIGTERM or Ctrl-C, everything saved.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARG]",
+        help="the recipe, for example configs/bert.py:base; --config.FIELD=VALUE overrides a field "
+        "of it, for example --config.steps=2000 --config.data.batch_size=64",
+    )
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="where checkpoints, metrics and curves go; a run that is there already is resumed",
+    )
+    arguments, overrides = parser.parse_known_args(argv)
+    config = load_config([f"--config={arguments.config}", *overrides])
+    return pretrain(config, epath.Path(arguments.workdir))
+
+
+def pretrain(config: Config, workdir: epath.Path) -> int:
+    """Trains until `config.steps` or until told to stop; returns the exit code.
+
+    Raises:
+      UserError: config, store and workdir do not fit together.
+    """
+    store = open_store(config.data.store)
+    build.check_store(config, store)
+    claim_workdir(workdir, config, store)
+
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    build.check_mesh(config, mesh)
+    model = build.build_model(config.model, rules.activation_constraint(mesh))
+    optimizer = build.build_optimizer(config.optimizer)
+    abstract_state, init_state = build.abstract_state(model, optimizer, mesh)
+    print(
+        f"{num_params(abstract_state.params):,} parameters on {mesh.size} "
+        f"{jax.devices()[0].device_kind} device(s), mesh {dict(mesh.shape)}",
+        flush=True,
+    )
+
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    if checkpoints.latest_step() is None:
+        state, unlogged = init_state(jax.random.key(config.seed)), {}
+    else:
+        state, progress = checkpoints.restore(abstract_state)
+        unlogged = progress["unlogged"]
+        print(f"resuming at step {int(state.step)}", flush=True)
+    first_step = int(state.step)
+
+    batches = build.training_batches(config, store)
+    tokens = len(store.train.tokens)
+    print(
+        f"{tokens:,} training tokens, {batches.rows_per_epoch:,} rows an epoch; "
+        f"{config.steps * config.data.batch_size / batches.rows_per_epoch:.1f} epochs in all",
+        flush=True,
+    )
+    objective = PreTraining(
+        model.graphdef, build.build_masking(config.data, store.wordpiece), config.seed
+    )
+    evaluation = Evaluation(config, store, objective, mesh)
+
+    train_step = make_train_step(
+        objective,
+        optimizer,
+        build.build_schedule(config),
+        dropout_key=build.dropout_key(config),
+        gradient_accumulation=config.optimizer.gradient_accumulation,
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
+    train_step = jax.jit(
+        train_step,
+        in_shardings=(shardings, rules.batch_sharding(mesh)),
+        out_shardings=(shardings, rules.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+    writer = MetricsWriter(workdir, first_step)
+    if first_step == 0:
+        writer.write(0, "baseline", evaluation.baselines())
+    device_batches = (
+        build.put_batch(batch, mesh) for batch in prefetch(batches, first_step, config.steps)
+    )
+    state, stopped_by = train(
+        state,
+        train_step,
+        device_batches,
+        lambda state: evaluation(state.params),
+        checkpoints,
+        writer,
+        heads=objective.heads,
+        first_step=first_step,
+        steps=config.steps,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
+        flops_per_token=flops_per_token(config),
+        peak_flops=peak_flops(mesh.devices),
+        unlogged=unlogged,
+    )
+    checkpoints.close()
+    writer.close()
+    draw_curves([workdir], workdir / "curves.png")
+    if stopped_by:
+        print(f"{stopped_by.name}: saved at step {int(state.step)}; run again to go on", flush=True)
+        return EXIT_STOPPED
+    return 0
+
+
+def claim_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
+    """Writes what the run is made of into its workdir, or checks that it is still the same.
+
+    `config.json` holds the config, `data.json` the fingerprint of the token store; the vocabulary
+    is copied, so that a workdir is enough to use the model.
+
+    Raises:
+      UserError: the workdir holds a run of another model or other data; lists the differences.
+    """
+    data = {"store_fingerprint": store.fingerprint}
+    config_path, data_path = workdir / "config.json", workdir / "data.json"
+    if config_path.exists():
+        changed = differences(read_config(config_path).to_dict(), config.to_dict())
+        changed += differences(json.loads(data_path.read_text()), data)
+        refused = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
+        if refused:
+            raise UserError(
+                f"{workdir} holds a run of another model or other data: {'; '.join(refused)}. "
+                f"Choose another --workdir, or give the old values to go on"
+            )
+        for line in changed:
+            print(f"changed since the last start: {line}", flush=True)
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"{workdir} is not empty and holds no run: choose another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    store.wordpiece.save(workdir)
+    data_path.write_text(json.dumps(data, indent=2) + "\n")
+    config_path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def flops_per_token(config: Config) -> float:
+    """Training FLOPs of a token in a full row that holds one example."""
+    length = config.data.max_seq_length
+    return (
+        pretraining_flops_per_example(
+            num_layers=config.model.num_layers,
+            hidden_size=config.model.hidden_size,
+            intermediate_size=config.model.intermediate_size,
+            vocab_size=config.model.vocab_size,
+            length=length,
+            predictions=config.data.masked_lm_prob * length,
+        )
+        / length
+    )
+
+
+def peak_flops(devices: np.ndarray) -> float | None:
+    """FLOP/s of all devices together; None where it is not known."""
+    peak = peak_flops_per_device(devices.flat[0].device_kind)
+    return None if peak is None else peak * devices.size

@@ -1,0 +1,86 @@
+"""Curves of one or more runs as a picture."""
+
+from collections.abc import Sequence
+
+import matplotlib
+from etils import epath
+
+matplotlib.use("Agg")  # no screen needed
+import matplotlib.pyplot as plt
+
+from bert_jax.errors import UserError
+from bert_jax.train.metrics import Line, read_metrics
+
+PANELS = (  # metric, title, scale of the values
+    ("mlm_loss", "Masked LM loss (nats)", 1),
+    ("mlm_accuracy", "Masked LM accuracy (%)", 100),
+    ("nsp_loss", "Sentence pair loss (nats)", 1),
+    ("nsp_accuracy", "Sentence pair accuracy (%)", 100),
+)
+
+
+def draw_curves(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> None:
+    """Draws losses and accuracies over steps, with the baselines as dashed lines.
+
+    Args:
+      workdirs: of the runs, each with a metrics.jsonl; the baselines are those of the first.
+      output: path of the PNG.
+
+    Raises:
+      UserError: a run has no metrics yet.
+    """
+    runs = {}
+    for workdir in workdirs:
+        runs[epath.Path(workdir).name] = lines = read_metrics(workdir)
+        if not any(line["split"] == "train" for line in lines):
+            raise UserError(f"{epath.Path(workdir) / 'metrics.jsonl'}: no training metrics in it")
+    first = next(iter(runs.values()))
+    panels = [p for p in PANELS if any(p[0] in line for line in first)]
+    figure, axes = plt.subplots(
+        len(panels) // 2, 2, figsize=(11, 3.6 * (len(panels) // 2)), squeeze=False
+    )
+    for (metric, title, scale), axis in zip(panels, axes.flat):
+        for color, (name, lines) in enumerate(runs.items()):
+            _draw_run(axis, lines, metric, scale, f"C{color}", name if len(runs) > 1 else "")
+        for line in first:
+            if line["split"] == "baseline" and metric in line:
+                axis.axhline(line[metric] * scale, color="gray", linestyle="--", linewidth=1)
+                axis.annotate(
+                    _BASELINE_NAMES[metric],
+                    (0.99, line[metric] * scale),
+                    xycoords=("axes fraction", "data"),
+                    ha="right",
+                    va="bottom",
+                    fontsize=8,
+                    color="gray",
+                )
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.25)
+        axis.margins(x=0.01, y=0.08)
+    axes.flat[0].legend(fontsize=8)
+    figure.tight_layout()
+    with epath.Path(output).open("wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
+
+
+_BASELINE_NAMES = {
+    "mlm_loss": "unigram distribution",
+    "mlm_accuracy": "most frequent token",
+    "nsp_loss": "label frequencies",
+    "nsp_accuracy": "most frequent label",
+}
+
+
+def _draw_run(axis, lines: Sequence[Line], metric: str, scale: float, color: str, name: str):
+    for split, style in (
+        ("train", {"alpha": 0.45, "linewidth": 1}),
+        ("heldout", {"marker": "o", "markersize": 3.5, "linewidth": 1.6}),
+    ):
+        points = [
+            (x["step"], x[metric] * scale) for x in lines if x["split"] == split and metric in x
+        ]
+        if points:
+            label = f"{name} {split.replace('heldout', 'held-out')}".strip()
+            axis.plot(*zip(*points), color=color, label=label, **style)

@@ -1,0 +1,195 @@
+"""From a validated config to the parts of a run: the one place where both are known."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, read_config
+from bert_jax.data.batches import Batches, heldout_batches
+from bert_jax.data.store import Store
+from bert_jax.data.wordpiece import WordPiece, load_wordpiece
+from bert_jax.errors import UserError
+from bert_jax.model.bert import Constrain
+from bert_jax.model.heads import BertForPreTraining
+from bert_jax.objective.masking import Masking
+from bert_jax.parallel import rules
+from bert_jax.train import optimizers
+from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.state import Params, TrainState, init_state, split_model
+
+RNG_IMPLEMENTATIONS = {"threefry": "threefry2x32", "rbg": "rbg"}
+
+
+class Model(NamedTuple):
+    """`graphdef` for `nnx.merge(graphdef, params)` and `init(key) -> params`."""
+
+    graphdef: Any
+    init: Any
+
+
+def build_model(config: ModelConfig, constrain: Constrain) -> Model:
+    """The pretraining model; computes nothing yet."""
+    options = {
+        name: getattr(config, name)
+        for name in config.__dataclass_fields__
+        if name != "compute_dtype"
+    }
+    dtype = jnp.dtype(config.compute_dtype)
+    return Model(
+        *split_model(
+            lambda rngs: BertForPreTraining(dtype=dtype, constrain=constrain, rngs=rngs, **options)
+        )
+    )
+
+
+def build_masking(config: DataConfig, wordpiece: WordPiece) -> Masking:
+    """How to mask the batches of this config in this vocabulary."""
+    return Masking(
+        strategy=config.masking,
+        masked_lm_prob=config.masked_lm_prob,
+        max_predictions_per_seq=config.max_predictions_per_seq,
+        max_predictions_per_row=config.max_predictions_per_row,
+        mask_id=wordpiece.mask_id,
+        is_special=np.isin(np.arange(len(wordpiece.vocab)), wordpiece.special_ids),
+        is_continuation=wordpiece.is_continuation,
+    )
+
+
+def build_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """The optimizer without its learning rate."""
+    return optimizers.adamw(
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        bias_correction=config.bias_correction,
+    )
+
+
+def build_schedule(config: Config) -> optimizers.Schedule:
+    """The learning rate of each step."""
+    return optimizers.learning_rate_schedule(
+        config.optimizer.schedule,
+        peak=config.optimizer.learning_rate,
+        warmup_steps=config.optimizer.warmup_steps,
+        steps=config.steps,
+        power=config.optimizer.poly_power,
+    )
+
+
+def dropout_key(config: Config) -> jax.Array | None:
+    """The key that the step folds with its number; None if nothing is dropped."""
+    if config.model.hidden_dropout == config.model.attention_dropout == 0:
+        return None
+    key = jax.random.key(config.seed, impl=RNG_IMPLEMENTATIONS[config.rng])
+    return jax.random.fold_in(key, 1)  # parameters are drawn from the key itself
+
+
+def abstract_state(
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[TrainState, Any]:
+    """The shapes of a state with their shardings, and `init(key)` that makes it sharded."""
+    init = functools.partial(init_state, model.init, optimizer)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = rules.state_shardings(mesh, shapes)
+    abstract = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    return abstract, jax.jit(init, out_shardings=shardings)
+
+
+def check_store(config: Config, store: Store) -> None:
+    """Raises UserError if the model's vocabulary is not the store's."""
+    size = len(store.wordpiece.vocab)
+    if config.model.vocab_size != size:
+        raise UserError(
+            f"config.model.vocab_size={config.model.vocab_size}, but {store.path} has a vocabulary "
+            f"of {size}: set --config.model.vocab_size={size} or prepare another store"
+        )
+
+
+def check_mesh(config: Config, mesh: Mesh) -> None:
+    """Raises UserError if rows cannot be split over the mesh."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.data.batch_size // config.optimizer.gradient_accumulation
+    if rows % devices:
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} in "
+            f"{config.optimizer.gradient_accumulation} microbatches gives {rows} rows, which "
+            f"{devices} devices (axes data and fsdp) cannot share equally"
+        )
+
+
+class Trained(NamedTuple):
+    """What a workdir holds of a model, read back."""
+
+    config: Config
+    wordpiece: WordPiece
+    model: Model
+    params: Params
+    step: int
+
+
+def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Trained:
+    """Restores the parameters of a run onto a mesh.
+
+    Args:
+      workdir: of a training run.
+      mesh: where to put the parameters; need not be the one of the run.
+      step: which checkpoint; None for the newest.
+
+    Raises:
+      UserError: no run, or no such checkpoint, in `workdir`.
+    """
+    config = read_config(workdir / "config.json")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    model = build_model(config.model, rules.activation_constraint(mesh))
+    abstract, _ = abstract_state(model, build_optimizer(config.optimizer), mesh)
+    state, _ = checkpoints.restore(abstract, step)
+    return Trained(config, load_wordpiece(workdir), model, state.params, int(state.step))
+
+
+def sampling_options(config: DataConfig, wordpiece: WordPiece) -> dict[str, Any]:
+    """What `Batches` and `heldout_batches` have in common."""
+    return {
+        "cls_id": wordpiece.cls_id,
+        "sep_id": wordpiece.sep_id,
+        "pad_id": wordpiece.pad_id,
+        "batch_size": config.batch_size,
+        "max_seq_length": config.max_seq_length,
+        "pairs": config.pairs,
+        "short_seq_prob": config.short_seq_prob,
+        "packing": config.packing,
+        "max_examples_per_row": config.max_examples_per_row,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+
+
+def training_batches(config: Config, store: Store) -> Batches:
+    """This host's rows of every training batch."""
+    return Batches(store.train, seed=config.seed, **sampling_options(config.data, store.wordpiece))
+
+
+def evaluation_batches(config: Config, store: Store) -> Any:
+    """This host's rows of the fixed held-out batches; may be iterated again."""
+    return heldout_batches(
+        store.heldout,
+        num_batches=config.eval_batches,
+        **sampling_options(config.data, store.wordpiece),
+    )
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch on the mesh, from the rows of every host."""
+    sharding = rules.batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -1,0 +1,83 @@
+"""Checkpoints of a training run: asynchronous, kept by policy, restored into any mesh.
+
+The only module that knows Orbax.
+"""
+
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from bert_jax.errors import UserError
+
+
+class Checkpoints:
+    """The checkpoints below `workdir`/checkpoints, one directory a step.
+
+    Beside the training state each keeps a small JSON object, `progress`, for what the loop must
+    remember to go on as if it had not stopped.
+    """
+
+    def __init__(self, workdir: epath.PathLike, *, keep: int = 1, read_only: bool = False):
+        """Opens the checkpoints of a run.
+
+        Args:
+          workdir: of the run; local, or shared by all hosts.
+          keep: how many of the newest to keep.
+          read_only: neither create nor delete anything.
+        """
+        self.directory = epath.Path(workdir) / "checkpoints"
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=None if read_only else keep,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
+        )
+        if read_only and not self.directory.exists():
+            raise UserError(f"{self.directory}: no checkpoints; is {workdir} a training workdir?")
+        self._manager = ocp.CheckpointManager(self.directory.resolve(), options=options)
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+        """Starts to write a checkpoint; the state may be donated as soon as this returns."""
+        items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(progress)}
+        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reads a state straight into the given shardings.
+
+        Args:
+          abstract_state: tree of `jax.ShapeDtypeStruct`s with shardings, of this run's mesh.
+          step: which checkpoint; None for the newest.
+
+        Returns:
+          The state and its `progress`.
+
+        Raises:
+          UserError: there is no such checkpoint, or it holds a state of other shapes.
+        """
+        steps = sorted(self._manager.all_steps())
+        if not steps or (step is not None and step not in steps):
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise UserError(f"{self.directory}: {wanted}; there are {steps or 'none'}")
+        step = steps[-1] if step is None else step
+        items = {
+            "state": ocp.args.StandardRestore(abstract_state),
+            "progress": ocp.args.JsonRestore(),
+        }
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{self.directory / str(step)}: cannot be restored into this model: {reason}"
+            ) from error
+        return restored["state"], restored["progress"]
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,179 @@
+"""The training loop: steps, metrics, evaluation, checkpoints and an orderly stop."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.metrics import (
+    MetricsWriter,
+    Stopwatch,
+    Sums,
+    add_sums,
+    format_seconds,
+    means,
+    progress_line,
+)
+from bert_jax.train.state import TrainState
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: saved on SIGTERM or SIGINT; the same command goes on
+
+
+class TrainingDiverged(Exception):
+    """The loss is not a finite number. The message says at which step and what to try."""
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGINT so that the loop can save and leave. A second one acts at once."""
+
+    def __init__(self):
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+def train(
+    state: TrainState,
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    batches: Iterator[Any],
+    evaluate: Callable[[TrainState], dict[str, float]],
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    *,
+    heads: tuple[str, ...],
+    first_step: int,
+    steps: int,
+    log_every: int,
+    eval_every: int,
+    checkpoint_every: int,
+    flops_per_token: float,
+    peak_flops: float | None,
+    unlogged: Sums,
+) -> tuple[TrainState, signal.Signals | None]:
+    """Runs optimizer steps `first_step` to `steps`.
+
+    Metrics are read while the next step already runs, so the device never waits for them.
+
+    Args:
+      state: at `first_step`; donated.
+      train_step: (state, batch) -> (state, metrics), compiled.
+      batches: device batches from `first_step` on.
+      evaluate: state -> means on held-out documents.
+      checkpoints: where to save, after every `checkpoint_every` steps, at the end, and when told to
+        stop.
+      writer: of metrics.
+      heads: of the objective.
+      first_step: steps done before.
+      steps: of the whole run.
+      log_every: steps between lines of metrics, which are means over all steps since the last line.
+      eval_every: steps between evaluations; 0 for one at the end.
+      checkpoint_every: steps between checkpoints.
+      flops_per_token: forward and backward.
+      peak_flops: of all devices together, per second, or None where it is not known.
+      unlogged: sums of the steps before `first_step` that no line has reported yet.
+
+    Returns:
+      The last state and the signal that stopped the run early, if one did.
+
+    Raises:
+      TrainingDiverged: the loss is not finite. Checkpoints of before are kept.
+    """
+    stopwatch = Stopwatch()
+    pending: list[dict[str, jax.Array]] = []
+    carried = dict(unlogged)
+
+    def collect() -> Sums:
+        """Adds the steps since the last line; waits for them to finish."""
+        nonlocal carried
+        fresh = [metrics | {"steps": 1} for metrics in jax.device_get(pending)]
+        last = {"learning_rate": fresh[-1]["learning_rate"]} if fresh else {}
+        carried = add_sums([carried, *fresh]) | {k: float(v) for k, v in last.items()}
+        pending.clear()
+        if not math.isfinite(carried.get("mlm_loss", 0.0) + carried.get("grad_norm", 0.0)):
+            raise TrainingDiverged(
+                f"the loss became infinite or NaN before step {done}. Lower "
+                f"config.optimizer.learning_rate or raise config.optimizer.warmup_steps and run "
+                f"again: the run goes on from the last checkpoint "
+                f"({checkpoints.latest_step() or 'none yet'})"
+            )
+        return carried
+
+    def log(step: int) -> None:
+        nonlocal carried
+        sums = collect()
+        line = means(sums, heads)
+        line["grad_norm"] = sums["grad_norm"] / sums["steps"]
+        line["learning_rate"] = sums["learning_rate"]
+        line |= stopwatch.read(sums, int(sums["steps"]))
+        if peak_flops:
+            line["mfu"] = line["tokens_per_second"] * flops_per_token / peak_flops
+        writer.write(step, "train", line)
+        print(progress_line(step, steps, line), flush=True)
+        carried = {}
+
+    def evaluate_and_log(step: int) -> None:
+        started = time.monotonic()
+        line = evaluate(state)
+        writer.write(step, "heldout", line)
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in line.items())
+        seconds = time.monotonic() - started
+        print(f"held-out at step {step}: {numbers}  ({format_seconds(seconds)})", flush=True)
+        stopwatch.skip(seconds)
+
+    def save(step: int) -> None:
+        checkpoints.save(step, state, {"unlogged": collect()})
+
+    done = saved = first_step
+    due: int | None = None
+    with StopSignal() as stop:
+        while done < steps and not stop.received:
+            waiting = time.monotonic()
+            batch = next(batches)
+            stopwatch.add_wait(time.monotonic() - waiting)
+            state, metrics = train_step(state, batch)
+            if due is not None:
+                log(due)
+                due = None
+            pending.append(metrics)
+            done += 1
+
+            last = done == steps
+            evaluate_now = last or (eval_every > 0 and done % eval_every == 0)
+            save_now = last or done % checkpoint_every == 0
+            if done % log_every == 0 or last:
+                due = done
+            if due is not None and (evaluate_now or save_now or stop.received):
+                log(due)
+                due = None
+            if evaluate_now:
+                evaluate_and_log(done)
+            if save_now:
+                save(done)
+                saved = done
+        if due is not None:
+            log(due)
+        if saved != done:
+            save(done)
+    return state, stop.received

@@ -1,0 +1,127 @@
+"""Metrics of a run: from sums to means, to `metrics.jsonl`, TensorBoard and a line of progress."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+from tensorboardX import SummaryWriter
+
+Sums = dict[str, float]
+Line = dict[str, Any]
+
+
+def add_sums(parts: Iterable[Mapping[str, Any]]) -> Sums:
+    """Adds dicts of scalars key by key in float64."""
+    total: Sums = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + float(np.asarray(value, np.float64))
+    return total
+
+
+def means(sums: Mapping[str, float], heads: Iterable[str]) -> Line:
+    """Divides, once: per head with any label "<head>_loss" in nats and "<head>_accuracy" in [0, 1].
+
+    With more than one head, "loss" is their sum. "mlm_perplexity" is exp of the loss in nats.
+    "padding" is the share of positions that hold no token.
+    """
+    line: Line = {}
+    present = [head for head in heads if sums[f"{head}_count"]]
+    line["loss"] = sum(sums[f"{head}_loss"] / sums[f"{head}_count"] for head in present)
+    for head in present:
+        line[f"{head}_loss"] = sums[f"{head}_loss"] / sums[f"{head}_count"]
+        line[f"{head}_accuracy"] = sums[f"{head}_correct"] / sums[f"{head}_count"]
+    if "mlm_loss" in line:
+        line["mlm_perplexity"] = math.exp(min(line["mlm_loss"], 700.0))
+    line["padding"] = 1.0 - sums["tokens"] / sums["positions"]
+    return line
+
+
+class MetricsWriter:
+    """Appends to `workdir`/metrics.jsonl and to TensorBoard events in `workdir`/tensorboard."""
+
+    def __init__(self, workdir: epath.PathLike, first_step: int):
+        """Opens the files; lines after `first_step`, left by a run cut short, are dropped."""
+        self._path = epath.Path(workdir) / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._tensorboard = SummaryWriter(
+            str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
+        )
+
+    def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Writes one line: step, split ("train", "heldout", "baseline") and the metrics."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        for name, value in metrics.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        self._tensorboard.flush()
+
+    def close(self) -> None:
+        self._tensorboard.close()
+
+
+def read_metrics(workdir: epath.PathLike) -> list[Line]:
+    """The lines of a run's metrics.jsonl; a last line cut short by a crash is left out."""
+    path = epath.Path(workdir) / "metrics.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+class Stopwatch:
+    """Speed since the last reading, and the time left."""
+
+    def __init__(self):
+        self._since = time.monotonic()
+        self._waited = 0.0
+
+    def add_wait(self, seconds: float) -> None:
+        """Counts time in which the step waited for input."""
+        self._waited += seconds
+
+    def skip(self, seconds: float) -> None:
+        """Leaves out time that was not spent on training, such as an evaluation."""
+        self._since += seconds
+
+    def read(self, sums: Mapping[str, float], steps: int) -> Line:
+        """Real tokens and sequences a second, steps a second and the share spent waiting."""
+        now = time.monotonic()
+        seconds = max(now - self._since, 1e-9)
+        line = {
+            "tokens_per_second": sums["tokens"] / seconds,
+            "sequences_per_second": sums["examples"] / seconds,
+            "steps_per_second": steps / seconds,
+            "input_stall": min(self._waited / seconds, 1.0),
+        }
+        self._since, self._waited = now, 0.0
+        return line
+
+
+def progress_line(step: int, steps: int, line: Line) -> str:
+    """What a person watches: percent, loss, accuracies, speed, time left."""
+    parts = [
+        f"step {step:>{len(str(steps))}}/{steps} {step / steps:4.0%}",
+        f"loss {line['loss']:.3f}",
+    ]
+    for head in ("mlm", "nsp"):
+        if f"{head}_accuracy" in line:
+            parts.append(f"{head} {line[f'{head}_accuracy']:.1%}")
+    parts.append(f"{line['tokens_per_second']:,.0f} tokens/s")
+    left = (steps - step) / line["steps_per_second"]
+    return "  ".join([*parts, f"ETA {format_seconds(left)}"])
+
+
+def format_seconds(seconds: float) -> str:
+    """h:mm:ss or m:ss."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

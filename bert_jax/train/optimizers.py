@@ -1,0 +1,97 @@
+"""Optimizers and learning rate schedules.
+
+An optimizer here gives a descent direction; the step multiplies it by the rate. So the rate
+is a plain function of the step and no counter is kept twice.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[jax.Array], jax.Array]
+SCHEDULES = ("linear", "poly", "cosine", "rsqrt", "constant")
+
+
+def learning_rate_schedule(
+    kind: str, *, peak: float, warmup_steps: int, steps: int, power: float = 1.0
+) -> Schedule:
+    """Linear warmup from 0, then a decay.
+
+    As in Google's BERT and NVIDIA's, the decay counts from step 0 over all `steps` and warmup
+    overrides it, so the rate drops at the boundary from `peak` to, for "linear",
+    peak * (1 - warmup_steps / steps). A schedule joined at the peak would be slightly higher.
+
+    Args:
+      kind: "linear" or "poly" ((1 - t/T) ** power), "cosine", "rsqrt" (peak * sqrt(w/t)) or
+        "constant".
+      peak: the highest rate.
+      warmup_steps, steps: w and T, in optimizer steps.
+      power: of "poly".
+
+    Returns:
+      int32 step (0 is the first) -> fp32 rate.
+    """
+    if kind not in SCHEDULES:
+        raise ValueError(f"unknown schedule {kind!r}: use one of {', '.join(SCHEDULES)}")
+
+    def schedule(step: jax.Array) -> jax.Array:
+        t = jnp.asarray(step, jnp.float32)
+        left = jnp.maximum(1.0 - t / steps, 0.0)
+        decay = {
+            "linear": lambda: left,
+            "poly": lambda: left**power,
+            "cosine": lambda: 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left))),
+            "rsqrt": lambda: jnp.sqrt(max(warmup_steps, 1) / jnp.maximum(t, 1.0)),
+            "constant": lambda: jnp.ones_like(t),
+        }[kind]()
+        warmup = t / max(warmup_steps, 1)
+        return peak * jnp.where(t < warmup_steps, warmup, decay)
+
+    return schedule
+
+
+def decay_mask(params: Any) -> Any:
+    """True for the leaves that weight decay applies to: all but biases and LayerNorm scales."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key not in ("bias", "scale"), params
+    )
+
+
+def adamw(
+    *,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float,
+    bias_correction: bool,
+) -> optax.GradientTransformation:
+    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) after a global-norm clip.
+
+    With `bias_correction=False` the moments are used as they are, as in Google's BERT. Weight decay
+    is decoupled and skips biases and LayerNorm. `clip_norm=0` turns clipping off.
+    """
+    scale = optax.scale_by_adam if bias_correction else _scale_by_uncorrected_adam
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        scale(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask),
+    )
+
+
+def _scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    def init(params):
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=zeros)
+
+    def update(gradients, state, params=None):
+        del params
+        mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2)
+        direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return direction, optax.ScaleByAdamState(count=state.count + 1, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,62 @@
+"""The training state: step, parameters, optimizer state, and nothing else.
+
+Batches, masks and dropout are functions of (config, seed, step), so these three values are all that
+a resume needs.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+Params = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """A pytree.
+
+    Attributes:
+      step: int32 scalar, optimizer steps done.
+      params: nested dict of fp32 arrays; layers are stacked on a leading axis.
+      opt_state: of the optax transformation.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def split_model(make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Callable]:
+    """Separates a model's structure from its parameters without computing either.
+
+    Returns:
+      The static graph definition, which `nnx.merge(graphdef, params)` turns back into a model, and
+      `init(key) -> params`, a pure function that can be jitted or traced by `jax.eval_shape`.
+    """
+    graphdef = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))[0]
+
+    def init(key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.split(make_model(nnx.Rngs(params=key)))[1])
+
+    return graphdef, init
+
+
+def init_state(
+    init_params: Callable[[jax.Array], Params],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+) -> TrainState:
+    """A state at step 0. Pure: jit it with output shardings, or trace it for shapes."""
+    params = init_params(key)
+    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+
+
+def num_params(params: Params) -> int:
+    """Number of parameters, from arrays or their shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

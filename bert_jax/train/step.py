@@ -1,0 +1,120 @@
+"""The two compiled steps: one trains, one evaluates.
+
+An objective (`bert_jax.objective.pretraining.PreTraining`, say) tells a step what to learn. The step
+knows gradients, accumulation and the optimizer, and is the same for every objective.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from bert_jax.train.optimizers import Schedule
+from bert_jax.train.state import Params, TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class Objective(Protocol):
+    """What to learn from a batch. `heads` names its losses."""
+
+    heads: tuple[str, ...]
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Completes a global batch (masks, labels) before it is split into microbatches."""
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Per head, the weights of a prepared batch; they sum to the "<head>_count" of `sums`."""
+
+    def sums(self, params: Params, batch: Batch, dropout_key: Any = None) -> Metrics:
+        """Per head, the fp32 scalars "<head>_loss", "<head>_correct" and "<head>_count"."""
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    *,
+    dropout_key: jax.Array | None,
+    gradient_accumulation: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds `train_step(state, batch) -> (state, metrics)`, a pure function to jit.
+
+    The loss is the sum over heads of (sum over the global batch / count of the global batch). The
+    counts are known before the forward pass, so every microbatch divides by the count of the whole
+    batch, and accumulation equals the big batch to rounding.
+
+    Args:
+      objective: what to learn.
+      optimizer: turns gradients into a direction; the step multiplies it by the learning rate.
+      schedule: step -> learning rate.
+      dropout_key: typed key, folded with step and microbatch; None trains without dropout.
+      gradient_accumulation: number of microbatches; divides the number of rows.
+
+    Returns:
+      The step. Its metrics are the objective's sums, those of `count_positions`, and the scalars
+      "grad_norm" (before clipping) and "learning_rate".
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        batch = objective.prepare(batch)
+        counts = {head: jnp.sum(w) for head, w in objective.weights(batch).items()}
+        step_key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
+
+        def loss(params, batch, key):
+            sums = objective.sums(params, batch, key)
+            losses = [sums[f"{head}_loss"] / jnp.maximum(counts[head], 1) for head in counts]
+            return sum(losses), sums
+
+        def gradients_and_sums(index, microbatch):
+            key = None if step_key is None else jax.random.fold_in(step_key, index)
+            return jax.grad(loss, has_aux=True)(state.params, microbatch, key)
+
+        if gradient_accumulation == 1:
+            gradients, metrics = gradients_and_sums(0, batch)
+        else:
+            # A microbatch takes every n-th row, so that each device splits the rows it already has.
+            microbatches = jax.tree.map(
+                lambda x: x.reshape(-1, gradient_accumulation, *x.shape[1:]).swapaxes(0, 1), batch
+            )
+            first = jax.tree.map(lambda x: x[0], microbatches)
+            zeros = jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradients_and_sums, 0, first)
+            )
+            (gradients, metrics), _ = jax.lax.scan(
+                lambda total, xs: (jax.tree.map(jnp.add, total, gradients_and_sums(*xs)), None),
+                zeros,
+                (jnp.arange(gradient_accumulation), microbatches),
+            )
+
+        direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        learning_rate = schedule(state.step)
+        params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+        metrics |= count_positions(batch)
+        metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": learning_rate}
+        return TrainState(state.step + 1, params, opt_state), metrics
+
+    return train_step
+
+
+def make_eval_step(objective: Objective) -> Callable[[Params, Batch], Metrics]:
+    """Builds `eval_step(params, batch) -> sums`, without dropout; a pure function to jit."""
+
+    def eval_step(params: Params, batch: Batch) -> Metrics:
+        batch = objective.prepare(batch)
+        return objective.sums(params, batch) | count_positions(batch)
+
+    return eval_step
+
+
+def count_positions(batch: Batch) -> Metrics:
+    """int32 sums: "positions" of the rows, "tokens" (padding excluded) and "examples"."""
+    segment_ids = batch["segment_ids"]
+    return {
+        "positions": jnp.asarray(segment_ids.size, jnp.int32),
+        "tokens": jnp.sum(segment_ids > 0),
+        "examples": jnp.sum(jnp.max(segment_ids, axis=1)),
+    }

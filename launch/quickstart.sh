@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# From nothing to a small BERT: environment, corpus, vocabulary, pretraining with MLM and NSP,
+# evaluation on held-out documents, curves, a few masks filled in. A second run reuses what is done
+# and an interrupted run goes on where it stopped.
+#
+#   bash launch/quickstart.sh [--config.FIELD=VALUE ...]      e.g. --config.steps=2000
+#
+# Everything goes into workdir/quickstart; WORKDIR=... chooses another place.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
+  sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
+  exit
+fi
+source launch/environment.sh
+environment .venv ""
+
+bert_jax() { .venv/bin/python -m bert_jax "$@"; }
+workdir=${WORKDIR:-workdir/quickstart}
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/workdir/compiled}
+
+echo "== 1/5 Preparing the corpus: State of the Union, 1790-2026"
+bert_jax prepare corpus:sotu --vocab-size=8192 --output="$workdir/store"
+
+echo "== 2/5 Pretraining"
+bert_jax pretrain --config=configs/quickstart.py --workdir="$workdir/run" \
+  --config.data.store="$workdir/store" "$@"
+
+echo "== 3/5 Evaluating on held-out documents"
+bert_jax evaluate --workdir="$workdir/run"
+
+echo "== 4/5 Drawing the curves"
+bert_jax plot "$workdir/run"
+
+echo "== 5/5 Filling in masks"
+bert_jax predict fill-mask --workdir="$workdir/run" \
+  "The president of the United [MASK]." \
+  "We must keep the [MASK] of the world." \
+  "The Congress of the [MASK] States has the power to declare [MASK]."

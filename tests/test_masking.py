@@ -1,0 +1,146 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+from tiny import CLS_ID, MASK_ID, SEP_ID, make_batch, make_masking
+
+from bert_jax.objective.masking import STRATEGIES, mask_tokens
+
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def masked(strategy: str, rows: int = 200, seed: int = 0):
+    """A masking of `rows` rows with three packed examples each, and the batch before it."""
+    batch = make_batch([[40, 17, 6]] * rows, max_seq_length=64, seed=seed)
+    masking = make_masking(strategy=strategy, max_predictions_per_row=16)
+    return batch, jax.device_get(jax.jit(lambda b: mask_tokens(b, masking, KEY))(batch))
+
+
+def chosen(after) -> np.ndarray:
+    """[rows, length] bool: the predicted positions."""
+    result = np.zeros(after["input_ids"].shape, bool)
+    rows, slots = np.nonzero(after["masked_lm_weights"])
+    result[rows, after["masked_lm_positions"][rows, slots]] = True
+    return result
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_labels_are_the_tokens_before_masking(strategy):
+    before, after = masked(strategy)
+    rows, slots = np.nonzero(after["masked_lm_weights"])
+    positions = after["masked_lm_positions"][rows, slots]
+    assert np.array_equal(after["masked_lm_ids"][rows, slots], before["input_ids"][rows, positions])
+    assert chosen(after).sum() == len(rows), "a position is listed twice"
+    untouched = ~chosen(after)
+    assert np.array_equal(after["input_ids"][untouched], before["input_ids"][untouched])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_special_tokens_and_padding_are_never_chosen(strategy):
+    before, after = masked(strategy)
+    assert not np.isin(before["input_ids"][chosen(after)], [CLS_ID, SEP_ID, MASK_ID, 0, 1]).any()
+    assert not chosen(after)[before["segment_ids"] == 0].any()
+
+
+def test_token_masking_predicts_exactly_the_share_of_each_example():
+    before, after = masked("token")
+    for example, length in enumerate([40, 17, 6], start=1):
+        counts = (chosen(after) & (before["segment_ids"] == example)).sum(axis=1)
+        assert (counts == max(1, round(0.15 * length))).all()
+
+
+@pytest.mark.parametrize("strategy", ["whole_word", "span"])
+def test_units_fill_the_budget_without_exceeding_it(strategy):
+    before, after = masked(strategy)
+    counts = (chosen(after) & (before["segment_ids"] == 1)).sum(axis=1)
+    assert counts.max() <= 6
+    assert counts.mean() > 5.9
+
+
+def word_ids(before) -> np.ndarray:
+    """[rows, length]: which word each position belongs to; -1 for specials and padding."""
+    ids = before["input_ids"]
+    is_word = ids >= 5
+    follows_word = np.pad(is_word, ((0, 0), (1, 0)))[:, :-1]
+    start = is_word & ~((ids % 3 == 0) & follows_word)
+    return np.where(is_word, np.cumsum(start, axis=1), -1)
+
+
+@pytest.mark.parametrize("strategy", ["whole_word", "span"])
+def test_words_are_masked_whole(strategy):
+    before, after = masked(strategy)
+    words = word_ids(before)
+    hidden = chosen(after)
+    together = (words[:, 1:] == words[:, :-1]) & (words[:, 1:] >= 0)
+    assert together.sum() > 1000
+    assert (hidden[:, 1:] == hidden[:, :-1])[together].all()
+
+
+def test_token_masking_splits_words():
+    before, after = masked("token")
+    words, hidden = word_ids(before), chosen(after)
+    together = (words[:, 1:] == words[:, :-1]) & (words[:, 1:] >= 0)
+    assert (hidden[:, 1:] != hidden[:, :-1])[together].any()
+
+
+def test_spans_run_over_several_words():
+    runs = {}
+    for strategy in STRATEGIES:
+        _, after = masked(strategy)
+        hidden = np.pad(chosen(after), ((0, 0), (1, 1))).astype(int)
+        runs[strategy] = chosen(after).sum() / (np.diff(hidden, axis=1) == 1).sum()
+    assert runs["token"] < runs["whole_word"] < runs["span"]
+    assert runs["span"] > 2.0
+
+
+def test_shares_of_mask_random_and_kept():
+    before, after = masked("token", rows=2000)
+    seen, label = after["input_ids"][chosen(after)], before["input_ids"][chosen(after)]
+    random = (seen != MASK_ID) & (seen != label)
+    assert np.mean(seen == MASK_ID) == pytest.approx(0.8, abs=0.01)
+    assert np.mean(random) == pytest.approx(0.1, abs=0.01)
+    assert np.mean(seen == label) == pytest.approx(0.1, abs=0.01)
+    assert seen[random].min() >= 5, "a special token as random replacement"
+    assert len(np.unique(seen[random])) > 250
+
+
+def test_every_position_is_equally_likely():
+    before, after = masked("token", rows=2000)
+    words = (before["segment_ids"] == 1) & (before["input_ids"] >= 5)
+    share = chosen(after)[:, words[0]].mean(axis=0)
+    assert share.min() > 0.12
+    assert share.max() < 0.20
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_masks_depend_on_the_example_and_not_on_its_row(strategy):
+    """The same examples packed, unpacked and in another order get the same masks."""
+    masking = make_masking(strategy=strategy, max_predictions_per_row=16)
+    packed = make_batch([[30, 12], [20, 20]])
+    alone = make_batch([[30], [12], [20], [20]])
+    packed_ids = mask_tokens(packed, masking, KEY)["input_ids"]
+    alone_ids = mask_tokens(alone, masking, KEY)["input_ids"]
+    joined = [(0, 0, 30), (0, 30, 12), (1, 0, 20), (1, 20, 20)]
+    for row, (packed_row, start, length) in enumerate(joined):
+        expected = np.asarray(packed_ids[packed_row, start : start + length])
+        assert np.array_equal(alone_ids[row, :length], expected)
+
+
+def test_epoch_and_seed_change_the_masks():
+    masking = make_masking()
+    batch = make_batch([[40]] * 4)
+    later = batch | {"example_ids": batch["example_ids"] + np.array([1, 0], np.int32)}
+    first = mask_tokens(batch, masking, KEY)["masked_lm_positions"]
+    assert not np.array_equal(first, mask_tokens(later, masking, KEY)["masked_lm_positions"])
+    other_key = jax.random.key(1)
+    assert not np.array_equal(first, mask_tokens(batch, masking, other_key)["masked_lm_positions"])
+    assert np.array_equal(first, mask_tokens(batch, masking, KEY)["masked_lm_positions"])
+
+
+def test_number_of_predictions_follows_the_formula_of_bert():
+    table = make_masking(max_predictions_per_seq=76).num_to_predict(512)
+    for length in (1, 2, 9, 10, 11, 30, 128, 512):
+        assert table[length] == min(76, max(1, round(0.15 * length)))
+    assert table[0] == 0
