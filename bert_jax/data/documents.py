@@ -6,6 +6,7 @@ blank line); where sentences end within a line is for `bert_jax.data.sentences` 
 
 import bz2
 import functools
+import glob
 import gzip
 import hashlib
 import importlib.resources
@@ -137,8 +138,9 @@ class TfdsSplit:
 
     @property
     def size(self) -> int:
-        """Bytes of the split (of the whole split where `split` is a slice of it), as TFDS says."""
-        return self._examples.dataset_info.splits[self.split].num_bytes
+        """Bytes, as the share that the split's examples have in the whole dataset."""
+        info = self._examples.dataset_info
+        return info.dataset_size * len(self._examples) // max(1, info.splits.total_num_examples)
 
     def fingerprint(self) -> dict[str, Any]:
         full_name = self._examples.dataset_info.full_name
@@ -218,12 +220,11 @@ def read_documents(
 def _find_files(name: str) -> list[tuple[epath.Path, str]]:
     path = epath.Path(name).expanduser()
     if path.is_dir():
-        found = [(file, str(file.relative_to(path))) for file in path.rglob("*")]
-    elif any(character in name for character in "*?["):
-        depth = next(i for i, part in enumerate(path.parts) if re.search(r"[*?\[]", part))
-        folder = epath.Path(*path.parts[:depth])
-        pattern = "/".join(path.parts[depth:])
-        found = [(file, file.name) for file in folder.glob(pattern)]
+        files = [folder / file for folder, _, names in path.walk() for file in names]
+        found = [(file, str(file.relative_to(path))) for file in files]
+    elif glob.has_magic(name):
+        files = map(epath.Path, glob.glob(str(path), recursive=True))
+        found = [(file, file.name) for file in files]
     elif not path.exists():
         raise UserError(f"{name}: no such file or folder")
     elif _suffixes(path)[0] not in _FORMATS:

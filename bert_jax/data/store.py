@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -165,7 +166,7 @@ def write_store(
       provenance: Further entries of the manifest: what the store was made from, and how.
 
     Raises:
-      UserError: `path` is in use, or no document has a token.
+      UserError: `path` is in use, no document has a token, or a worker was killed.
     """
     path = pathlib.Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -323,12 +324,17 @@ def _encode(
         workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)
     ) as pool:
         pending = deque()
-        for chunk in chunks:
-            pending.append(pool.submit(_encode_in_worker, chunk))
-            if len(pending) == 3 * workers:
+        try:
+            for chunk in chunks:
+                pending.append(pool.submit(_encode_in_worker, chunk))
+                if len(pending) == 3 * workers:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a worker process was killed, as happens when memory runs out; take fewer workers"
+            ) from error
 
 
 _worker_encoder: Callable[[list[str]], _EncodedChunk]
