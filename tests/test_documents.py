@@ -67,7 +67,8 @@ def test_jsonl_and_compression(tmp_path, suffix):
 def test_folders_and_globs_are_sorted(tmp_path):
     for name in ("b/2.txt", "a.txt", "b/10.txt.gz", "notes.pdf"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (gzip.open if name.endswith("gz") else open)(tmp_path / name, "wb").write(name.encode())
+        content = name.encode()
+        (tmp_path / name).write_bytes(gzip.compress(content) if ".gz" in name else content)
     sources = find_sources([str(tmp_path)])
     assert [source.name for source in sources] == ["a.txt", "b/10.txt.gz", "b/2.txt"]
     assert read(tmp_path / "b" / "*.txt*") == ["b/10.txt.gz", "b/2.txt"]
@@ -99,7 +100,7 @@ def test_carried_corpus_has_its_licence():
     (source,) = find_sources(["corpus:sotu"])
     licence = (source.path.parent / "README.md").read_text(encoding="utf-8")
     assert "MIT License" in licence
-    assert "The American\nPresidency Project" in licence or "American Presidency" in licence
+    assert "public domain" in licence
 
 
 @pytest.mark.parametrize(
