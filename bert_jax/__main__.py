@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from bert_jax import __version__
-from bert_jax.errors import UserError
+from bert_jax.errors import TrainingDiverged, UserError
 
 VERBS = {
     "prepare": "tokenise documents into a store to train from",
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"bert-jax {argv[0]}: error: {error}", file=sys.stderr)
         return 2
+    except TrainingDiverged as error:
+        print(f"bert-jax {argv[0]}: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

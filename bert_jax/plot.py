@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from bert_jax.report.curves import draw_curves
+from bert_jax.train.metrics import read_metrics
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,6 +20,7 @@ def main(argv: Sequence[str]) -> None:
         "--output", metavar="FILE.png", help="default: curves.png in the first workdir"
     )
     arguments = parser.parse_args(argv)
-    output = arguments.output or epath.Path(arguments.workdirs[0]) / "curves.png"
-    draw_curves(arguments.workdirs, output)
+    workdirs = [epath.Path(workdir) for workdir in arguments.workdirs]
+    output = arguments.output or workdirs[0] / "curves.png"
+    draw_curves({str(workdir): read_metrics(workdir) for workdir in workdirs}, output)
     print(output)

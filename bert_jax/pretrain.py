@@ -24,7 +24,7 @@ from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.evaluation import Evaluation
 from bert_jax.train.loop import EXIT_STOPPED, train
-from bert_jax.train.metrics import MetricsWriter
+from bert_jax.train.metrics import MetricsWriter, read_metrics
 from bert_jax.train.state import num_params
 from bert_jax.train.step import make_train_step
 
@@ -153,7 +153,7 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
     )
     checkpoints.close()
     writer.close()
-    draw_curves([workdir], workdir / "curves.png")
+    draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")
     if stopped_by:
         print(f"{stopped_by.name}: saved at step {int(state.step)}; run again to go on", flush=True)
         return EXIT_STOPPED

@@ -1,25 +1,34 @@
-# Sourced by the scripts beside it: makes the virtual environment DIR with the package and its
-# EXTRAS, with uv where there is one, else with venv and pip. Does nothing if it is up to date.
-#
-#   environment DIR EXTRAS      e.g. environment .venv ""    environment .venv-test "[test]"
+# Sourced by the scripts beside it.
 
+# install DIR ARGUMENTS...: into the virtual environment DIR, with uv where there is one.
+install() {
+  local directory=$1
+  shift
+  if command -v uv >/dev/null; then
+    uv pip install --quiet --python "$directory/bin/python" "$@"
+  else
+    "$directory/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+  fi
+}
+
+# environment DIR EXTRAS: makes the virtual environment DIR with the package and its extras
+# ("" or "[test,parity]"), from PYTHON (default: python3). Does nothing if it is up to date.
 environment() {
   local directory=$1 extras=$2 python=${PYTHON:-python3} stamp
   if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
-    echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11" >&2
+    echo "error: Python 3.11 or newer is needed; name one: PYTHON=/path/to/python3.11" >&2
     return 2
   fi
   stamp="$("$python" --version) $(cat setup.cfg pyproject.toml | cksum) $extras"
   if [[ $(cat "$directory/installed" 2>/dev/null) == "$stamp" ]]; then
     return
   fi
-  echo "== Installing into $directory (once; a few minutes on a slow network)"
+  echo "== Installing into $directory (once; takes a minute or two)"
   if command -v uv >/dev/null; then
     uv venv --quiet --allow-existing --python "$python" "$directory"
-    uv pip install --quiet --python "$directory/bin/python" --editable ".$extras"
   else
     "$python" -m venv "$directory"
-    "$directory/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".$extras"
   fi
+  install "$directory" --editable ".$extras"
   echo "$stamp" >"$directory/installed"
 }

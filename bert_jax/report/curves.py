@@ -1,6 +1,7 @@
 """Curves of one or more runs as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from etils import epath
@@ -8,8 +9,7 @@ from etils import epath
 matplotlib.use("Agg")  # no screen needed
 import matplotlib.pyplot as plt
 
-from bert_jax.errors import UserError
-from bert_jax.train.metrics import Line, read_metrics
+Line = Mapping[str, Any]
 
 PANELS = (  # metric, title, scale of the values
     ("mlm_loss", "Masked LM loss (nats)", 1),
@@ -19,21 +19,13 @@ PANELS = (  # metric, title, scale of the values
 )
 
 
-def draw_curves(workdirs: Sequence[epath.PathLike], output: epath.PathLike) -> None:
+def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> None:
     """Draws losses and accuracies over steps, with the baselines as dashed lines.
 
     Args:
-      workdirs: of the runs, each with a metrics.jsonl; the baselines are those of the first.
+      runs: name of a run -> its lines of metrics; the baselines are those of the first.
       output: path of the PNG.
-
-    Raises:
-      UserError: a run has no metrics yet.
     """
-    runs = {}
-    for workdir in workdirs:
-        runs[epath.Path(workdir).name] = lines = read_metrics(workdir)
-        if not any(line["split"] == "train" for line in lines):
-            raise UserError(f"{epath.Path(workdir) / 'metrics.jsonl'}: no training metrics in it")
     first = next(iter(runs.values()))
     panels = [p for p in PANELS if any(p[0] in line for line in first)]
     figure, axes = plt.subplots(

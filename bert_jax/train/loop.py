@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from bert_jax.errors import TrainingDiverged
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.metrics import (
     MetricsWriter,
@@ -22,10 +23,6 @@ from bert_jax.train.metrics import (
 from bert_jax.train.state import TrainState
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: saved on SIGTERM or SIGINT; the same command goes on
-
-
-class TrainingDiverged(Exception):
-    """The loss is not a finite number. The message says at which step and what to try."""
 
 
 class StopSignal:
@@ -98,42 +95,45 @@ def train(
       The last state and the signal that stopped the run early, if one did.
 
     Raises:
-      TrainingDiverged: the loss is not finite. Checkpoints of before are kept.
+      TrainingDiverged: a gradient is not finite. Nothing of it is saved.
     """
     stopwatch = Stopwatch()
-    pending: list[dict[str, jax.Array]] = []
-    carried = dict(unlogged)
+    pending: list[dict[str, jax.Array]] = []  # of steps that may still run
+    sums = dict(unlogged)
 
-    def collect() -> Sums:
-        """Adds the steps since the last line; waits for them to finish."""
-        nonlocal carried
+    def collect() -> None:
+        """Adds the pending steps to the sums; waits for them to finish."""
+        nonlocal sums
         fresh = [metrics | {"steps": 1} for metrics in jax.device_get(pending)]
-        last = {"learning_rate": fresh[-1]["learning_rate"]} if fresh else {}
-        carried = add_sums([carried, *fresh]) | {k: float(v) for k, v in last.items()}
+        if not fresh:
+            return
         pending.clear()
-        if not math.isfinite(carried.get("mlm_loss", 0.0) + carried.get("grad_norm", 0.0)):
+        stopwatch.count(add_sums(fresh))
+        sums = add_sums([sums, *fresh])
+        sums["learning_rate"] = float(fresh[-1]["learning_rate"])
+        if not math.isfinite(sums["grad_norm"]):
             raise TrainingDiverged(
-                f"the loss became infinite or NaN before step {done}. Lower "
+                f"the gradient became infinite or NaN by step {done}. Lower "
                 f"config.optimizer.learning_rate or raise config.optimizer.warmup_steps and run "
-                f"again: the run goes on from the last checkpoint "
+                f"again: the run goes on from its last checkpoint "
                 f"({checkpoints.latest_step() or 'none yet'})"
             )
-        return carried
 
     def log(step: int) -> None:
-        nonlocal carried
-        sums = collect()
+        nonlocal sums
+        collect()
         line = means(sums, heads)
         line["grad_norm"] = sums["grad_norm"] / sums["steps"]
         line["learning_rate"] = sums["learning_rate"]
-        line |= stopwatch.read(sums, int(sums["steps"]))
+        line |= stopwatch.read()
         if peak_flops:
             line["mfu"] = line["tokens_per_second"] * flops_per_token / peak_flops
         writer.write(step, "train", line)
         print(progress_line(step, steps, line), flush=True)
-        carried = {}
+        sums = {}
 
     def evaluate_and_log(step: int) -> None:
+        collect()
         started = time.monotonic()
         line = evaluate(state)
         writer.write(step, "heldout", line)
@@ -143,7 +143,8 @@ def train(
         stopwatch.skip(seconds)
 
     def save(step: int) -> None:
-        checkpoints.save(step, state, {"unlogged": collect()})
+        collect()
+        checkpoints.save(step, state, {"unlogged": sums})
 
     done = saved = first_step
     due: int | None = None

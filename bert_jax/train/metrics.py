@@ -10,6 +10,8 @@ import numpy as np
 from etils import epath
 from tensorboardX import SummaryWriter
 
+from bert_jax.errors import UserError
+
 Sums = dict[str, float]
 Line = dict[str, Any]
 
@@ -47,7 +49,8 @@ class MetricsWriter:
     def __init__(self, workdir: epath.PathLike, first_step: int):
         """Opens the files; lines after `first_step`, left by a run cut short, are dropped."""
         self._path = epath.Path(workdir) / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= first_step]
+        lines = read_metrics(workdir) if self._path.exists() else []
+        kept = [line for line in lines if line["step"] <= first_step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._tensorboard = SummaryWriter(
             str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
@@ -66,10 +69,16 @@ class MetricsWriter:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[Line]:
-    """The lines of a run's metrics.jsonl; a last line cut short by a crash is left out."""
+    """The lines of a run's metrics.jsonl; a last line cut short by a crash is left out.
+
+    Raises:
+      UserError: there is no such file.
+    """
     path = epath.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; is {workdir} the --workdir of a training run?")
     lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
+    for text in path.read_text().splitlines():
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
@@ -78,11 +87,16 @@ def read_metrics(workdir: epath.PathLike) -> list[Line]:
 
 
 class Stopwatch:
-    """Speed since the last reading, and the time left."""
+    """Speed since the last reading."""
 
     def __init__(self):
         self._since = time.monotonic()
         self._waited = 0.0
+        self._sums: Sums = {}
+
+    def count(self, sums: Sums) -> None:
+        """Adds finished work: "steps", "tokens" and "examples"."""
+        self._sums = add_sums([self._sums, sums])
 
     def add_wait(self, seconds: float) -> None:
         """Counts time in which the step waited for input."""
@@ -92,17 +106,17 @@ class Stopwatch:
         """Leaves out time that was not spent on training, such as an evaluation."""
         self._since += seconds
 
-    def read(self, sums: Mapping[str, float], steps: int) -> Line:
-        """Real tokens and sequences a second, steps a second and the share spent waiting."""
+    def read(self) -> Line:
+        """Real tokens, sequences and steps a second, and the share of time spent waiting."""
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         line = {
-            "tokens_per_second": sums["tokens"] / seconds,
-            "sequences_per_second": sums["examples"] / seconds,
-            "steps_per_second": steps / seconds,
+            "tokens_per_second": self._sums["tokens"] / seconds,
+            "sequences_per_second": self._sums["examples"] / seconds,
+            "steps_per_second": self._sums["steps"] / seconds,
             "input_stall": min(self._waited / seconds, 1.0),
         }
-        self._since, self._waited = now, 0.0
+        self._since, self._waited, self._sums = now, 0.0, {}
         return line
 
 

@@ -1,0 +1,287 @@
+"""The step, the loop and the checkpoints, on a real store and through the real verb."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from bert import get_config
+from etils import epath
+from tiny import make_batch, make_masking, make_model
+
+from bert_jax.config import build_config
+from bert_jax.errors import TrainingDiverged
+from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel import rules
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.pretrain import pretrain
+from bert_jax.train import build
+from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.loop import EXIT_STOPPED
+from bert_jax.train.metrics import read_metrics
+from bert_jax.train.optimizers import adamw, learning_rate_schedule
+from bert_jax.train.state import init_state
+from bert_jax.train.step import make_train_step
+
+pytestmark = pytest.mark.core
+
+TIMES = ("tokens_per_second", "sequences_per_second", "steps_per_second", "input_stall")
+
+
+def recipe(store: Path, **changes):
+    """Fourteen steps of a very small model, with dropout, packing and accumulation."""
+    config = get_config("tiny")
+    fields = {
+        "steps": 14,
+        "log_every": 4,
+        "eval_every": 7,
+        "eval_batches": 1,
+        "checkpoint_every": 5,
+        "keep_checkpoints": 2,
+        "model.vocab_size": 1000,
+        "model.hidden_size": 32,
+        "model.intermediate_size": 64,
+        "model.max_position_embeddings": 64,
+        "model.compute_dtype": "float32",
+        "data.store": str(store),
+        "data.batch_size": 16,
+        "data.max_seq_length": 64,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.gradient_accumulation": 2,
+    } | changes
+    config.update_from_flattened_dict(fields)
+    return build_config(config.to_dict())
+
+
+def parameters(workdir: Path, step: int):
+    trained = build.load_trained(epath.Path(workdir), make_mesh(), step)
+    return jax.device_get(trained.params)
+
+
+def deterministic(workdir: Path) -> list[dict]:
+    return [
+        {name: value for name, value in line.items() if name not in TIMES}
+        for line in read_metrics(workdir)
+    ]
+
+
+def assert_same_run(left: Path, right: Path, step: int):
+    assert deterministic(left) == deterministic(right)
+    jax.tree.map(np.testing.assert_array_equal, parameters(left, step), parameters(right, step))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(sotu_store, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    assert pretrain(recipe(sotu_store), epath.Path(workdir)) == 0
+    return workdir
+
+
+def test_workdir_holds_everything(uninterrupted):
+    names = {path.name for path in uninterrupted.iterdir()}
+    assert {"config.json", "data.json", "metrics.jsonl", "checkpoints", "tensorboard"} <= names
+    assert {"vocab.txt", "curves.png"} <= names
+    assert (uninterrupted / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((uninterrupted / "tensorboard").glob("events.*"))
+    assert sorted(p.name for p in (uninterrupted / "checkpoints").iterdir()) == ["10", "14"]
+
+
+def test_metrics_are_one_line_an_interval(uninterrupted):
+    lines = read_metrics(uninterrupted)
+    where = [(line["split"], line["step"]) for line in lines]
+    assert where == [
+        ("baseline", 0),
+        ("train", 4),
+        ("heldout", 7),
+        ("train", 8),
+        ("train", 12),
+        ("train", 14),
+        ("heldout", 14),
+    ]
+    for line in lines:
+        if line["split"] != "baseline":
+            assert line["loss"] == pytest.approx(line["mlm_loss"] + line["nsp_loss"])
+            assert line["mlm_perplexity"] == pytest.approx(np.exp(line["mlm_loss"]))
+    assert lines[5]["loss"] < lines[1]["loss"]
+
+
+def test_stopped_by_sigterm_and_resumed_is_the_same_run(
+    uninterrupted, sotu_store, tmp_path, monkeypatch
+):
+    """The signal comes between two lines of metrics and between two checkpoints."""
+    workdir = epath.Path(tmp_path / "run")
+    put_batch, calls = build.put_batch, []
+
+    def put_and_stop(batch, mesh):
+        calls.append(1)
+        if len(calls) == 8:  # one for the baselines, one of the evaluation, then steps
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(build, "put_batch", put_and_stop)
+    assert pretrain(recipe(sotu_store), workdir) == EXIT_STOPPED
+    monkeypatch.undo()
+    stopped_at = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert stopped_at % 4, "the test is to stop between two lines"
+    assert stopped_at % 5, "and between two checkpoints"
+    assert pretrain(recipe(sotu_store), workdir) == 0
+    assert_same_run(uninterrupted, workdir, 14)
+
+
+def test_killed_and_resumed_is_the_same_run(uninterrupted, sotu_store, tmp_path):
+    """A real process dies by SIGKILL with steps done since its last checkpoint."""
+    workdir = tmp_path / "run"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(recipe(sotu_store).to_dict()))
+    script = f"""
+import os, signal
+from etils import epath
+from bert_jax import pretrain
+from bert_jax.config import read_config
+from bert_jax.train import loop
+def die_at_thirteen(step, *rest):
+    if step == 12:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return line(step, *rest)
+line, loop.progress_line = loop.progress_line, die_at_thirteen
+pretrain.pretrain(read_config(epath.Path({str(config)!r})), epath.Path({str(workdir)!r}))
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    died = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr.decode()
+    assert read_metrics(workdir)[-1]["step"] == 12
+    assert pretrain(recipe(sotu_store), epath.Path(workdir)) == 0
+    assert_same_run(uninterrupted, workdir, 14)
+
+
+def test_a_finished_run_is_left_alone(uninterrupted, sotu_store):
+    before = (uninterrupted / "metrics.jsonl").read_bytes()
+    assert pretrain(recipe(sotu_store), epath.Path(uninterrupted)) == 0
+    assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_can_be_prolonged_on_another_mesh(uninterrupted, sotu_store, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", uninterrupted, workdir], check=True)
+    longer = recipe(sotu_store, steps=16, **{"mesh.data": 4, "mesh.fsdp": 2})
+    assert pretrain(longer, epath.Path(workdir)) == 0
+    printed = capsys.readouterr().out
+    assert "changed since the last start: steps: 14 -> 16" in printed
+    assert "resuming at step 14" in printed
+    assert read_metrics(workdir)[-1]["step"] == 16
+
+
+def test_divergence_is_reported_and_not_saved(sotu_store, tmp_path):
+    workdir = epath.Path(tmp_path / "run")
+    config = recipe(sotu_store, **{"optimizer.learning_rate": 1e30, "optimizer.warmup_steps": 0})
+    with pytest.raises(TrainingDiverged, match="Lower config.optimizer.learning_rate"):
+        pretrain(config, workdir)
+    assert Checkpoints(workdir, read_only=True).latest_step() is None
+
+
+def small_step(mesh=None, gradient_accumulation=1, dropout=0.1):
+    """A jitted step of the test model, its initial state and a batch of 16 rows."""
+    constrain = {} if mesh is None else {"constrain": rules.activation_constraint(mesh)}
+    graphdef, init = make_model(**constrain, hidden_dropout=dropout, attention_dropout=dropout)
+    objective = PreTraining(graphdef, make_masking(max_predictions_per_row=12), seed=0)
+    optimizer = adamw(
+        b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.01, clip_norm=1.0, bias_correction=True
+    )
+    step = make_train_step(
+        objective,
+        optimizer,
+        learning_rate_schedule("linear", peak=1e-3, warmup_steps=2, steps=20),
+        dropout_key=jax.random.key(1) if dropout else None,
+        gradient_accumulation=gradient_accumulation,
+    )
+    state = init_state(init, optimizer, jax.random.key(0))
+    batch = make_batch([[9 + n, 15, 12 - n // 2] for n in range(16)])
+    if mesh is None:
+        return jax.jit(step), state, batch
+    shardings = rules.state_shardings(mesh, state)
+    outputs = (shardings, rules.replicated(mesh))
+    inputs = (shardings, rules.batch_sharding(mesh))
+    step = jax.jit(step, in_shardings=inputs, out_shardings=outputs)
+    return step, jax.device_put(state, shardings), jax.device_put(batch, inputs[1])
+
+
+def losses(step, state, batch, steps=5):
+    result = []
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+        result.append(float(metrics["mlm_loss"] / metrics["mlm_count"]))
+    return result, state
+
+
+def test_eight_devices_compute_what_one_does():
+    one, _ = losses(*small_step())
+    mesh = make_mesh()
+    assert mesh.shape["data"] == 8
+    step, state, batch = small_step(mesh)
+    eight, state = losses(step, state, batch)
+    np.testing.assert_allclose(eight, one, rtol=1e-6)
+    assert len(batch["input_ids"].sharding.device_set) == 8
+    assert not batch["input_ids"].is_fully_replicated
+    assert one[-1] < one[0]
+
+
+def test_accumulation_equals_the_big_batch():
+    """Microbatches hold different numbers of masked tokens, so means of means would differ."""
+    results = []
+    for microbatches in (1, 4):
+        step, state, batch = small_step(gradient_accumulation=microbatches, dropout=0.0)
+        results.append(step(state, batch))
+    (big, big_metrics), (small, small_metrics) = results
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        (big.params, big_metrics),
+        (small.params, small_metrics),
+    )
+
+
+def test_every_parameter_matches_one_rule():
+    _, init = make_model()
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    paths = jax.tree_util.tree_flatten_with_path(shapes)[0]
+    for path, leaf in paths:
+        names = rules.parameter_axes("/".join(key.key for key in path))
+        assert len(names) == leaf.ndim, path
+    with pytest.raises(ValueError, match="0 rules match"):
+        rules.parameter_axes("bert/unheard_of/kernel")
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("linear", [0.0, 0.5, 0.8, 0.5, 0.0]),
+        ("poly", [0.0, 0.5, 0.64, 0.25, 0.0]),
+        ("cosine", [0.0, 0.5, 0.9045, 0.5, 0.0]),
+        ("rsqrt", [0.0, 0.5, 1.0, 0.6325, 0.4472]),
+        ("constant", [0.0, 0.5, 1.0, 1.0, 1.0]),
+    ],
+)
+def test_schedules(kind, expected):
+    schedule = learning_rate_schedule(kind, peak=2.0, warmup_steps=20, steps=100, power=2.0)
+    rates = [float(schedule(step)) / 2.0 for step in (0, 10, 20, 50, 100)]
+    assert rates == pytest.approx(expected, abs=1e-4)
+
+
+def test_weight_decay_skips_biases_and_norms_only():
+    from bert_jax.train.optimizers import decay_mask
+
+    _, init = make_model()
+    mask = decay_mask(jax.eval_shape(init, jax.random.key(0)))
+    spared = {
+        "/".join(key.key for key in path)
+        for path, decays in jax.tree_util.tree_flatten_with_path(mask)[0]
+        if not decays
+    }
+    assert all(path.endswith(("bias", "norm/scale")) for path in spared)
+    assert "masked_lm/bias" in spared
+    assert mask["bert"]["embeddings"]["word"]["embedding"]
+    assert mask["bert"]["encoder"]["layers"]["attention"]["query"]["kernel"]
