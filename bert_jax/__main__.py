@@ -40,6 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"bert-jax {argv[0]}: error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:  # no path that the user could mend
+            raise
+        print(f"bert-jax {argv[0]}: error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     except TrainingDiverged as error:
         print(f"bert-jax {argv[0]}: {error}", file=sys.stderr)
         return 1

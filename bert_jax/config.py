@@ -157,20 +157,44 @@ CHOICES = {
     "rng": ("threefry", "rbg"),
 }
 POSITIVE = (
-    "model.vocab_size model.num_layers model.hidden_size model.num_heads model.intermediate_size "
-    "model.max_position_embeddings model.type_vocab_size model.layer_norm_eps "
-    "model.initializer_range data.batch_size data.max_examples_per_row "
-    "data.max_predictions_per_seq optimizer.learning_rate optimizer.eps optimizer.poly_power "
-    "optimizer.gradient_accumulation steps log_every checkpoint_every keep_checkpoints"
-).split()
+    "model.vocab_size",
+    "model.num_layers",
+    "model.hidden_size",
+    "model.num_heads",
+    "model.intermediate_size",
+    "model.max_position_embeddings",
+    "model.type_vocab_size",
+    "model.layer_norm_eps",
+    "model.initializer_range",
+    "data.batch_size",
+    "data.max_examples_per_row",
+    "data.max_predictions_per_seq",
+    "optimizer.learning_rate",
+    "optimizer.eps",
+    "optimizer.poly_power",
+    "optimizer.gradient_accumulation",
+    "steps",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+)
 NOT_NEGATIVE = (
-    "optimizer.warmup_steps optimizer.weight_decay optimizer.clip_norm eval_every eval_batches seed"
-).split()
+    "optimizer.warmup_steps",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "eval_every",
+    "eval_batches",
+    "seed",
+)
 # Probabilities in [0, 1); dropping or masking everything leaves nothing to learn from.
 FRACTIONS = (
-    "model.hidden_dropout model.attention_dropout data.short_seq_prob data.masked_lm_prob "
-    "optimizer.b1 optimizer.b2"
-).split()
+    "model.hidden_dropout",
+    "model.attention_dropout",
+    "data.short_seq_prob",
+    "data.masked_lm_prob",
+    "optimizer.b1",
+    "optimizer.b2",
+)
 
 
 def load_config(arguments: Sequence[str]) -> Config:
@@ -186,9 +210,8 @@ def load_config(arguments: Sequence[str]) -> Config:
     # A recipe may import the recipe beside it, as a script can import its neighbours.
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        recipe = _parse([a for a in arguments if not a.startswith("--config.")])
-        _check_names(recipe, arguments)
-        fields = _parse(arguments)
+        recipe = _parse(path, [a for a in arguments if not a.startswith("--config.")], {})
+        fields = _parse(path, arguments, _override_types(recipe, arguments))
     finally:
         sys.path.pop(0)
     return build_config(fields.to_dict())
@@ -215,8 +238,10 @@ def read_config(path: Any) -> Config:
         raise UserError(f"{path}: no such file; is its directory the --workdir of a training run?")
     try:
         return build_config(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{path}: not JSON ({error}); the run's config.json is damaged") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -244,8 +269,8 @@ def _config_path(arguments: Sequence[str]) -> Path:
     raise UserError("--config=FILE.py is missing; recipes are in configs/")
 
 
-def _parse(arguments: Sequence[str]) -> ConfigDict:
-    """The ConfigDict of a config file with its overrides applied."""
+def _parse(path: Path, arguments: Sequence[str], types: Mapping[str, type]) -> ConfigDict:
+    """The ConfigDict of the config file at `path` with its overrides, which have these types."""
     values = flags.FlagValues()
     arguments = ["bert-jax", *arguments]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
@@ -256,31 +281,46 @@ def _parse(arguments: Sequence[str]) -> ConfigDict:
         raise UserError(
             f"unknown flag --{error.flagname}: overrides look like --config.steps=1000"
         ) from error
+    except flags.Error as error:
+        # "flag --config.steps=ten: reason"; of a traceback in it, the last line is the reason.
+        first, *more = str(error).removeprefix("flag ").splitlines()
+        flag = first.partition(": ")[0]
+        name, _, value = flag.partition("=")
+        if name in types:
+            expected = types[name].__name__
+            raise UserError(f"{name[2:]} must be {expected}, not {value!r}") from error
+        raise UserError(f"{flag}: {more[-1]}" if more else first) from error
     except Exception as error:  # a config file is code: it can raise anything
-        if not isinstance(error, flags.Error):
-            raise UserError(f"--config: {type(error).__name__}: {error}") from error
-        # Of a traceback inside the message, only the last line says what is wrong.
-        flag, _, reason = str(error).removeprefix("flag ").partition(": ")
-        reason = reason.strip().splitlines()[-1] if reason.strip() else "cannot be read"
-        raise UserError(f"{flag}: {reason}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: {type(error).__name__}: {reason}") from error
+    finally:
+        # The next config file that is read would find the names of this one in its module.
+        sys.modules.pop("config_config", None)
     if unused:
         raise UserError(f"unexpected argument {unused[0]!r}; see --help")
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config: get_config() must return a ConfigDict, not {type(config)}")
+        kind = type(config).__name__
+        raise UserError(f"{path}: get_config() must return a ConfigDict, not {kind}")
     return config
 
 
-def _check_names(recipe: ConfigDict, arguments: Sequence[str]) -> None:
-    """Every override names a field of the recipe, or the error says which one is meant."""
+def _override_types(recipe: ConfigDict, arguments: Sequence[str]) -> dict[str, type]:
+    """Flag -> type of the field that it overrides; an error says which field may be meant."""
+    types = {}
     for argument in arguments:
-        if not argument.startswith("--config."):
+        flag = argument.partition("=")[0]
+        if not flag.startswith("--config."):
             continue
-        group, path = recipe, argument.partition("=")[0].removeprefix("--config.").split(".")
+        field, path = recipe, flag.removeprefix("--config.").split(".")
         for depth, name in enumerate(path):
-            if not isinstance(group, ConfigDict) or name not in group:
-                known = list(group) if isinstance(group, ConfigDict) else []
+            if not isinstance(field, ConfigDict) or name not in field:
+                known = list(field) if isinstance(field, ConfigDict) else []
                 raise UserError(_no_such_field(".".join(path[: depth + 1]), known))
-            group = group[name]
+            field = field[name]
+        if isinstance(field, ConfigDict):
+            raise UserError(f"{flag[2:]} is a group: set its fields, {', '.join(field)}")
+        types[flag] = type(field)
+    return types
 
 
 def _no_such_field(path: str, known: Sequence[str]) -> str:
@@ -292,7 +332,8 @@ def _no_such_field(path: str, known: Sequence[str]) -> str:
 
 def _freeze(cls: type, fields: Any, prefix: str) -> Any:
     if not isinstance(fields, Mapping):
-        raise UserError(f"config.{prefix[:-1]} must be a group of fields, not {fields!r}")
+        group = f"config.{prefix}"[:-1]
+        raise UserError(f"{group} must be a group of fields, not {fields!r}")
     types = {field.name: field.type for field in dataclasses.fields(cls)}
     for name in fields:
         if name not in types:
@@ -312,6 +353,8 @@ def _freeze(cls: type, fields: Any, prefix: str) -> Any:
                 f"config.{prefix}{name} must be {expected.__name__}, not {value!r} "
                 f"({type(value).__name__})"
             )
+        if expected is float and not math.isfinite(value):
+            raise UserError(f"config.{prefix}{name} must be a finite number, not {value}")
         values[name] = value
     return cls(**values)
 
@@ -337,6 +380,8 @@ def _check(config: Config) -> None:
             raise UserError(f"config.{path} must be in [0, 1), not {get(path)}")
 
     model, data, optimizer = config.model, config.data, config.optimizer
+    if config.seed >= 2**32:  # JAX would silently take the lower 32 bits
+        raise UserError(f"config.seed={config.seed} must be below 2**32")
     if not data.store:
         raise UserError(
             "config.data.store is empty: name the directory that `bert-jax prepare` wrote"

@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> None:
     trained = build.load_trained(workdir, mesh, arguments.step)
     store = open_store(arguments.store or trained.config.data.store)
     if store.wordpiece.vocab_hash != trained.wordpiece.vocab_hash:
-        raise UserError(f"{store.path} has another vocabulary than {workdir}: name its own --store")
+        raise UserError(
+            f"{store.path} has another vocabulary than {workdir}: prepare it with --vocab={workdir}"
+        )
     masking = build.build_masking(trained.config.data, trained.wordpiece)
     objective = PreTraining(trained.model.graphdef, masking, trained.config.seed)
     evaluation = Evaluation(trained.config, store, objective, mesh)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from bert_jax.errors import UserError
 from bert_jax.report.curves import draw_curves
 from bert_jax.train.metrics import read_metrics
 
@@ -22,5 +23,9 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     workdirs = [epath.Path(workdir) for workdir in arguments.workdirs]
     output = arguments.output or workdirs[0] / "curves.png"
-    draw_curves({str(workdir): read_metrics(workdir) for workdir in workdirs}, output)
+    runs = {str(workdir): read_metrics(workdir) for workdir in workdirs}
+    for workdir, lines in runs.items():
+        if not lines:
+            raise UserError(f"{workdir}/metrics.jsonl: no metrics yet; wait for the first ones")
+    draw_curves(runs, output)
     print(output)

@@ -42,7 +42,11 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
 
     texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts:
+        raise UserError("no TEXT on the command line nor on standard input")
     trained = load_trained(epath.Path(arguments.workdir), make_mesh(), arguments.step)
+    if not 1 <= arguments.top_k <= len(trained.wordpiece.vocab):
+        raise UserError(f"--top-k={arguments.top_k}: from 1 to {len(trained.wordpiece.vocab)}")
     for text, masks in zip(texts, fill_mask(trained, texts, arguments.top_k)):
         print(text)
         for guesses in masks:
@@ -107,5 +111,7 @@ def _encode_masked(trained: Trained, text: str) -> list[int]:
         ids += ([wordpiece.mask_id] if index else []) + list(piece)
     ids.append(wordpiece.sep_id)
     if len(ids) > limit:
-        raise UserError(f"a text of {len(ids)} tokens is longer than the model's {limit} positions")
+        raise UserError(
+            f"{text[:40]!r}... has {len(ids)} tokens, the model has {limit} positions: shorten it"
+        )
     return ids

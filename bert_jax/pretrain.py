@@ -21,7 +21,7 @@ from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.flops import peak_flops_per_device, pretraining_flops_per_example
 from bert_jax.train import build
-from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.checkpoints import Checkpoints, has_checkpoint
 from bert_jax.train.evaluation import Evaluation
 from bert_jax.train.loop import EXIT_STOPPED, train
 from bert_jax.train.metrics import MetricsWriter, read_metrics
@@ -92,15 +92,6 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         flush=True,
     )
 
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
-    if checkpoints.latest_step() is None:
-        state, unlogged = init_state(jax.random.key(config.seed)), {}
-    else:
-        state, progress = checkpoints.restore(abstract_state)
-        unlogged = progress["unlogged"]
-        print(f"resuming at step {int(state.step)}", flush=True)
-    first_step = int(state.step)
-
     batches = build.training_batches(config, store)
     tokens = len(store.train.tokens)
     print(
@@ -127,6 +118,15 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         out_shardings=(shardings, rules.replicated(mesh)),
         donate_argnums=0,
     )
+
+    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
+    if checkpoints.latest_step() is None:
+        state, unlogged = init_state(jax.random.key(config.seed)), {}
+    else:
+        state, progress = checkpoints.restore(abstract_state)
+        unlogged = progress["unlogged"]
+        print(f"resuming at step {int(state.step)}", flush=True)
+    first_step = int(state.step)
 
     writer = MetricsWriter(workdir, first_step)
     if first_step == 0:
@@ -166,6 +166,9 @@ def claim_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
     `config.json` holds the config, `data.json` the fingerprint of the token store; the vocabulary
     is copied, so that a workdir is enough to use the model.
 
+    A run without a checkpoint has nothing to lose, so any other may take its place: after a start
+    that failed, the same command with the mistake corrected works.
+
     Raises:
       UserError: the workdir holds a run of another model or other data; lists the differences.
     """
@@ -175,7 +178,7 @@ def claim_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
         changed = differences(read_config(config_path).to_dict(), config.to_dict())
         changed += differences(json.loads(data_path.read_text()), data)
         refused = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
-        if refused:
+        if refused and has_checkpoint(workdir):
             raise UserError(
                 f"{workdir} holds a run of another model or other data: {'; '.join(refused)}. "
                 f"Choose another --workdir, or give the old values to go on"

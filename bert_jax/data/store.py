@@ -181,7 +181,7 @@ def write_store(
             for split in SPLITS:
                 writers[split].append(chunk.splits[split])
         if not any(writer.counts["documents"] for writer in writers.values()):
-            raise UserError("no document with text in the sources")
+            raise UserError("no document with text: check the sources")
         manifest = {
             "format": FORMAT,
             "version": VERSION,

@@ -221,7 +221,7 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool = 
         raise UserError(f"vocab_size: {vocab_size} leaves no room for words; take 1000 or more")
     words = _count_words(texts, lowercase)
     if not words:
-        raise UserError("no text to train a vocabulary on")
+        raise UserError("no text to train a vocabulary on: check the sources")
     alphabet = _alphabet(words, vocab_size)
     # The trainer numbers the characters in the order of a randomly seeded hash table, and breaks
     # ties between merges by those numbers. Declared as special tokens they keep ours.

@@ -11,6 +11,11 @@ from etils import epath
 from bert_jax.errors import UserError
 
 
+def has_checkpoint(workdir: epath.PathLike) -> bool:
+    """Whether `workdir` holds a checkpoint; creates nothing."""
+    return any(path.name.isdigit() for path in (epath.Path(workdir) / "checkpoints").glob("*"))
+
+
 class Checkpoints:
     """The checkpoints below `workdir`/checkpoints, one directory a step.
 

@@ -47,9 +47,12 @@ class MetricsWriter:
     """Appends to `workdir`/metrics.jsonl and to TensorBoard events in `workdir`/tensorboard."""
 
     def __init__(self, workdir: epath.PathLike, first_step: int):
-        """Opens the files; lines after `first_step`, left by a run cut short, are dropped."""
+        """Opens the files; lines after `first_step`, left by a run cut short, are dropped.
+
+        At step 0 all are: the baselines are written anew.
+        """
         self._path = epath.Path(workdir) / "metrics.jsonl"
-        lines = read_metrics(workdir) if self._path.exists() else []
+        lines = read_metrics(workdir) if first_step and self._path.exists() else []
         kept = [line for line in lines if line["step"] <= first_step]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._tensorboard = SummaryWriter(

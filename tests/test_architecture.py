@@ -1,0 +1,132 @@
+"""Imports point one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.core
+
+ROOT = Path(__file__).parents[1]
+# From the bottom up. A module imports from rooms of lower layers and from its own room.
+LAYERS = (
+    {"", "errors"},
+    {"config"},
+    {"model", "objective", "data", "parallel", "corpora"},
+    {"report"},
+    {"train"},
+    {"prepare", "pretrain", "evaluate", "predict", "plot", "__main__"},
+)
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+# Rooms with less freedom than their layer: what they may import of ours, and of others' beside it.
+OWN = {
+    "model": {"model"},
+    "objective": {"objective"},
+    "data": {"data", "errors"},
+    "corpora": set(),
+    "parallel": {"parallel", "errors"},
+    "report": {"report", "errors"},
+}
+OTHERS = {room: {"jax", "flax", "numpy"} for room in ("model", "objective")}
+ONLY_IN = {
+    "orbax": {"bert_jax.train.checkpoints"},
+    "grain": {"bert_jax.data.batches"},
+    "tensorflow_datasets": {"bert_jax.data.documents", "bert_jax.corpora.sotu"},
+    "tokenizers": {"bert_jax.data.wordpiece", "bert_jax.data.store"},
+    "matplotlib": {"bert_jax.report.curves"},
+    "tensorflow": set(),
+    "torch": set(),
+    "transformers": set(),
+}
+
+
+def imports(file: Path) -> set[str]:
+    """Dotted names of the modules, or of things in them, that a file imports anywhere."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: write absolute imports"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def module_name(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def room(module: str) -> str:
+    """Second part of a dotted name; nothing for the package itself and its version."""
+    part = module.partition(".")[2].partition(".")[0]
+    return "" if part == "__version__" else part
+
+
+def outside(names: set[str]) -> set[str]:
+    """Top-level packages that are neither ours nor of Python."""
+    return {name.partition(".")[0] for name in names} - {"bert_jax", *sys.stdlib_module_names}
+
+
+IMPORTS = {module_name(file): imports(file) for file in (ROOT / "bert_jax").rglob("*.py")}
+OURS = {
+    module: {room(name) for name in names if name.partition(".")[0] == "bert_jax"}
+    for module, names in IMPORTS.items()
+}
+
+
+def test_every_room_has_its_layer():
+    assert {room(module) for module in IMPORTS} == set(RANK)
+
+
+@pytest.mark.parametrize("module", sorted(IMPORTS))
+def test_arrows(module):
+    here = room(module)
+    for there in OURS[module] - {here}:
+        assert RANK[there] < RANK[here], f"{module} must not import {there}"
+    assert OURS[module] <= OWN.get(here, OURS[module])
+    assert outside(IMPORTS[module]) <= OTHERS.get(here, outside(IMPORTS[module]))
+    if here == "data":
+        assert not outside(IMPORTS[module]) & {"jax", "flax", "optax", "orbax"}
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_library_has_one_door(library):
+    found = {module for module, names in IMPORTS.items() if library in outside(names)}
+    assert found == ONLY_IN[library]
+
+
+def test_configs_import_their_siblings_only():
+    recipes = list((ROOT / "configs").glob("*.py"))
+    assert recipes
+    for recipe in recipes:
+        siblings = {sibling.stem for sibling in recipes} - {recipe.stem}
+        assert outside(imports(recipe)) <= {"ml_collections", *siblings}, recipe
+
+
+def loaded(modules: list[str]) -> set[str]:
+    """What a new process has loaded after it imported the modules."""
+    # tensorboardX takes a look at PyTorch where it is installed; the rest must do without it.
+    lines = ["import sys, importlib", "sys.modules['torch'] = None"]
+    lines += [f"importlib.import_module({module!r})" for module in modules]
+    lines += ["print(*(name for name, module in sys.modules.items() if module))"]
+    process = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    return set(process.stdout.split())
+
+
+def test_main_path_loads_no_other_framework():
+    modules = [module for module in IMPORTS if room(module) != "corpora"]
+    found = loaded(sorted(modules))
+    assert set(modules) <= found
+    assert not found & {"tensorflow", "tensorflow_datasets", "torch", "transformers"}
+
+
+def test_prepare_loads_no_jax():
+    """So that its worker processes start at once and take no accelerator."""
+    found = loaded(["bert_jax.prepare"])
+    assert "bert_jax.data.store" in found
+    assert not found & {"jax", "flax", "grain", "matplotlib"}

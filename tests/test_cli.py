@@ -1,0 +1,137 @@
+"""The command line, from help to a trained model in use."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib import image
+
+from bert_jax import __version__
+from bert_jax.__main__ import VERBS, main
+from bert_jax.train.metrics import read_metrics
+
+pytestmark = pytest.mark.core
+
+ROOT = Path(__file__).parents[1]
+HELP = {
+    "prepare": ("Tokenise a corpus once", "corpus:sotu", "--vocab-size N", "examples:"),
+    "pretrain": ("Pretrains BERT", "--config FILE.py[:ARG]", "--workdir DIR", "Exit code 75"),
+    "evaluate": ("held-out documents", "--workdir DIR", "--step N", "--store DIR"),
+    "predict": ("fill-mask", "guess the words behind [MASK]"),
+    "predict fill-mask": ("every [MASK] of a text", "--top-k K", "example: bert-jax predict"),
+    "plot": ("losses and accuracies", "WORKDIR", "--output FILE.png"),
+}
+
+
+def test_help_lists_the_verbs(capsys):
+    assert main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert f"bert-jax {__version__}" in printed
+    assert all(f"  {verb} " in printed and purpose in printed for verb, purpose in VERBS.items())
+
+
+def test_nothing_asked_shows_the_help_and_fails(capsys):
+    assert main([]) == 2
+    assert "usage: bert-jax VERB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", HELP)
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([*command.split(), "--help"])
+    assert exit_.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.startswith(f"usage: bert-jax {command} ")
+    for part in HELP[command]:
+        assert part in printed
+
+
+def test_help_is_complete():
+    assert {command.split()[0] for command in HELP} == set(VERBS)
+
+
+def test_as_a_process():
+    command = [sys.executable, "-m", "bert_jax"]
+    process = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0
+    assert "usage: bert-jax VERB" in process.stdout
+    process = subprocess.run([*command, "plot", "none"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 2
+    assert process.stderr.startswith("bert-jax plot: error: none/metrics.jsonl: no such file")
+    assert process.stderr.count("\n") == 1
+
+
+def write_metrics(workdir: Path, *, pairs: bool = True) -> None:
+    """A run whose loss falls and whose accuracy rises."""
+    lines = [{"step": 0, "split": "baseline", "mlm_loss": 6.0, "mlm_accuracy": 0.06}]
+    for step in range(10, 101, 10):
+        line = {"step": step, "mlm_loss": 4 + 40 / step, "mlm_accuracy": step / 400}
+        lines += [line | {"split": "train"}, line | {"split": "heldout"}]
+    if pairs:
+        lines = [line | {"nsp_loss": 0.69, "nsp_accuracy": 0.5} for line in lines]
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_plot(tmp_path, capsys):
+    write_metrics(tmp_path / "one")
+    assert main(["plot", str(tmp_path / "one")]) == 0
+    picture = tmp_path / "one" / "curves.png"
+    assert capsys.readouterr().out.strip() == str(picture)
+    height, width, _ = image.imread(picture).shape
+    assert width > height > 400
+
+    write_metrics(tmp_path / "two", pairs=False)
+    both = tmp_path / "both.png"
+    workdirs = [str(tmp_path / "two"), str(tmp_path / "one")]
+    assert main(["plot", *workdirs, f"--output={both}"]) == 0
+    assert image.imread(both).shape[0] < height, "no panels for what the first run has not"
+    pixels = (image.imread(both)[..., :3] * 255).round().astype(int)
+    colors = set(map(tuple, pixels.reshape(-1, 3).tolist()))
+    assert {(31, 119, 180), (255, 127, 14)} <= colors, "a color for each run"
+
+
+def test_from_text_to_words(tmp_path, capsys):
+    """Every verb in turn, each on what the one before it left."""
+    words = ["sea", "sky", "sun", "moon", "rain", "wind", "snow", "star"]
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(f"The {word} is wide.\n" * 8 for word in words))
+    store, workdir = tmp_path / "store", tmp_path / "run"
+    command = ["prepare", str(text), f"--output={store}", "--vocab-size=60", "--workers=1"]
+    assert main(command) == 0
+    vocab = (store / "vocab.txt").read_text().split()
+
+    overrides = {
+        "steps": 2,
+        "data.store": store,
+        "data.batch_size": 8,
+        "data.max_seq_length": 16,
+        "model.vocab_size": len(vocab),
+        "model.num_layers": 1,
+        "model.hidden_size": 32,
+        "model.intermediate_size": 64,
+    }
+    flags = [f"--config.{field}={value}" for field, value in overrides.items()]
+    recipe = f"--config={ROOT / 'configs' / 'bert.py'}:tiny"
+    assert main(["pretrain", recipe, f"--workdir={workdir}", *flags]) == 0
+    capsys.readouterr()
+
+    baseline, *_, last = read_metrics(workdir)
+    assert main(["evaluate", f"--workdir={workdir}", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {"step": 2, "split": "heldout"} | scores["heldout"] == last
+    assert {"step": 0, "split": "baseline"} | scores["baseline"] == baseline
+
+    masked = "The [MASK] is [MASK]."
+    assert main(["predict", "fill-mask", f"--workdir={workdir}", "--top-k=3", masked]) == 0
+    first, *masks = capsys.readouterr().out.splitlines()
+    assert first == masked
+    assert len(masks) == 2
+    for guesses in masks:
+        fields = guesses.split()
+        assert set(fields[::2]) <= set(vocab)
+        shares = [float(share.removesuffix("%")) for share in fields[1::2]]
+        assert len(shares) == 3
+        assert shares == sorted(shares, reverse=True)
