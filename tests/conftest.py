@@ -1,13 +1,22 @@
-"""Every test process sees 8 devices, so that sharding is real wherever it is asked for."""
+"""Every test process sees 8 devices, so that sharding is real wherever it is asked for.
+
+The tests compile much and compute little: XLA is told to save on optimizing, and what was compiled
+once, in this process or another, is not compiled again.
+"""
 
 import os
+import tempfile
 
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
+_cache = tempfile.TemporaryDirectory(prefix="bert_jax_compiled_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,14 @@ from tiny import CLS_ID, MASK_ID, SEP_ID, make_batch, make_masking
 
 from bert_jax.objective.masking import STRATEGIES, mask_tokens
 
+pytestmark = pytest.mark.core
+
 KEY = jax.random.key(0)
+
+
+@functools.partial(jax.jit, static_argnames="masking")
+def mask(batch, masking, key):
+    return mask_tokens(batch, masking, key)
 
 
 @functools.cache
@@ -15,7 +22,7 @@ def masked(strategy: str, rows: int = 200, seed: int = 0):
     """A masking of `rows` rows with three packed examples each, and the batch before it."""
     batch = make_batch([[40, 17, 6]] * rows, max_seq_length=64, seed=seed)
     masking = make_masking(strategy=strategy, max_predictions_per_row=16)
-    return batch, jax.device_get(jax.jit(lambda b: mask_tokens(b, masking, KEY))(batch))
+    return batch, jax.device_get(mask(batch, masking, KEY))
 
 
 def chosen(after) -> np.ndarray:
@@ -120,8 +127,8 @@ def test_masks_depend_on_the_example_and_not_on_its_row(strategy):
     masking = make_masking(strategy=strategy, max_predictions_per_row=16)
     packed = make_batch([[30, 12], [20, 20]])
     alone = make_batch([[30], [12], [20], [20]])
-    packed_ids = mask_tokens(packed, masking, KEY)["input_ids"]
-    alone_ids = mask_tokens(alone, masking, KEY)["input_ids"]
+    packed_ids = mask(packed, masking, KEY)["input_ids"]
+    alone_ids = mask(alone, masking, KEY)["input_ids"]
     joined = [(0, 0, 30), (0, 30, 12), (1, 0, 20), (1, 20, 20)]
     for row, (packed_row, start, length) in enumerate(joined):
         expected = np.asarray(packed_ids[packed_row, start : start + length])
@@ -132,11 +139,11 @@ def test_epoch_and_seed_change_the_masks():
     masking = make_masking()
     batch = make_batch([[40]] * 4)
     later = batch | {"example_ids": batch["example_ids"] + np.array([1, 0], np.int32)}
-    first = mask_tokens(batch, masking, KEY)["masked_lm_positions"]
-    assert not np.array_equal(first, mask_tokens(later, masking, KEY)["masked_lm_positions"])
+    first = mask(batch, masking, KEY)["masked_lm_positions"]
+    assert not np.array_equal(first, mask(later, masking, KEY)["masked_lm_positions"])
     other_key = jax.random.key(1)
-    assert not np.array_equal(first, mask_tokens(batch, masking, other_key)["masked_lm_positions"])
-    assert np.array_equal(first, mask_tokens(batch, masking, KEY)["masked_lm_positions"])
+    assert not np.array_equal(first, mask(batch, masking, other_key)["masked_lm_positions"])
+    assert np.array_equal(first, mask(batch, masking, KEY)["masked_lm_positions"])
 
 
 def test_number_of_predictions_follows_the_formula_of_bert():

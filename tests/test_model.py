@@ -12,21 +12,27 @@ from bert_jax.objective.losses import cross_entropy
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.train.state import num_params
 
+pytestmark = pytest.mark.core
+
 
 def objective_and_params(**changes):
     graphdef, init = make_model(**changes)
     masking = make_masking(max_predictions_per_row=16)
-    return PreTraining(graphdef, masking, seed=0), init(jax.random.key(0))
+    return PreTraining(graphdef, masking, seed=0), jax.jit(init)(jax.random.key(0))
 
 
 def losses_and_gradients(objective, params, batch, dropout_key=None):
-    prepared = objective.prepare(batch)
+    @jax.jit
+    def compute(params, batch):
+        prepared = objective.prepare(batch)
 
-    def loss(params):
-        sums = objective.sums(params, prepared, dropout_key)
-        return sums["mlm_loss"] / sums["mlm_count"] + sums["nsp_loss"] / sums["nsp_count"], sums
+        def loss(params):
+            sums = objective.sums(params, prepared, dropout_key)
+            return sums["mlm_loss"] / sums["mlm_count"] + sums["nsp_loss"] / sums["nsp_count"], sums
 
-    return jax.grad(loss, has_aux=True)(params)
+        return jax.grad(loss, has_aux=True)(params)
+
+    return compute(params, batch)
 
 
 def assert_trees_close(left, right, rtol=1e-5, atol=1e-6):
@@ -150,10 +156,11 @@ def test_dropout_keeps_the_mean_and_drops_the_rate():
 
 def test_dropout_acts_in_training_only():
     objective, params = objective_and_params(hidden_dropout=0.1)
-    batch = objective.prepare(make_batch([[40]]))
-    quiet = objective.sums(params, batch)
-    assert quiet["mlm_loss"] == objective.sums(params, batch)["mlm_loss"]
-    noisy = [objective.sums(params, batch, jax.random.key(n))["mlm_loss"] for n in range(2)]
+    batch = jax.jit(objective.prepare)(make_batch([[40]]))
+    sums = jax.jit(objective.sums)
+    quiet = sums(params, batch)
+    assert quiet["mlm_loss"] == sums(params, batch)["mlm_loss"]
+    noisy = [sums(params, batch, jax.random.key(n))["mlm_loss"] for n in range(2)]
     assert len({float(quiet["mlm_loss"]), *map(float, noisy)}) == 3
 
 
@@ -169,6 +176,6 @@ def test_cross_entropy_is_a_sum_over_weighted_positions():
 
 def test_graphdef_is_hashable_and_reusable():
     graphdef, init = make_model()
-    params = init(jax.random.key(0))
+    params = jax.jit(init)(jax.random.key(0))
     assert isinstance(hash(graphdef), int)
     assert type(nnx.merge(graphdef, params)).__name__ == "BertForPreTraining"

@@ -1,5 +1,6 @@
 """The step, the loop and the checkpoints, on a real store and through the real verb."""
 
+import functools
 import json
 import os
 import signal
@@ -199,7 +200,7 @@ def small_step(mesh=None, gradient_accumulation=1, dropout=0.1):
         dropout_key=jax.random.key(1) if dropout else None,
         gradient_accumulation=gradient_accumulation,
     )
-    state = init_state(init, optimizer, jax.random.key(0))
+    state = jax.jit(functools.partial(init_state, init, optimizer))(jax.random.key(0))
     batch = make_batch([[9 + n, 15, 12 - n // 2] for n in range(16)])
     if mesh is None:
         return jax.jit(step), state, batch

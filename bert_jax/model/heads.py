@@ -62,7 +62,8 @@ class MaskedLmHead(nnx.Module):
             preferred_element_type=jnp.float32,
         )
         in_vocabulary = jnp.arange(word_embeddings.shape[0]) < self.vocab_size
-        return jnp.where(in_vocabulary, logits + self.bias, IMPOSSIBLE)
+        # Added and not selected: one vector instead of a pass over all logits and their gradient.
+        return logits + jnp.where(in_vocabulary, self.bias, IMPOSSIBLE)
 
 
 class BertForPreTraining(nnx.Module):

@@ -19,8 +19,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
     Returns:
       {"loss", "correct", "count"}: fp32 scalars, each a sum over positions times weights.
     """
-    labels = jnp.where(weights > 0, labels, 0)
-    label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    # A masked sum and not a gather, whose gradient would be a scatter into all logits.
+    is_label = jnp.arange(logits.shape[-1]) == jnp.where(weights > 0, labels, 0)[..., None]
+    label_logits = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
     nats = jax.nn.logsumexp(logits, axis=-1) - label_logits
     # The label wins if no logit is higher: cheaper than an argmax over a vocabulary.
     correct = label_logits >= jnp.max(logits, axis=-1)
