@@ -394,3 +394,9 @@ def test_one_document_has_no_pairs_and_the_mistake_can_be_corrected(made, tmp_pa
     assert re.search(r"train split: pairs='nsp' .* there is only one: add documents, or", message)
     message = fails(*command, "--config.data.pairs=none", claims_workdir=True)
     assert re.search(r"heldout split: there are no sentences .*: add documents", message)
+
+
+def test_plot_before_the_first_metrics(tmp_path, fails):
+    (tmp_path / "metrics.jsonl").write_text("")
+    message = fails("plot", tmp_path)
+    assert message.endswith(f"{tmp_path}/metrics.jsonl: no metrics yet; wait for the first ones")
