@@ -40,15 +40,19 @@ class Text(NamedTuple):
 
 @pytest.fixture(scope="module")
 def text(sotu_store) -> Text:
-    """Padded rows, of which the last two are empty, as where an evaluation ends."""
+    """Rows with and without padding and, as where an evaluation ends, empty ones."""
     recipe = get_config("tiny")
-    recipe.data.update(store=str(sotu_store), batch_size=8, max_seq_length=64, packing=False)
+    recipe.data.update(
+        store=str(sotu_store), batch_size=8, max_seq_length=128, short_seq_prob=0.9, packing=False
+    )
     config, store = build_config(recipe.to_dict()).data, open_store(sotu_store)
     source = Batches(store.train, seed=0, **sampling_options(config, store.wordpiece))
     batches = [source.batch(step) for step in range(STEPS)]
     for batch in batches:
         for name, rows in batch.items():
             rows[-2:] = -1 if name == "next_sentence_label" else 0
+        lengths = (batch["segment_ids"] > 0).sum(axis=1)
+        assert np.any((lengths > 0) & (lengths < 128))
     objective = PreTraining(None, build_masking(config, store.wordpiece), seed=0)
     prepare = jax.jit(objective.prepare)
     return Text(batches, [jax.device_get(prepare(batch)) for batch in batches], objective)
@@ -76,7 +80,7 @@ def pair(request, text) -> Pair:
         hidden_size=hidden,
         num_attention_heads=heads,
         intermediate_size=intermediate,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
         attn_implementation="eager",
     )
     reference = transformers.BertForPreTraining(config).eval()
@@ -89,6 +93,7 @@ def pair(request, text) -> Pair:
         hidden_size=hidden,
         num_heads=heads,
         intermediate_size=intermediate,
+        max_position_embeddings=128,
     )
     shapes = jax.eval_shape(init, jax.random.key(0))
     params = from_huggingface(arrays(reference.named_parameters()), shapes)
