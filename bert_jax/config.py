@@ -80,8 +80,11 @@ class DataConfig:
         """Static number of predictions that the examples of a row can need together."""
         if not self.packing:
             return self.max_predictions_per_seq
-        # Rounding, and "at least one", add less than one prediction an example.
-        worst = math.ceil(self.masked_lm_prob * self.max_seq_length) + self.max_examples_per_row
+        share, shortest = self.masked_lm_prob, 3  # [CLS] token [SEP]
+        lengths = range(shortest, self.max_seq_length + 1)
+        # What rounding and "at least one" add at most to the share of one example.
+        excess = max(max(1, round(share * length)) - share * length for length in lengths)
+        worst = math.floor(share * self.max_seq_length + excess * self.max_examples_per_row)
         return min(worst, self.max_predictions_per_seq * self.max_examples_per_row)
 
 
