@@ -2,9 +2,10 @@
 
     python benchmarks/packing.py STORE [--config.FIELD=VALUE ...]
 
-Trains a few steps of configs/bert.py:tiny on the same documents in turn, unpacked and packed, at 128
-and 512 tokens a row, with the same number of positions a step, and prints both rates and their
-ratio. The order is repeated and the median taken, so that a drifting machine harms neither side.
+Trains a few steps of configs/bert.py:tiny on the same documents in turn, unpacked and packed, at
+128 and 512 tokens a row, with the same number of positions a step, and prints both rates and their
+ratio. Both are run several times in turn and the median taken, so that a drifting machine harms
+neither side.
 """
 
 import statistics

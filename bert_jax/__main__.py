@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in VERBS:
         print(f"bert-jax: no verb {argv[0]!r}; there are: {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    # Libraries tell of their inner workings through absl's logger; what a user must know is printed.
+    # Libraries log their inner workings through absl; what a user must know is printed.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         return importlib.import_module(f"bert_jax.{argv[0]}").main(argv[1:]) or 0

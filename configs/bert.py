@@ -7,8 +7,8 @@ The argument picks the size: tiny, mini, small, medium, base (default) or large.
 starts from this page and changes what it needs.
 
 Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805; small sizes: Turc et al. 2019,
-https://arxiv.org/abs/1908.08962. Google trained base and large for 1 M steps of 256 sequences: 900 k
-steps of 128 tokens and 100 k of 512.
+https://arxiv.org/abs/1908.08962. Google trained base and large for 1 M steps of 256 sequences:
+900 k steps of 128 tokens and 100 k of 512.
 """
 
 from ml_collections import ConfigDict

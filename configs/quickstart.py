@@ -1,6 +1,6 @@
 """A small BERT on the State of the Union addresses, in minutes on two CPU cores.
 
-    bash launch/quickstart.sh
+bash launch/quickstart.sh
 """
 
 from bert import get_config as bert

@@ -63,7 +63,12 @@ def test_attention_stays_within_segments():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}, {"remat": "full", "scan_layers": False}],
+    [
+        {"scan_layers": False},
+        {"remat": "full"},
+        {"remat": "dots"},
+        {"remat": "full", "scan_layers": False},
+    ],
     ids=str,
 )
 def test_how_it_computes_does_not_change_what_it_computes(changes):

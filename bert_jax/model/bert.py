@@ -2,8 +2,9 @@
 
 Reference: Devlin et al. 2019, https://arxiv.org/abs/1810.04805.
 
-The modules take plain values and arrays. They know neither mesh nor configuration: parallelism comes
-in through `constrain`, a function that pins an activation's sharding by the names of its axes.
+The modules take plain values and arrays. They know neither mesh nor configuration: parallelism
+comes in through `constrain`, a function that pins an activation's sharding by the names of its
+axes.
 """
 
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def padded_vocab_size(vocab_size: int) -> int:
 
 
 def initializer(stddev: float) -> nnx.Initializer:
-    """Truncated normal, cut at two `stddev`, its variance not corrected for the cut (as Google's)."""
+    """Truncated normal, cut at two `stddev`, variance not corrected for the cut (as Google's)."""
     return nnx.initializers.truncated_normal(stddev, lower=-2.0, upper=2.0)
 
 
@@ -269,7 +270,7 @@ class Bert(nnx.Module):
     """BERT encoder with pooler.
 
     Args of the constructor:
-      vocab_size: of the tokenizer; the word table is padded to `padded_vocab_size(vocab_size)` rows.
+      vocab_size: of the tokenizer; the word table has `padded_vocab_size(vocab_size)` rows.
       num_layers, hidden_size, num_heads, intermediate_size: `num_heads` divides `hidden_size`.
       max_position_embeddings, type_vocab_size: table sizes.
       hidden_act: "gelu" (erf, as Hugging Face) or "gelu_tanh" (as Google's later releases).

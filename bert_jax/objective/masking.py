@@ -1,14 +1,14 @@
-"""Masked LM examples, drawn on the device: which positions to predict and what the model sees there.
+"""Masked LM examples, drawn on the device: which positions to predict and what is seen there.
 
-Every draw is keyed by (seed, epoch, example, position), so the masks of an example depend neither on
-the row that it was packed into nor on batch size, device count or mesh.
+Every draw is keyed by (seed, epoch, example, position), so the masks of an example depend neither
+on the row that it was packed into nor on batch size, device count or mesh.
 
 Positions are chosen in units that are masked whole or not at all, in random order:
 
 - "token": a unit is a piece (Devlin et al. 2019, https://arxiv.org/abs/1810.04805);
 - "whole_word": a unit is a piece with its `##` continuations (Google's whole word masking, 2019);
-- "span": units are words, taken span by span; spans have geometric length, p = 0.2, at most 10 words
-  (Joshi et al. 2020, https://arxiv.org/abs/1907.10529).
+- "span": units are words, taken span by span; spans have geometric length, p = 0.2, at most 10
+  words (Joshi et al. 2020, https://arxiv.org/abs/1907.10529).
 """
 
 import dataclasses

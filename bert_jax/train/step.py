@@ -1,7 +1,7 @@
 """The two compiled steps: one trains, one evaluates.
 
-An objective (`bert_jax.objective.pretraining.PreTraining`, say) tells a step what to learn. The step
-knows gradients, accumulation and the optimizer, and is the same for every objective.
+An objective (`bert_jax.objective.pretraining.PreTraining`, say) tells a step what to learn. The
+step knows gradients, accumulation and the optimizer, and is the same for every objective.
 """
 
 from collections.abc import Callable
