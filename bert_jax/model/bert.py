@@ -99,6 +99,7 @@ class Embeddings(nnx.Module):
         self.norm = layer_norm(hidden_size, layer_norm_eps, rngs)
         self.max_position_embeddings = max_position_embeddings
         self.position_embedding = position_embedding
+        self.initializer_range = initializer_range
         self.dropout_rate = dropout_rate
         self.dtype = dtype
 
@@ -112,8 +113,10 @@ class Embeddings(nnx.Module):
         if self.position_embedding == "learned":
             positions = self.position(position_ids)
         else:
+            # Vaswani et al. scale the words up to the encoding; here it is scaled down to the words.
+            # LayerNorm follows, so only the ratio counts.
             table = sinusoidal_positions(self.max_position_embeddings, self.word.features)
-            positions = jnp.asarray(table)[position_ids]
+            positions = self.initializer_range * jnp.asarray(table)[position_ids]
         hidden = self.word(input_ids) + positions + self.token_type(token_type_ids)
         return dropout(self.norm(hidden).astype(self.dtype), self.dropout_rate, dropout_key)
 
