@@ -113,7 +113,7 @@ class Embeddings(nnx.Module):
         if self.position_embedding == "learned":
             positions = self.position(position_ids)
         else:
-            # Vaswani et al. scale the words up to the encoding; here it is scaled down to the words.
+            # Vaswani et al. scale the words up to the encoding; here it is scaled down to them.
             # LayerNorm follows, so only the ratio counts.
             table = sinusoidal_positions(self.max_position_embeddings, self.word.features)
             positions = self.initializer_range * jnp.asarray(table)[position_ids]
