@@ -11,6 +11,8 @@ from bert_jax.data.batches import Batches, heldout_batches, prefetch
 from bert_jax.data.sampling import plan_epoch
 from bert_jax.errors import UserError
 
+pytestmark = pytest.mark.core
+
 SPECIAL = {"cls_id": 1, "sep_id": 2}
 OPTIONS = {**SPECIAL, "batch_size": 32, "max_seq_length": 128}
 PACKED = {**OPTIONS, "packing": True, "max_examples_per_row": 4}

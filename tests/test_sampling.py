@@ -7,6 +7,8 @@ from sotu_words import sotu_words
 from bert_jax.data.sampling import PAIRS, Plan, plan_epoch
 from bert_jax.errors import UserError
 
+pytestmark = pytest.mark.core
+
 
 def offsets(lengths):
     return np.append(0, np.cumsum(np.asarray(lengths, np.int64)))

@@ -5,6 +5,8 @@ import pytest
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.sentences import split_sentences
 
+pytestmark = pytest.mark.core
+
 # '|' marks where a sentence must end; nothing else may end one.
 CASES = [
     "It rained.| We stayed.",

@@ -19,6 +19,8 @@ from bert_jax.data.store import (
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece, train_wordpiece
 from bert_jax.errors import UserError
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture(scope="module")
 def documents():
