@@ -21,7 +21,7 @@ from bert_jax.pretrain import pretrain
 from bert_jax.train.metrics import read_metrics
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bert.py"
-ROUNDS, STEPS, LOG_EVERY = 3, 40, 10
+ROUNDS, STEPS, LOG_EVERY = 2, 40, 10
 
 
 def measure(store: str, length: int, packing: bool, overrides: list[str]) -> tuple[float, float]:

@@ -1,4 +1,13 @@
-# Sourced by the scripts beside it.
+# shellcheck shell=bash
+# Sourced by the scripts beside it, from the root of the repository.
+
+# help_if_asked SCRIPT ARGUMENTS...: for --help, prints the comment on top of the script and exits.
+help_if_asked() {
+  if [[ "${2:-}" == "--help" || "${2:-}" == "-h" ]]; then
+    sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p;}' "$1"
+    exit
+  fi
+}
 
 # install DIR ARGUMENTS...: into the virtual environment DIR, with uv where there is one.
 install() {

@@ -7,12 +7,9 @@
 #
 # Everything goes into workdir/quickstart; WORKDIR=... chooses another place.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-if [[ "${1:-}" == "--help" || "${1:-}" == "-h" ]]; then
-  sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
-  exit
-fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
+help_if_asked "launch/${0##*/}" "$@"
 environment .venv ""
 
 bert_jax() { .venv/bin/python -m bert_jax "$@"; }
