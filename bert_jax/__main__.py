@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"bert-jax {argv[0]}: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"bert-jax {argv[0]}: interrupted", file=sys.stderr)
+        return 130
     except TrainingDiverged as error:
         print(f"bert-jax {argv[0]}: {error}", file=sys.stderr)
         return 1

@@ -383,6 +383,9 @@ def _check(config: Config) -> None:
             raise UserError(f"config.{path} must be in [0, 1), not {get(path)}")
 
     model, data, optimizer = config.model, config.data, config.optimizer
+    for path in ("model.hidden_dropout", "model.attention_dropout"):
+        if get(path) > 0.99:  # rates are multiples of 1/256, and 256/256 would drop everything
+            raise UserError(f"config.{path} must be at most 0.99, not {get(path)}")
     if config.seed >= 2**32:  # JAX would silently take the lower 32 bits
         raise UserError(f"config.seed={config.seed} must be below 2**32")
     if not data.store:

@@ -4,8 +4,8 @@
 class UserError(Exception):
     """Bad input: a field, a file or a flag. Exit code 2.
 
-    The message is one line that names what is wrong and what to do. It is raised before any device
-    work.
+    The message is one line that names what is wrong and what to do. It is raised before anything is
+    trained.
     """
 
 

@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help="of the training run")
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: newest)")
     parser.add_argument(
-        "--store", metavar="DIR", help="score on the held-out documents of another token store"
+        "--store",
+        metavar="DIR",
+        help="token store whose held-out documents to score on (default: that of the training run)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     arguments = parser.parse_args(argv)

@@ -16,6 +16,7 @@ from bert_jax.parallel.mesh import make_mesh
 from bert_jax.train.build import Trained, load_trained
 
 MASK = "[MASK]"
+TEXTS_AT_ONCE = 64
 
 
 class Guess(NamedTuple):
@@ -47,10 +48,12 @@ def main(argv: Sequence[str]) -> None:
     trained = load_trained(epath.Path(arguments.workdir), make_mesh(), arguments.step)
     if not 1 <= arguments.top_k <= len(trained.wordpiece.vocab):
         raise UserError(f"--top-k={arguments.top_k}: from 1 to {len(trained.wordpiece.vocab)}")
-    for text, masks in zip(texts, fill_mask(trained, texts, arguments.top_k)):
-        print(text)
-        for guesses in masks:
-            print("   " + "  ".join(f"{g.token} {g.probability:.1%}" for g in guesses))
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        batch = texts[start : start + TEXTS_AT_ONCE]
+        for text, masks in zip(batch, fill_mask(trained, batch, arguments.top_k)):
+            print(text)
+            for guesses in masks:
+                print("   " + "  ".join(f"{g.token} {g.probability:.1%}" for g in guesses))
 
 
 def fill_mask(trained: Trained, texts: Sequence[str], top_k: int = 5) -> list[list[list[Guess]]]:

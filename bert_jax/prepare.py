@@ -13,6 +13,7 @@ from bert_jax.data.documents import Source, find_sources, read_documents
 from bert_jax.data.store import (
     Split,
     Store,
+    check_unused,
     document_hash,
     heldout_bound,
     open_store,
@@ -59,6 +60,7 @@ def main(argv: Sequence[str]) -> None:
         _print_summary(store)
         return
 
+    check_unused(args.output)  # before the vocabulary is trained, which can take long
     started = time.monotonic()
     bound = heldout_bound(read_documents(sources), args.heldout)
     if wordpiece is None:

@@ -21,13 +21,15 @@ from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.flops import peak_flops_per_device, pretraining_flops_per_example
 from bert_jax.train import build
-from bert_jax.train.checkpoints import Checkpoints, has_checkpoint
+from bert_jax.train.checkpoints import Checkpoints, latest_step
 from bert_jax.train.evaluation import Evaluation
 from bert_jax.train.loop import EXIT_STOPPED, train
 from bert_jax.train.metrics import MetricsWriter, read_metrics
 from bert_jax.train.state import num_params
 from bert_jax.train.step import make_train_step
 
+# What a start that was cut short may leave in a workdir.
+CLAIM = ("vocab.txt", "tokenizer_config.json", "data.json", "config.json.tmp")
 # A resumed run may change how it computes and reports, but not what it learns from or into.
 FREE_TO_CHANGE = (
     "mesh.",
@@ -79,8 +81,10 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
     """
     store = open_store(config.data.store)
     build.check_store(config, store)
-    claim_workdir(workdir, config, store)
+    check_workdir(workdir, config, store)
 
+    if jax.process_count() > 1:
+        raise UserError("training on several hosts is not supported: start one process")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     build.check_mesh(config, mesh)
     model = build.build_model(config.model, rules.activation_constraint(mesh))
@@ -119,78 +123,104 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         donate_argnums=0,
     )
 
-    checkpoints = Checkpoints(workdir, keep=config.keep_checkpoints)
-    if checkpoints.latest_step() is None:
-        state, unlogged = init_state(jax.random.key(config.seed)), {}
-    else:
-        state, progress = checkpoints.restore(abstract_state)
-        unlogged = progress["unlogged"]
-        print(f"resuming at step {int(state.step)}", flush=True)
-    first_step = int(state.step)
+    claim_workdir(workdir, config, store)
+    with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
+        if checkpoints.latest_step() is None:
+            state, unlogged = init_state(jax.random.key(config.seed)), {}
+        else:
+            state, progress = checkpoints.restore(abstract_state)
+            unlogged = progress["unlogged"]
+        first_step = int(state.step)
+        if first_step == config.steps:
+            print(f"{workdir} has all its {first_step} steps: nothing to train", flush=True)
+            return 0
+        if first_step:
+            print(f"resuming at step {first_step}", flush=True)
 
-    writer = MetricsWriter(workdir, first_step)
-    if first_step == 0:
-        writer.write(0, "baseline", evaluation.baselines())
-    device_batches = (
-        build.put_batch(batch, mesh) for batch in prefetch(batches, first_step, config.steps)
-    )
-    state, stopped_by = train(
-        state,
-        train_step,
-        device_batches,
-        lambda state: evaluation(state.params),
-        checkpoints,
-        writer,
-        heads=objective.heads,
-        first_step=first_step,
-        steps=config.steps,
-        log_every=config.log_every,
-        eval_every=config.eval_every,
-        checkpoint_every=config.checkpoint_every,
-        flops_per_token=flops_per_token(config),
-        peak_flops=peak_flops(mesh.devices),
-        unlogged=unlogged,
-    )
-    checkpoints.close()
-    writer.close()
+        device_batches = (
+            build.put_batch(batch, mesh) for batch in prefetch(batches, first_step, config.steps)
+        )
+        with MetricsWriter(workdir, first_step) as writer:
+            if first_step == 0:
+                writer.write(0, "baseline", evaluation.baselines())
+            state, stopped_by = train(
+                state,
+                train_step,
+                device_batches,
+                lambda state: evaluation(state.params),
+                checkpoints,
+                writer,
+                heads=objective.heads,
+                first_step=first_step,
+                steps=config.steps,
+                log_every=config.log_every,
+                eval_every=config.eval_every,
+                checkpoint_every=config.checkpoint_every,
+                flops_per_token=flops_per_token(config),
+                peak_flops=peak_flops(mesh.devices),
+                unlogged=unlogged,
+            )
     draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")
-    if stopped_by:
-        print(f"{stopped_by.name}: saved at step {int(state.step)}; run again to go on", flush=True)
+    done = int(state.step)
+    if done < config.steps:
+        print(f"{stopped_by.name}: saved at step {done}; run again to go on", flush=True)
         return EXIT_STOPPED
     return 0
 
 
-def claim_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
-    """Writes what the run is made of into its workdir, or checks that it is still the same.
-
-    `config.json` holds the config, `data.json` the fingerprint of the token store; the vocabulary
-    is copied, so that a workdir is enough to use the model.
+def check_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
+    """Checks that the workdir is new, or that its run can go on with this config and store.
 
     A run without a checkpoint has nothing to lose, so any other may take its place: after a start
     that failed, the same command with the mistake corrected works.
 
     Raises:
-      UserError: the workdir holds a run of another model or other data; lists the differences.
+      UserError: the workdir holds a run of another model or other data, whose differences it lists,
+        or one that has more steps already, or something else than a run.
     """
-    data = {"store_fingerprint": store.fingerprint}
-    config_path, data_path = workdir / "config.json", workdir / "data.json"
-    if config_path.exists():
-        changed = differences(read_config(config_path).to_dict(), config.to_dict())
-        changed += differences(json.loads(data_path.read_text()), data)
-        refused = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
-        if refused and has_checkpoint(workdir):
-            raise UserError(
-                f"{workdir} holds a run of another model or other data: {'; '.join(refused)}. "
-                f"Choose another --workdir, or give the old values to go on"
-            )
-        for line in changed:
-            print(f"changed since the last start: {line}", flush=True)
-    elif workdir.exists() and any(workdir.iterdir()):
-        raise UserError(f"{workdir} is not empty and holds no run: choose another --workdir")
+    config_path = workdir / "config.json"
+    if not config_path.exists():
+        if workdir.exists() and any(path.name not in CLAIM for path in workdir.iterdir()):
+            raise UserError(f"{workdir} is not empty and holds no run: choose another --workdir")
+        return
+    step = latest_step(workdir)
+    if step is None:
+        return
+    changed = differences(read_config(config_path).to_dict(), config.to_dict())
+    changed += differences(json.loads((workdir / "data.json").read_text()), identity(store))
+    refused = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
+    if refused:
+        raise UserError(
+            f"{workdir} holds a run of another model or other data: {'; '.join(refused)}. "
+            f"Choose another --workdir, or give the old values to go on"
+        )
+    if step > config.steps:
+        raise UserError(
+            f"config.steps={config.steps}, but {workdir} has {step} steps already: "
+            f"choose another --workdir or more steps"
+        )
+    for line in changed:
+        print(f"changed since the last start: {line}", flush=True)
+
+
+def claim_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
+    """Writes into the workdir what its run is made of.
+
+    `config.json` holds the config, `data.json` the fingerprint of the token store; the vocabulary
+    is copied, so that a workdir is enough to use the model. `config.json` comes last and whole: a
+    workdir without it holds no run.
+    """
     workdir.mkdir(parents=True, exist_ok=True)
     store.wordpiece.save(workdir)
-    data_path.write_text(json.dumps(data, indent=2) + "\n")
-    config_path.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    (workdir / "data.json").write_text(json.dumps(identity(store), indent=2) + "\n")
+    unfinished = workdir / "config.json.tmp"
+    unfinished.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    unfinished.replace(workdir / "config.json")
+
+
+def identity(store: Store) -> dict[str, str]:
+    """What tells the data of a run from other data."""
+    return {"store_fingerprint": store.fingerprint}
 
 
 def flops_per_token(config: Config) -> float:

@@ -62,10 +62,11 @@ def get_config(size: str = "base") -> ConfigDict:
     data.pairs = "nsp"
     data.short_seq_prob = 0.1
     data.packing = True
-    data.max_examples_per_row = 4
+    data.max_examples_per_row = data.get_oneway_ref("max_seq_length") // 33 + 1
     data.masking = "token"
     data.masked_lm_prob = 0.15
-    data.max_predictions_per_seq = 20
+    # 20 at 128 tokens and 80 at 512.
+    data.max_predictions_per_seq = data.get_oneway_ref("max_seq_length") * 20 // 128
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"

@@ -1,5 +1,6 @@
 """The step, the loop and the checkpoints, on a real store and through the real verb."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -16,13 +17,15 @@ from etils import epath
 from tiny import make_batch, make_masking, make_model
 
 from bert_jax.config import build_config
-from bert_jax.errors import TrainingDiverged
+from bert_jax.data.store import open_store
+from bert_jax.errors import TrainingDiverged, UserError
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.pretrain import pretrain
 from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.evaluation import Evaluation
 from bert_jax.train.loop import EXIT_STOPPED
 from bert_jax.train.metrics import read_metrics
 from bert_jax.train.optimizers import adamw, learning_rate_schedule
@@ -175,6 +178,37 @@ def test_a_run_can_be_prolonged_on_another_mesh(uninterrupted, sotu_store, tmp_p
     assert "changed since the last start: steps: 14 -> 16" in printed
     assert "resuming at step 14" in printed
     assert read_metrics(workdir)[-1]["step"] == 16
+
+
+def test_fewer_steps_than_are_done_are_refused(uninterrupted, sotu_store):
+    config = (uninterrupted / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"config\.steps=13, but .* has 14 steps already"):
+        pretrain(recipe(sotu_store, steps=13), epath.Path(uninterrupted))
+    assert (uninterrupted / "config.json").read_bytes() == config
+
+
+def test_a_start_that_fails_changes_nothing(uninterrupted, sotu_store):
+    """The sizes of the mesh are checked against the devices, after the workdir."""
+    config = (uninterrupted / "config.json").read_bytes()
+    with pytest.raises(UserError, match=r"config\.mesh"):
+        pretrain(recipe(sotu_store, steps=20, **{"mesh.data": 3}), epath.Path(uninterrupted))
+    assert (uninterrupted / "config.json").read_bytes() == config
+
+
+def test_evaluation_fits_any_mesh(uninterrupted, sotu_store):
+    """Empty rows that fill up a batch count nowhere."""
+    mesh = make_mesh(data=8)
+    trained = build.load_trained(epath.Path(uninterrupted), mesh)
+    store = open_store(sotu_store)
+    objective = PreTraining(
+        trained.model.graphdef, build.build_masking(trained.config.data, store.wordpiece), 0
+    )
+    scores = []
+    for batch_size in (16, 20):
+        data = dataclasses.replace(trained.config.data, batch_size=batch_size)
+        config = dataclasses.replace(trained.config, data=data, eval_batches=0)
+        scores.append(Evaluation(config, store, objective, mesh)(trained.params))
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
 def test_divergence_is_reported_and_not_saved(sotu_store, tmp_path):

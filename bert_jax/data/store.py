@@ -142,6 +142,12 @@ def heldout_bound(documents: Iterable[str], share: float) -> float:
     return sorted(hashes)[min(max(num_heldout, least), most)]
 
 
+def check_unused(path: pathlib.Path) -> None:
+    """Raises UserError if `path` is anything but an empty folder or nothing."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: exists and is not empty; choose another folder or delete it")
+
+
 def write_store(
     path: epath.PathLike,
     documents: Iterable[str],
@@ -169,8 +175,7 @@ def write_store(
       UserError: `path` is in use, no document has a token, or a worker was killed.
     """
     path = pathlib.Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path}: exists and is not empty; choose another folder or delete it")
+    check_unused(path)
     encoder = _Encoder(wordpiece, heldout_bound)
     with _unfinished(path) as directory:
         wordpiece.save(directory)

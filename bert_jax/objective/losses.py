@@ -17,7 +17,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
       weights: [...] fp32, 0 for positions that do not count.
 
     Returns:
-      {"loss", "correct", "count"}: fp32 scalars, each a sum over positions times weights.
+      {"loss", "correct", "count"}: fp32 scalars, each a sum over positions times weights. A label
+      is correct if no other class scores higher.
     """
     # A masked sum and not a gather, whose gradient would be a scatter into all logits.
     is_label = jnp.arange(logits.shape[-1]) == jnp.where(weights > 0, labels, 0)[..., None]

@@ -59,9 +59,10 @@ def mask_tokens(
     """Chooses the positions to predict and hides them.
 
     Of the chosen tokens 80 % become [MASK], 10 % a random ordinary token and 10 % stay, drawn for
-    each token by itself. An example of length n yields round(masked_lm_prob * n) predictions, at
-    least one. Units are taken in random order while they fit; what remains of the budget goes to
-    units of one token, so a long word that does not fit is skipped, never split.
+    each token by itself. The budget of an example of length n is round(masked_lm_prob * n)
+    predictions, at least one and at most `max_predictions_per_seq`. Units are taken in random order
+    up to the first that does not fit; what remains of the budget goes to units of one token, so a
+    long word is skipped, never split. Token masking always uses the whole budget.
 
     Args:
       batch: `input_ids`, `segment_ids`, `position_ids` [rows, length] int32 and `example_ids`

@@ -1,4 +1,4 @@
-"""Devices: the mesh with its three axes, and the processes of a multi-host run."""
+"""The mesh of all devices, with its three axes."""
 
 import jax
 from jax.sharding import AxisType, Mesh

@@ -1,6 +1,8 @@
 """From a validated config to the parts of a run: the one place where both are known."""
 
+import dataclasses
 import functools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from etils import epath
+from flax import nnx
 from jax.sharding import Mesh
 
 from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, read_config
@@ -23,24 +26,23 @@ from bert_jax.train import optimizers
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.state import Params, TrainState, init_state, split_model
 
+# Parameters and masks fold small numbers (a count, an epoch) into the key of the seed: dropout
+# keeps away from them.
+DROPOUT_STREAM = 2**31
 RNG_IMPLEMENTATIONS = {"threefry": "threefry2x32", "rbg": "rbg"}
 
 
 class Model(NamedTuple):
     """`graphdef` for `nnx.merge(graphdef, params)` and `init(key) -> params`."""
 
-    graphdef: Any
-    init: Any
+    graphdef: nnx.GraphDef
+    init: Callable[[jax.Array], Params]
 
 
 def build_model(config: ModelConfig, constrain: Constrain) -> Model:
     """The pretraining model; computes nothing yet."""
-    options = {
-        name: getattr(config, name)
-        for name in config.__dataclass_fields__
-        if name != "compute_dtype"
-    }
-    dtype = jnp.dtype(config.compute_dtype)
+    options = dataclasses.asdict(config)
+    dtype = jnp.dtype(options.pop("compute_dtype"))
     return Model(
         *split_model(
             lambda rngs: BertForPreTraining(dtype=dtype, constrain=constrain, rngs=rngs, **options)
@@ -89,7 +91,7 @@ def dropout_key(config: Config) -> jax.Array | None:
     if config.model.hidden_dropout == config.model.attention_dropout == 0:
         return None
     key = jax.random.key(config.seed, impl=RNG_IMPLEMENTATIONS[config.rng])
-    return jax.random.fold_in(key, 1)  # parameters are drawn from the key itself
+    return jax.random.fold_in(key, DROPOUT_STREAM)
 
 
 def abstract_state(
@@ -151,10 +153,10 @@ def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Tr
       UserError: no run, or no such checkpoint, in `workdir`.
     """
     config = read_config(workdir / "config.json")
-    checkpoints = Checkpoints(workdir, read_only=True)
     model = build_model(config.model, rules.activation_constraint(mesh))
     abstract, _ = abstract_state(model, build_optimizer(config.optimizer), mesh)
-    state, _ = checkpoints.restore(abstract, step)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        state, _ = checkpoints.restore(abstract, step)
     return Trained(config, load_wordpiece(workdir), model, state.params, int(state.step))
 
 
@@ -180,13 +182,15 @@ def training_batches(config: Config, store: Store) -> Batches:
     return Batches(store.train, seed=config.seed, **sampling_options(config.data, store.wordpiece))
 
 
-def evaluation_batches(config: Config, store: Store) -> Any:
-    """This host's rows of the fixed held-out batches; may be iterated again."""
-    return heldout_batches(
-        store.heldout,
-        num_batches=config.eval_batches,
-        **sampling_options(config.data, store.wordpiece),
-    )
+def evaluation_batches(config: Config, store: Store, mesh: Mesh) -> Iterable[dict[str, np.ndarray]]:
+    """This host's rows of the fixed held-out batches; may be iterated again.
+
+    A batch is as large as in training, rounded up to what the mesh can share equally.
+    """
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    options = sampling_options(config.data, store.wordpiece)
+    options["batch_size"] = -(-config.data.batch_size // devices) * devices
+    return heldout_batches(store.heldout, num_batches=config.eval_batches, **options)
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

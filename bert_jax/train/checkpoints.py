@@ -11,9 +11,10 @@ from etils import epath
 from bert_jax.errors import UserError
 
 
-def has_checkpoint(workdir: epath.PathLike) -> bool:
-    """Whether `workdir` holds a checkpoint; creates nothing."""
-    return any(path.name.isdigit() for path in (epath.Path(workdir) / "checkpoints").glob("*"))
+def latest_step(workdir: epath.PathLike) -> int | None:
+    """The newest complete checkpoint of a run, or None; creates and opens nothing."""
+    names = [path.name for path in (epath.Path(workdir) / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=None)
 
 
 class Checkpoints:
@@ -27,7 +28,7 @@ class Checkpoints:
         """Opens the checkpoints of a run.
 
         Args:
-          workdir: of the run; local, or shared by all hosts.
+          workdir: of the run.
           keep: how many of the newest to keep.
           read_only: neither create nor delete anything.
         """
@@ -82,7 +83,10 @@ class Checkpoints:
             ) from error
         return restored["state"], restored["progress"]
 
-    def close(self) -> None:
-        """Waits until everything is written."""
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Waits until everything is written, also when training ends with an error."""
         self._manager.wait_until_finished()
         self._manager.close()

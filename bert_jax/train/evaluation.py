@@ -5,12 +5,13 @@ from collections.abc import Iterable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from bert_jax.config import Config
 from bert_jax.data.batches import HELDOUT_SEED
 from bert_jax.data.store import Store
 from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel import rules
 from bert_jax.report.baselines import pretraining_baselines
 from bert_jax.train.build import evaluation_batches, put_batch
 from bert_jax.train.metrics import add_sums, means
@@ -32,10 +33,10 @@ class Evaluation:
         """
         objective = dataclasses.replace(objective, seed=HELDOUT_SEED)
         self._heads = objective.heads
-        self._batches = evaluation_batches(config, store)
+        self._batches = evaluation_batches(config, store, mesh)
         self._token_counts = store.train.token_counts
         self._mesh = mesh
-        everywhere = NamedSharding(mesh, PartitionSpec())
+        everywhere = rules.replicated(mesh)
         self._prepare = jax.jit(objective.prepare, out_shardings=everywhere)
         self._step = jax.jit(make_eval_step(objective), out_shardings=everywhere)
 

@@ -95,7 +95,7 @@ def train(
       The last state and the signal that stopped the run early, if one did.
 
     Raises:
-      TrainingDiverged: a gradient is not finite. Nothing of it is saved.
+      TrainingDiverged: a gradient is not finite. It is not saved.
     """
     stopwatch = Stopwatch()
     pending: list[dict[str, jax.Array]] = []  # of steps that may still run

@@ -67,7 +67,10 @@ class MetricsWriter:
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         self._tensorboard.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "MetricsWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         self._tensorboard.close()
 
 

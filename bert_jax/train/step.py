@@ -111,10 +111,14 @@ def make_eval_step(objective: Objective) -> Callable[[Params, Batch], Metrics]:
 
 
 def count_positions(batch: Batch) -> Metrics:
-    """int32 sums: "positions" of the rows, "tokens" (padding excluded) and "examples"."""
+    """int32 sums: "positions" of the rows, "tokens" (padding excluded) and "examples".
+
+    Empty rows, which only fill up the last batch of an evaluation, do not count.
+    """
     segment_ids = batch["segment_ids"]
+    rows = jnp.sum(jnp.any(segment_ids > 0, axis=1))
     return {
-        "positions": jnp.asarray(segment_ids.size, jnp.int32),
+        "positions": rows * segment_ids.shape[1],
         "tokens": jnp.sum(segment_ids > 0),
         "examples": jnp.sum(jnp.max(segment_ids, axis=1)),
     }
