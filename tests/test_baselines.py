@@ -9,6 +9,7 @@ from bert import get_config
 from bert_jax.config import build_config
 from bert_jax.data.store import open_store
 from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.baselines import pretraining_baselines
 from bert_jax.train.build import build_masking, evaluation_batches
 
@@ -23,7 +24,8 @@ def test_baselines_of_the_held_out_documents(sotu_store):
     config = build_config(recipe.to_dict())
     objective = PreTraining(None, build_masking(config.data, store.wordpiece), seed=0)
     prepare = jax.jit(objective.prepare)
-    batches = [jax.device_get(prepare(batch)) for batch in evaluation_batches(config, store)]
+    heldout = evaluation_batches(config, store, make_mesh())
+    batches = [jax.device_get(prepare(batch)) for batch in heldout]
     baselines = pretraining_baselines(batches, store.train.token_counts)
 
     masked, labels = [], []
