@@ -1,6 +1,7 @@
 """Uses a trained model on text."""
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -20,7 +21,7 @@ TEXTS_AT_ONCE = 64
 
 
 class Guess(NamedTuple):
-    """A word for a mask, with its probability and the text that it gives."""
+    """A word for a mask, with its probability."""
 
     token: str
     probability: float
@@ -80,20 +81,9 @@ def fill_mask(trained: Trained, texts: Sequence[str], top_k: int = 5) -> list[li
     for index, found in enumerate(positions):
         masked[index, : len(found)] = found
 
-    @jax.jit
-    def best_words(params, input_ids, segment_ids, masked):
-        logits, _ = nnx.merge(trained.model.graphdef, params)(
-            input_ids,
-            jnp.zeros_like(input_ids),
-            jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape),
-            segment_ids,
-            masked,
-            jnp.zeros((input_ids.shape[0], 1), jnp.int32),
-        )
-        return jax.lax.top_k(jax.nn.softmax(logits), top_k)
-
+    graphdef = trained.model.graphdef
     probabilities, tokens = jax.device_get(
-        best_words(trained.params, input_ids, segment_ids, masked)
+        _best_words(trained.params, input_ids, segment_ids, masked, graphdef, top_k)
     )
     return [
         [
@@ -102,6 +92,20 @@ def fill_mask(trained: Trained, texts: Sequence[str], top_k: int = 5) -> list[li
         ]
         for i, found in enumerate(positions)
     ]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "top_k"))
+def _best_words(params, input_ids, segment_ids, masked, graphdef, top_k):
+    """Probabilities and ids [rows, masks, top_k]; compiled once for each shape."""
+    logits, _ = nnx.merge(graphdef, params)(
+        input_ids,
+        jnp.zeros_like(input_ids),
+        jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape),
+        segment_ids,
+        masked,
+        jnp.zeros((input_ids.shape[0], 1), jnp.int32),
+    )
+    return jax.lax.top_k(jax.nn.softmax(logits), top_k)
 
 
 def _encode_masked(trained: Trained, text: str) -> list[int]:
