@@ -7,7 +7,7 @@ import pytest
 from sotu_words import CLS, PAD, SEP, make_split, sotu_words
 
 from bert_jax.data import batches as batches_module
-from bert_jax.data.batches import Batches, heldout_batches, prefetch
+from bert_jax.data.batches import READ_AHEAD, Batches, heldout_batches, prefetch
 from bert_jax.data.sampling import plan_epoch
 from bert_jax.errors import UserError
 
@@ -129,15 +129,17 @@ def test_each_epoch_is_planned_once_and_ahead(monkeypatch):
         return plan_epoch(*args, epoch=epoch, **options)
 
     monkeypatch.setattr(batches_module, "plan_epoch", spy)
-    batches = Batches(tiny_split(), seed=0, **SPECIAL, batch_size=4, max_seq_length=20)
+    batches = Batches(tiny_split(), seed=0, **SPECIAL, batch_size=1, max_seq_length=20)
+    epoch = batches.rows_per_epoch
+    # What threads read ahead must not span more epochs than are held.
+    assert epoch > READ_AHEAD.num_threads + READ_AHEAD.prefetch_buffer_size
     assert planned == [0]
     batches.batch(0)
     assert ahead.wait(10)
-    batches.batch(batches.rows_per_epoch // 4 + 1)
+    batches.batch(epoch + 1)
     batches.batch(0)  # a slower thread: epoch 1 is in use, epoch 0 is still at hand
-    steps = 5 * batches.rows_per_epoch // 4
-    assert len(list(prefetch(batches, 1, steps))) == steps - 1
-    batches.batch(steps - 1)
+    assert len(list(prefetch(batches, 1, 5 * epoch))) == 5 * epoch - 1
+    batches.batch(5 * epoch - 1)
     assert planned[:5] == [0, 1, 2, 3, 4]
     assert len(planned) == len(set(planned))
 

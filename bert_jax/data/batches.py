@@ -31,7 +31,8 @@ class Batches:
     hosts, one after another, are the same whatever n is.
 
     The plan of the next epoch is drawn in a background thread as soon as an epoch is in use, so
-    that training does not wait where epochs meet. At most three plans are held. Thread-safe.
+    that training does not wait where epochs meet. At most three plans are held: threads that read
+    ahead over more epochs than that plan some of them twice. Thread-safe.
 
     Attributes:
       rows_per_epoch: rows in the plan of epoch 0.
