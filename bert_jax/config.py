@@ -38,6 +38,7 @@ class ModelConfig:
     layer_norm_eps: float
     initializer_range: float
     compute_dtype: str
+    attention: str
     scan_layers: bool
     remat: str
 
@@ -108,11 +109,17 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; one may be -1 and takes the rest of the devices."""
+    """Layout of the computation; see `bert_jax.parallel.rules`.
+
+    Attributes:
+      data, fsdp, tensor: sizes of the mesh axes; one may be -1 and takes the rest of the devices.
+      zero1: split optimizer state and fp32 parameters over the data axis too.
+    """
 
     data: int
     fsdp: int
     tensor: int
+    zero1: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +159,7 @@ CHOICES = {
     "model.hidden_act": ("gelu", "gelu_tanh"),
     "model.position_embedding": ("learned", "sinusoidal"),
     "model.compute_dtype": ("float32", "bfloat16"),
+    "model.attention": ("auto", "xla", "splash"),
     "model.remat": ("none", "dots", "full"),
     "data.pairs": ("nsp", "sop", "none"),
     "data.masking": ("token", "whole_word", "span"),
@@ -388,10 +396,6 @@ def _check(config: Config) -> None:
             raise UserError(f"config.{path} must be at most 0.99, not {get(path)}")
     if config.seed >= 2**32:  # JAX would silently take the lower 32 bits
         raise UserError(f"config.seed={config.seed} must be below 2**32")
-    if not data.store:
-        raise UserError(
-            "config.data.store is empty: name the directory that `bert-jax prepare` wrote"
-        )
     if model.hidden_size % model.num_heads:
         raise UserError(
             f"config.model.hidden_size={model.hidden_size} is not a multiple of "

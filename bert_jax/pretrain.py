@@ -13,10 +13,9 @@ from etils import epath
 
 from bert_jax.config import Config, differences, load_config, read_config
 from bert_jax.data.batches import prefetch
-from bert_jax.data.store import Store, open_store
+from bert_jax.data.store import Store
 from bert_jax.errors import UserError
 from bert_jax.objective.pretraining import PreTraining
-from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.flops import peak_flops_per_device, pretraining_flops_per_example
@@ -26,7 +25,6 @@ from bert_jax.train.evaluation import Evaluation
 from bert_jax.train.loop import EXIT_STOPPED, train
 from bert_jax.train.metrics import MetricsWriter, read_metrics
 from bert_jax.train.state import num_params
-from bert_jax.train.step import make_train_step
 
 # What a start that was cut short may leave in a workdir.
 CLAIM = ("vocab.txt", "tokenizer_config.json", "data.json", "config.json.tmp")
@@ -79,15 +77,14 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
     Raises:
       UserError: config, store and workdir do not fit together.
     """
-    store = open_store(config.data.store)
-    build.check_store(config, store)
+    store = build.configured_store(config)
     check_workdir(workdir, config, store)
 
     if jax.process_count() > 1:
         raise UserError("training on several hosts is not supported: start one process")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     build.check_mesh(config, mesh)
-    model = build.build_model(config.model, rules.activation_constraint(mesh))
+    model = build.build_model(config.model, mesh)
     optimizer = build.build_optimizer(config.optimizer)
     abstract_state, init_state = build.abstract_state(model, optimizer, mesh)
     print(
@@ -108,20 +105,7 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
     )
     evaluation = Evaluation(config, store, objective, mesh)
 
-    train_step = make_train_step(
-        objective,
-        optimizer,
-        build.build_schedule(config),
-        dropout_key=build.dropout_key(config),
-        gradient_accumulation=config.optimizer.gradient_accumulation,
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state)
-    train_step = jax.jit(
-        train_step,
-        in_shardings=(shardings, rules.batch_sharding(mesh)),
-        out_shardings=(shardings, rules.replicated(mesh)),
-        donate_argnums=0,
-    )
+    train_step = build.jit_train_step(config, objective, optimizer, abstract_state, mesh)
 
     claim_workdir(workdir, config, store)
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:

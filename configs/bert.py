@@ -52,6 +52,7 @@ def get_config(size: str = "base") -> ConfigDict:
     model.layer_norm_eps = 1e-12
     model.initializer_range = 0.02
     model.compute_dtype = "bfloat16"
+    model.attention = "auto"
     model.scan_layers = True
     model.remat = "none"
 
@@ -82,5 +83,5 @@ def get_config(size: str = "base") -> ConfigDict:
     optimizer.clip_norm = 1.0
     optimizer.gradient_accumulation = 1
 
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "zero1": True})
     return config

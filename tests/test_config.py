@@ -9,7 +9,7 @@ import pytest
 
 from bert_jax.config import CHOICES, build_config, differences, load_config, read_config
 from bert_jax.errors import UserError
-from bert_jax.model.bert import unconstrained
+from bert_jax.parallel.mesh import make_mesh
 from bert_jax.train.build import build_model, build_schedule
 from bert_jax.train.state import num_params
 
@@ -36,7 +36,7 @@ def recipes() -> list[str]:
 @pytest.mark.parametrize("recipe", recipes())
 def test_recipe_traces(recipe):
     config = load(recipe=recipe)
-    model = build_model(config.model, unconstrained)
+    model = build_model(config.model, make_mesh())
     params = jax.eval_shape(model.init, jax.random.key(0))
     layers = {leaf.shape[0] for leaf in jax.tree.leaves(params["bert"]["encoder"]["layers"])}
     assert layers == {config.model.num_layers}
@@ -47,7 +47,7 @@ def test_recipe_traces(recipe):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_published_sizes(size):
-    model = build_model(load(recipe=f"bert.py:{size}").model, unconstrained)
+    model = build_model(load(recipe=f"bert.py:{size}").model, make_mesh())
     count = num_params(jax.eval_shape(model.init, jax.random.key(0)))
     assert count == pytest.approx(PARAMETERS[size], rel=0.01)
 

@@ -14,7 +14,6 @@ import bert_jax
 from bert_jax.__main__ import main
 from bert_jax.config import load_config
 from bert_jax.data.store import open_store
-from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.pretrain import claim_workdir
 from bert_jax.train import build
@@ -52,7 +51,7 @@ def made(tmp_path_factory):
     config = load_config(pretrain(folder)[2:])
     mesh, run = make_mesh(), epath.Path(folder / "run")
     claim_workdir(run, config, open_store(store))
-    model = build.build_model(config.model, rules.activation_constraint(mesh))
+    model = build.build_model(config.model, mesh)
     _, init_state = build.abstract_state(model, build.build_optimizer(config.optimizer), mesh)
     with Checkpoints(run) as checkpoints:
         checkpoints.save(2, init_state(jax.random.key(0)), {"unlogged": {}})
@@ -102,7 +101,7 @@ FIELDS = {
     "model.num_layer=2": r"config\.model\.num_layer: .* mean config\.model\.num_layers\?",
     "step=9": r"config\.step: .* mean config\.steps\?",
     "steps.more=9": r"config\.steps\.more: no such field",
-    "model=tiny": r"config\.model is a group: set its fields, attention_dropout, ",
+    "model=tiny": r"config\.model is a group: set its fields, attention, ",
     # types
     "steps=1.5": r"config\.steps must be int, not '1\.5'",
     "steps=ten": r"config\.steps must be int, not 'ten'",

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from bert_jax.model.attention import attention
 from bert_jax.model.bert import unconstrained
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.objective.masking import Masking
@@ -31,6 +32,7 @@ def make_model(constrain=unconstrained, **changes):
         "dtype": jnp.float32,
         "scan_layers": True,
         "remat": "none",
+        "attend": attention,
         "constrain": constrain,
     } | changes
     return split_model(lambda rngs: BertForPreTraining(rngs=rngs, **options))

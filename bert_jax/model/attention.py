@@ -1,9 +1,14 @@
 """Multi-head scaled dot-product attention within segments."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
 from bert_jax.model.dropout import dropout
+
+# Computes attention as `attention` below does, perhaps with another kernel.
+Attend = Callable[..., jax.Array]
 
 
 def attention(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax.model.attention import attention
+from bert_jax.model.attention import Attend
 from bert_jax.model.dropout import dropout
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
@@ -131,6 +131,7 @@ class SelfAttention(nnx.Module):
         dropout_rate: float,
         initializer_range: float,
         dtype: jnp.dtype,
+        attend: Attend,
         rngs: nnx.Rngs,
     ):
         heads = (num_heads, hidden_size // num_heads)
@@ -140,11 +141,12 @@ class SelfAttention(nnx.Module):
         self.value = nnx.LinearGeneral(hidden_size, heads, **options)
         self.output = nnx.LinearGeneral(heads, hidden_size, axis=(-2, -1), **options)
         self.dropout_rate = dropout_rate
+        self.attend = attend
 
     def __call__(
         self, hidden: jax.Array, segment_ids: jax.Array, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        context = attention(
+        context = self.attend(
             self.query(hidden),
             self.key(hidden),
             self.value(hidden),
@@ -192,12 +194,17 @@ class Layer(nnx.Module):
         layer_norm_eps: float,
         initializer_range: float,
         dtype: jnp.dtype,
+        attend: Attend,
         constrain: Constrain,
         rngs: nnx.Rngs,
     ):
         common = {"initializer_range": initializer_range, "dtype": dtype, "rngs": rngs}
         self.attention = SelfAttention(
-            hidden_size=hidden_size, num_heads=num_heads, dropout_rate=attention_dropout, **common
+            hidden_size=hidden_size,
+            num_heads=num_heads,
+            dropout_rate=attention_dropout,
+            attend=attend,
+            **common,
         )
         self.attention_norm = layer_norm(hidden_size, layer_norm_eps, rngs)
         self.feed_forward = FeedForward(
@@ -282,6 +289,7 @@ class Bert(nnx.Module):
       initializer_range: stddev of the truncated normal of all weights.
       dtype: of matrix products and activations; parameters, LayerNorm and softmax are fp32.
       scan_layers, remat: see `Encoder`.
+      attend: `bert_jax.model.attention.attention`, or one that computes the same.
       constrain: pins an activation's sharding by axis names.
     """
 
@@ -304,6 +312,7 @@ class Bert(nnx.Module):
         dtype: jnp.dtype,
         scan_layers: bool,
         remat: str,
+        attend: Attend,
         constrain: Constrain,
         rngs: nnx.Rngs,
     ):
@@ -331,6 +340,7 @@ class Bert(nnx.Module):
             hidden_act=hidden_act,
             hidden_dropout=hidden_dropout,
             attention_dropout=attention_dropout,
+            attend=attend,
             constrain=constrain,
             **common,
         )

@@ -15,16 +15,17 @@ from jax.sharding import Mesh
 
 from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, read_config
 from bert_jax.data.batches import Batches, heldout_batches
-from bert_jax.data.store import Store
+from bert_jax.data.store import Store, open_store
 from bert_jax.data.wordpiece import WordPiece, load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.model.bert import Constrain
+from bert_jax.model.attention import Attend, attention
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.objective.masking import Masking
 from bert_jax.parallel import rules
 from bert_jax.train import optimizers
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.state import Params, TrainState, init_state, split_model
+from bert_jax.train.step import Objective, make_train_step
 
 # Parameters and masks fold small numbers (a count, an epoch) into the key of the seed: dropout
 # keeps away from them.
@@ -39,15 +40,19 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], Params]
 
 
-def build_model(config: ModelConfig, constrain: Constrain) -> Model:
-    """The pretraining model; computes nothing yet."""
+def build_model(config: ModelConfig, mesh: Mesh) -> Model:
+    """The pretraining model for a mesh; computes nothing yet."""
     options = dataclasses.asdict(config)
-    dtype = jnp.dtype(options.pop("compute_dtype"))
-    return Model(
-        *split_model(
-            lambda rngs: BertForPreTraining(dtype=dtype, constrain=constrain, rngs=rngs, **options)
-        )
-    )
+    options["dtype"] = jnp.dtype(options.pop("compute_dtype"))
+    options["attend"] = build_attention(options.pop("attention"), mesh)
+    options["constrain"] = rules.activation_constraint(mesh)
+    return Model(*split_model(lambda rngs: BertForPreTraining(rngs=rngs, **options)))
+
+
+def build_attention(implementation: str, mesh: Mesh) -> Attend:
+    """The attention function of a model on a mesh."""
+    del implementation, mesh
+    return attention
 
 
 def build_masking(config: DataConfig, wordpiece: WordPiece) -> Masking:
@@ -109,14 +114,24 @@ def abstract_state(
     return abstract, jax.jit(init, out_shardings=shardings)
 
 
-def check_store(config: Config, store: Store) -> None:
-    """Raises UserError if the model's vocabulary is not the store's."""
+def configured_store(config: Config) -> Store:
+    """Opens the store of a config.
+
+    Raises:
+      UserError: none is named, it cannot be opened, or its vocabulary is not the model's.
+    """
+    if not config.data.store:
+        raise UserError(
+            "config.data.store is empty: name the directory that `bert-jax prepare` wrote"
+        )
+    store = open_store(config.data.store)
     size = len(store.wordpiece.vocab)
     if config.model.vocab_size != size:
         raise UserError(
             f"config.model.vocab_size={config.model.vocab_size}, but {store.path} has a vocabulary "
             f"of {size}: set --config.model.vocab_size={size} or prepare another store"
         )
+    return store
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:
@@ -129,6 +144,54 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
             f"{config.optimizer.gradient_accumulation} microbatches gives {rows} rows, which "
             f"{devices} devices (axes data and fsdp) cannot share equally"
         )
+
+
+def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a global training batch; see `Batches.batch`."""
+    rows, length = config.data.batch_size, config.data.max_seq_length
+    examples = config.data.examples_per_row
+    per_token = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
+    shapes = dict.fromkeys(per_token, (rows, length)) | {
+        "cls_positions": (rows, examples),
+        "next_sentence_label": (rows, examples),
+        "example_ids": (rows, examples, 2),
+    }
+    sharding = rules.batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+        for name, shape in shapes.items()
+    }
+
+
+def jit_train_step(
+    config: Config,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+) -> Callable:
+    """The compiled training step, (state, batch) -> (state, metrics); the state is donated.
+
+    Args:
+      config: of the run.
+      objective, optimizer: of the run.
+      state: abstract, with shardings.
+      mesh: of the run.
+    """
+    train_step = make_train_step(
+        objective,
+        optimizer,
+        build_schedule(config),
+        dropout_key=dropout_key(config),
+        gradient_accumulation=config.optimizer.gradient_accumulation,
+    )
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, rules.batch_sharding(mesh)),
+        out_shardings=(shardings, rules.replicated(mesh)),
+        donate_argnums=0,
+    )
 
 
 class Trained(NamedTuple):
@@ -153,7 +216,7 @@ def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Tr
       UserError: no run, or no such checkpoint, in `workdir`.
     """
     config = read_config(workdir / "config.json")
-    model = build_model(config.model, rules.activation_constraint(mesh))
+    model = build_model(config.model, mesh)
     abstract, _ = abstract_state(model, build_optimizer(config.optimizer), mesh)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(abstract, step)
