@@ -88,9 +88,9 @@ def cycles_by_kind(text: str) -> dict[str, int]:
     """Where the estimated cycles go, largest first; the values sum to `entry_cycles`.
 
     A fusion counts under the first of these that it contains or is: "matrix products", "random
-    bits" (threefry), "gathers and scatters"; outside of the differentiated part of the step "optimizer and
-    casts" (floats) or "masking" (integers); "reductions" (LayerNorm, softmax, bias gradients),
-    "copies", and "elementwise" for the rest.
+    bits" (threefry), "gathers and scatters"; outside of the differentiated part of the step
+    "optimizer and casts" (floats) or "masking" (integers); "reductions" (LayerNorm, softmax, bias
+    gradients), "copies", and "elementwise" for the rest.
     """
     program = _parse(text)
     kinds = collections.Counter()
