@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from bert_jax.config import read_config
 from bert_jax.data.store import open_store
+from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.train import build
 from bert_jax.train.evaluation import Evaluation
@@ -28,21 +31,29 @@ def main(argv: Sequence[str]) -> None:
         help="token store whose held-out documents to score on (default: that of the training run)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    hosts.add_arguments(parser)
     arguments = parser.parse_args(argv)
+    hosts.connect(arguments)
 
     workdir = epath.Path(arguments.workdir)
+    with hosts.agreement():
+        config = read_config(workdir / "config.json")
+        store = open_store(arguments.store or config.data.store)
+        if store.wordpiece.vocab_hash != load_wordpiece(workdir).vocab_hash:
+            raise UserError(
+                f"{store.path} has another vocabulary than {workdir}: "
+                f"prepare it with --vocab={workdir}"
+            )
+    build.check_same(config, store)
     mesh = make_mesh()
     trained = build.load_trained(workdir, mesh, arguments.step)
-    store = open_store(arguments.store or trained.config.data.store)
-    if store.wordpiece.vocab_hash != trained.wordpiece.vocab_hash:
-        raise UserError(
-            f"{store.path} has another vocabulary than {workdir}: prepare it with --vocab={workdir}"
-        )
     masking = build.build_masking(trained.config.data, trained.wordpiece)
     objective = PreTraining(trained.model.graphdef, masking, trained.config.seed)
     evaluation = Evaluation(trained.config, store, objective, mesh)
 
     scores, baselines = evaluation(trained.params), evaluation.baselines()
+    if not hosts.is_primary():
+        return
     if arguments.json:
         print(json.dumps({"step": trained.step, "heldout": scores, "baseline": baselines}))
         return

@@ -16,6 +16,7 @@ from bert_jax.data.batches import prefetch
 from bert_jax.data.store import Store
 from bert_jax.errors import UserError
 from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.flops import peak_flops_per_device, pretraining_flops_per_example
@@ -66,8 +67,10 @@ def main(argv: Sequence[str]) -> int:
         metavar="DIR",
         help="where checkpoints, metrics and curves go; a run that is there already is resumed",
     )
+    hosts.add_arguments(parser)
     arguments, overrides = parser.parse_known_args(argv)
     config = load_config([f"--config={arguments.config}", *overrides])
+    hosts.connect(arguments)
     return pretrain(config, epath.Path(arguments.workdir))
 
 
@@ -75,10 +78,15 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
     """Trains until `config.steps` or until told to stop; returns the exit code.
 
     Raises:
-      UserError: config, store and workdir do not fit together.
+      UserError: config, store and workdir do not fit together, or the processes not to each other.
     """
-    store = build.configured_store(config)
-    check_workdir(workdir, config, store)
+    with hosts.agreement():
+        store = build.configured_store(config)
+    build.check_same(config, store)
+    hosts.check_shared(workdir)
+    with hosts.agreement():
+        if hosts.is_primary():
+            check_workdir(workdir, config, store)
 
     if jax.process_count() > 1:
         raise UserError("training on several hosts is not supported: start one process")
@@ -87,18 +95,16 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
     model = build.build_model(config.model, mesh)
     optimizer = build.build_optimizer(config.optimizer)
     abstract_state, init_state = build.abstract_state(model, optimizer, mesh)
-    print(
+    hosts.print_once(
         f"{num_params(abstract_state.params):,} parameters on {mesh.size} "
-        f"{jax.devices()[0].device_kind} device(s), mesh {dict(mesh.shape)}",
-        flush=True,
+        f"{jax.devices()[0].device_kind} device(s), mesh {dict(mesh.shape)}"
     )
 
-    batches = build.training_batches(config, store)
+    batches = build.training_batches(config, store, mesh)
     tokens = len(store.train.tokens)
-    print(
+    hosts.print_once(
         f"{tokens:,} training tokens, {batches.rows_per_epoch:,} rows an epoch; "
-        f"{config.steps * config.data.batch_size / batches.rows_per_epoch:.1f} epochs in all",
-        flush=True,
+        f"{config.steps * config.data.batch_size / batches.rows_per_epoch:.1f} epochs in all"
     )
     objective = PreTraining(
         model.graphdef, build.build_masking(config.data, store.wordpiece), config.seed
@@ -107,7 +113,9 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
 
     train_step = build.jit_train_step(config, objective, optimizer, abstract_state, mesh)
 
-    claim_workdir(workdir, config, store)
+    with hosts.agreement():
+        if hosts.is_primary():
+            claim_workdir(workdir, config, store)
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
         if checkpoints.latest_step() is None:
             state, unlogged = init_state(jax.random.key(config.seed)), {}
@@ -116,10 +124,10 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
             unlogged = progress["unlogged"]
         first_step = int(state.step)
         if first_step == config.steps:
-            print(f"{workdir} has all its {first_step} steps: nothing to train", flush=True)
+            hosts.print_once(f"{workdir} has all its {first_step} steps: nothing to train")
             return 0
         if first_step:
-            print(f"resuming at step {first_step}", flush=True)
+            hosts.print_once(f"resuming at step {first_step}")
 
         device_batches = (
             build.put_batch(batch, mesh) for batch in prefetch(batches, first_step, config.steps)
@@ -144,10 +152,11 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
                 peak_flops=peak_flops(mesh.devices),
                 unlogged=unlogged,
             )
-    draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")
+    if hosts.is_primary():
+        draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")
     done = int(state.step)
     if done < config.steps:
-        print(f"{stopped_by.name}: saved at step {done}; run again to go on", flush=True)
+        hosts.print_once(f"{stopped_by.name}: saved at step {done}; run again to go on")
         return EXIT_STOPPED
     return 0
 

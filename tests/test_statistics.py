@@ -11,6 +11,7 @@ from bert_jax.config import Config, build_config
 from bert_jax.data.sampling import Plan, plan_epoch
 from bert_jax.data.store import Store, open_store
 from bert_jax.objective.masking import mask_tokens
+from bert_jax.parallel.mesh import make_mesh
 from bert_jax.train.build import build_masking, training_batches
 
 pytestmark = pytest.mark.core
@@ -51,7 +52,8 @@ def mask(store: Store, strategy: str, packing: bool) -> Masked:
         max_predictions_per_seq=MAX_PREDICTIONS[strategy],
         packing=packing,
     )
-    masking, batches = build_masking(config.data, store.wordpiece), training_batches(config, store)
+    masking = build_masking(config.data, store.wordpiece)
+    batches = training_batches(config, store, make_mesh())
     mask_batch = jax.jit(lambda batch: mask_tokens(batch, masking, jax.random.key(config.seed)))
     parts = [batches.batch(step) for step in range(32)]
     before = concatenate(parts)
@@ -96,7 +98,7 @@ class Epoch(NamedTuple):
 @pytest.fixture(scope="module")
 def epoch(store) -> Epoch:
     config = make_config(store)
-    batches = training_batches(config, store)
+    batches = training_batches(config, store, make_mesh())
     steps = -(-batches.rows_per_epoch // config.data.batch_size)
     rows = concatenate([batches.batch(step) for step in range(steps)])
     rows = {name: values[: batches.rows_per_epoch] for name, values in rows.items()}

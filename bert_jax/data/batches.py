@@ -27,8 +27,8 @@ class Batches:
 
     Rows form one stream: row g = step * batch_size + i of it is row g % rows_per_epoch of epoch
     g // rows_per_epoch. Epochs differ by a few rows: a longer one drops its surplus, a shorter one
-    repeats its first rows. Host p of n gets the p-th n-th of every batch, so the batches of the
-    hosts, one after another, are the same whatever n is.
+    repeats its first rows. A host gathers only the rows that its devices hold; the global batch is
+    the same however many hosts share it.
 
     The plan of the next epoch is drawn in a background thread as soon as an epoch is in use, so
     that training does not wait where epochs meet. At most three plans are held: threads that read
@@ -53,8 +53,7 @@ class Batches:
         packing: bool = False,
         max_examples_per_row: int = 1,
         num_epochs: int | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        host_rows: np.ndarray | None = None,
     ):
         """Draws the plan of epoch 0.
 
@@ -65,22 +64,15 @@ class Batches:
             `plan_epoch`.
           batch_size: rows of the global batch, over all hosts.
           num_epochs: rows after this many epochs are empty; None = the stream never ends.
-          process_index: which host this is.
-          process_count: number of hosts.
+          host_rows: which rows of the global batch, from 0, this host gathers; None = all.
 
         Raises:
-          UserError: the hosts cannot share `batch_size` equally, or as `plan_epoch`.
+          UserError: as `plan_epoch`.
         """
-        if batch_size < 1 or batch_size % process_count:
-            raise UserError(
-                f"batch_size must be a positive multiple of the {process_count} hosts, "
-                f"not {batch_size}"
-            )
         self._tokens = np.asarray(split.tokens)
         self._special_ids = (cls_id, sep_id, pad_id)
         self._batch_size = batch_size
-        self._host_rows = batch_size // process_count
-        self._first_row = process_index * self._host_rows
+        self._host_rows = np.arange(batch_size) if host_rows is None else host_rows
         self._max_seq_length = max_seq_length
         self._max_examples_per_row = max_examples_per_row if packing else 1
         self._num_epochs = math.inf if num_epochs is None else num_epochs
@@ -120,8 +112,8 @@ class Batches:
         - example_ids [B, E, 2]: the epoch and the example's index in its plan, a key for random
           masks; 0, 0 where there is no example.
         """
-        first = step * self._batch_size + self._first_row
-        epochs, rows = np.divmod(np.arange(first, first + self._host_rows), self.rows_per_epoch)
+        stream = step * self._batch_size + self._host_rows
+        epochs, rows = np.divmod(stream, self.rows_per_epoch)
         shape, examples = (len(rows), self._max_seq_length), (len(rows), self._max_examples_per_row)
         cls_id, sep_id, pad_id = self._special_ids
         batch = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,14 @@ from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, read_config
+from bert_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    differences,
+    read_config,
+)
 from bert_jax.data.batches import Batches, heldout_batches
 from bert_jax.data.store import Store, open_store
 from bert_jax.data.wordpiece import WordPiece, load_wordpiece
@@ -21,7 +29,7 @@ from bert_jax.errors import UserError
 from bert_jax.model.attention import Attend, attention
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.objective.masking import Masking
-from bert_jax.parallel import rules
+from bert_jax.parallel import hosts, rules
 from bert_jax.train import optimizers
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.state import Params, TrainState, init_state, split_model
@@ -140,6 +148,19 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
     rows = config.data.batch_size // config.optimizer.gradient_accumulation
     if rows % devices:
         raise UserError(
+def check_same(config: Config, store: Store) -> None:
+    """Raises UserError if a process has another config or other data than process 0."""
+    mine = config.to_dict() | {"store_fingerprint": store.fingerprint}
+    first, *others = map(json.loads, hosts.gather(json.dumps(mine)))
+    for process, other in enumerate(others, start=1):
+        changed = differences(first, other)
+        if changed:
+            raise UserError(
+                f"process {process} differs from process 0: {'; '.join(changed)}. "
+                f"Start all with the same config and token store"
+            )
+
+
             f"config.data.batch_size={config.data.batch_size} in "
             f"{config.optimizer.gradient_accumulation} microbatches gives {rows} rows, which "
             f"{devices} devices (axes data and fsdp) cannot share equally"
@@ -235,14 +256,14 @@ def sampling_options(config: DataConfig, wordpiece: WordPiece) -> dict[str, Any]
         "short_seq_prob": config.short_seq_prob,
         "packing": config.packing,
         "max_examples_per_row": config.max_examples_per_row,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
     }
 
 
 def training_batches(config: Config, store: Store) -> Batches:
     """This host's rows of every training batch."""
-    return Batches(store.train, seed=config.seed, **sampling_options(config.data, store.wordpiece))
+    options = sampling_options(config.data, store.wordpiece)
+    rows = hosts.local_rows(rules.batch_sharding(mesh), config.data.batch_size)
+    return Batches(store.train, seed=config.seed, host_rows=rows, **options)
 
 
 def evaluation_batches(config: Config, store: Store, mesh: Mesh) -> Iterable[dict[str, np.ndarray]]:
@@ -253,10 +274,13 @@ def evaluation_batches(config: Config, store: Store, mesh: Mesh) -> Iterable[dic
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     options = sampling_options(config.data, store.wordpiece)
     options["batch_size"] = -(-config.data.batch_size // devices) * devices
-    return heldout_batches(store.heldout, num_batches=config.eval_batches, **options)
+    rows = hosts.local_rows(rules.batch_sharding(mesh), options["batch_size"])
+    return heldout_batches(
+        store.heldout, num_batches=config.eval_batches, host_rows=rows, **options
+    )
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch on the mesh, from the rows of every host."""
+    """The global batch on the mesh, from the rows of every host; see `hosts.local_rows`."""
     sharding = rules.batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from bert_jax.errors import TrainingDiverged
+from bert_jax.parallel.hosts import print_once
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.metrics import (
     MetricsWriter,
@@ -26,24 +28,39 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: saved on SIGTERM or SIGINT; the same command g
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT so that the loop can save and leave. A second one acts at once."""
+    """Notes SIGTERM and SIGINT so that the loop can save and leave. A second one acts at once.
+
+    Of several processes none may leave alone. There JAX's coordination service listens for SIGTERM,
+    with a handler below Python's that must stay in place, and finds a step which no process has
+    passed yet; SIGINT is turned into SIGTERM.
+    """
 
     def __init__(self):
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
+        self._alone = jax.process_count() == 1
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._note)
         return self
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step, the same on all processes; ask after every step."""
+        if not self._alone and multihost_utils.reached_preemption_sync_point(step):
+            self.received = signal.SIGTERM
+        return self.received is not None
 
     def __exit__(self, *exception: object) -> None:
         self._restore()
 
     def _note(self, number: int, frame: Any) -> None:
-        self.received = signal.Signals(number)
         self._restore()
+        if self._alone:
+            self.received = signal.Signals(number)
+        else:
+            signal.raise_signal(signal.SIGTERM)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -129,7 +146,7 @@ def train(
         if peak_flops:
             line["mfu"] = line["tokens_per_second"] * flops_per_token / peak_flops
         writer.write(step, "train", line)
-        print(progress_line(step, steps, line), flush=True)
+        print_once(progress_line(step, steps, line))
         sums = {}
 
     def evaluate_and_log(step: int) -> None:
@@ -139,7 +156,7 @@ def train(
         writer.write(step, "heldout", line)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in line.items())
         seconds = time.monotonic() - started
-        print(f"held-out at step {step}: {numbers}  ({format_seconds(seconds)})", flush=True)
+        print_once(f"held-out at step {step}: {numbers}  ({format_seconds(seconds)})")
         stopwatch.skip(seconds)
 
     def save(step: int) -> None:
@@ -148,8 +165,9 @@ def train(
 
     done = saved = first_step
     due: int | None = None
+    stopping = False
     with StopSignal() as stop:
-        while done < steps and not stop.received:
+        while done < steps and not stopping:
             waiting = time.monotonic()
             batch = next(batches)
             stopwatch.add_wait(time.monotonic() - waiting)
@@ -160,12 +178,13 @@ def train(
             pending.append(metrics)
             done += 1
 
+            stopping = stop.reached(done)
             last = done == steps
             evaluate_now = last or (eval_every > 0 and done % eval_every == 0)
             save_now = last or done % checkpoint_every == 0
             if done % log_every == 0 or last:
                 due = done
-            if due is not None and (evaluate_now or save_now or stop.received):
+            if due is not None and (evaluate_now or save_now or stopping):
                 log(due)
                 due = None
             if evaluate_now:

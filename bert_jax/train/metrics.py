@@ -11,6 +11,7 @@ from etils import epath
 from tensorboardX import SummaryWriter
 
 from bert_jax.errors import UserError
+from bert_jax.parallel import hosts
 
 Sums = dict[str, float]
 Line = dict[str, Any]
@@ -44,13 +45,19 @@ def means(sums: Mapping[str, float], heads: Iterable[str]) -> Line:
 
 
 class MetricsWriter:
-    """Appends to `workdir`/metrics.jsonl and to TensorBoard events in `workdir`/tensorboard."""
+    """Appends to `workdir`/metrics.jsonl and to TensorBoard events in `workdir`/tensorboard.
+
+    Process 0 does; the others write nothing.
+    """
 
     def __init__(self, workdir: epath.PathLike, first_step: int):
         """Opens the files; lines after `first_step`, left by a run cut short, are dropped.
 
         At step 0 all are: the baselines are written anew.
         """
+        self._writes = hosts.is_primary()
+        if not self._writes:
+            return
         self._path = epath.Path(workdir) / "metrics.jsonl"
         lines = read_metrics(workdir) if first_step and self._path.exists() else []
         kept = [line for line in lines if line["step"] <= first_step]
@@ -61,6 +68,8 @@ class MetricsWriter:
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Writes one line: step, split ("train", "heldout", "baseline") and the metrics."""
+        if not self._writes:
+            return
         with self._path.open("a") as file:
             file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
         for name, value in metrics.items():
@@ -71,7 +80,8 @@ class MetricsWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._tensorboard.close()
+        if self._writes:
+            self._tensorboard.close()
 
 
 def read_metrics(workdir: epath.PathLike) -> list[Line]:
