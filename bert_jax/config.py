@@ -91,7 +91,21 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning rate; see `bert_jax.train.optimizers`."""
+    """An optimizer and its learning rate; see `bert_jax.train.optimizers`.
+
+    Attributes:
+      name: "adamw", "lamb", "adafactor" or "sgd".
+      learning_rate: the highest.
+      warmup_steps: in which it rises from 0.
+      schedule: "linear", "poly", "cosine", "rsqrt" or "constant".
+      poly_power: of "poly".
+      b1: decay of the first moment of adamw and lamb; momentum of sgd.
+      b2, eps: of adamw and lamb; adafactor has its own constants.
+      bias_correction: of adamw; lamb always corrects.
+      weight_decay: decoupled; biases and LayerNorm are spared.
+      clip_norm: global norm to which gradients are clipped; 0 does not clip.
+      gradient_accumulation: microbatches of a batch.
+    """
 
     name: str
     learning_rate: float
@@ -163,7 +177,7 @@ CHOICES = {
     "model.remat": ("none", "dots", "full"),
     "data.pairs": ("nsp", "sop", "none"),
     "data.masking": ("token", "whole_word", "span"),
-    "optimizer.name": ("adamw",),
+    "optimizer.name": ("adamw", "lamb", "adafactor", "sgd"),
     "optimizer.schedule": ("linear", "poly", "cosine", "rsqrt", "constant"),
     "rng": ("threefry", "rbg"),
 }
@@ -422,6 +436,8 @@ def _check(config: Config) -> None:
             f"config.data.batch_size={data.batch_size} is not a multiple of "
             f"config.optimizer.gradient_accumulation={optimizer.gradient_accumulation}"
         )
+    if optimizer.name == "lamb" and not optimizer.bias_correction:
+        raise UserError("config.optimizer.bias_correction=False: lamb always corrects; set it True")
     if optimizer.warmup_steps > config.steps:
         raise UserError(
             f"config.optimizer.warmup_steps={optimizer.warmup_steps} exceeds "

@@ -78,14 +78,16 @@ def build_masking(config: DataConfig, wordpiece: WordPiece) -> Masking:
 
 def build_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """The optimizer without its learning rate."""
-    return optimizers.adamw(
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-        bias_correction=config.bias_correction,
-    )
+    common = {"weight_decay": config.weight_decay, "clip_norm": config.clip_norm}
+    adam = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
+    return {
+        "adamw": lambda: optimizers.adamw(
+            **adam, bias_correction=config.bias_correction, **common
+        ),
+        "lamb": lambda: optimizers.lamb(**adam, **common),
+        "adafactor": lambda: optimizers.adafactor(**common),
+        "sgd": lambda: optimizers.sgd(momentum=config.b1, **common),
+    }[config.name]()
 
 
 def build_schedule(config: Config) -> optimizers.Schedule:

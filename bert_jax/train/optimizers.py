@@ -52,9 +52,7 @@ def learning_rate_schedule(
 
 def decay_mask(params: Any) -> Any:
     """True for the leaves that weight decay applies to: all but biases and LayerNorm scales."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[-1].key not in ("bias", "scale"), params
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: _decays(path), params)
 
 
 def adamw(
@@ -72,11 +70,71 @@ def adamw(
     is decoupled and skips biases and LayerNorm. `clip_norm=0` turns clipping off.
     """
     scale = optax.scale_by_adam if bias_correction else _scale_by_uncorrected_adam
+    return _clip_and_decay(scale(b1=b1, b2=b2, eps=eps), weight_decay, clip_norm)
+
+
+def lamb(
+    *, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """LAMB (You et al. 2020, https://arxiv.org/abs/1904.00962) after a global-norm clip.
+
+    The direction of AdamW with bias correction, scaled for every layer by its trust ratio
+    |parameter| / |direction|. As in NVIDIA's and MLPerf's, biases and LayerNorm neither decay nor
+    are scaled, and where a norm is 0 the ratio is 1. `clip_norm=0` turns clipping off.
+    """
+    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
+    return optax.chain(
+        _clip_and_decay(adam, weight_decay, clip_norm), optax.stateless(_scale_by_trust_ratio)
+    )
+
+
+def adafactor(*, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+    """Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235) with its own constants.
+
+    Weight decay and clip as in `adamw`. The root mean squares by which it scales parameters and
+    clips updates are taken over all layers of a stack together.
+    """
+    # optax ends its version with a change of sign, and the step subtracts.
+    core = optax.chain(optax.adafactor(), optax.scale(-1.0))
+    return _clip_and_decay(core, weight_decay, clip_norm)
+
+
+def sgd(*, momentum: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
+    """SGD with momentum; weight decay (decoupled) and clip as in `adamw`."""
+    return _clip_and_decay(optax.trace(momentum), weight_decay, clip_norm)
+
+
+def _clip_and_decay(
+    core: optax.GradientTransformation, weight_decay: float, clip_norm: float
+) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        scale(b1=b1, b2=b2, eps=eps),
+        core,
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
     )
+
+
+def _decays(path: tuple[Any, ...]) -> bool:
+    return path[-1].key not in ("bias", "scale")
+
+
+def _layer_axes(path: tuple[Any, ...], ndim: int) -> tuple[int, ...]:
+    """The axes of one layer's parameter: all but the first where layers are stacked."""
+    stacked = any(key.key == "layers" for key in path)
+    return tuple(range(int(stacked), ndim))
+
+
+def _scale_by_trust_ratio(updates: Any, params: Any) -> Any:
+    def scale(path, update, param):
+        if not _decays(path):
+            return update
+        axes = _layer_axes(path, param.ndim)
+        param_norm = jnp.sqrt(jnp.sum(param**2, axes, keepdims=True))
+        update_norm = jnp.sqrt(jnp.sum(update**2, axes, keepdims=True))
+        defined = (param_norm > 0) & (update_norm > 0)
+        return update * jnp.where(defined, param_norm / jnp.where(defined, update_norm, 1.0), 1.0)
+
+    return jax.tree_util.tree_map_with_path(scale, updates, params)
 
 
 def _scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

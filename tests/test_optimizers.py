@@ -1,0 +1,164 @@
+"""LAMB against NumPy, and every optimizer on several meshes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import make_model
+
+from bert_jax.config import OptimizerConfig
+from bert_jax.parallel import rules
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.train.build import build_optimizer
+from bert_jax.train.optimizers import lamb
+
+pytestmark = pytest.mark.core
+
+LAMB = {"b1": 0.9, "b2": 0.99, "eps": 1e-6, "weight_decay": 0.1, "clip_norm": 0.5}
+RATE = 0.01
+
+
+def config(name: str, **changes) -> OptimizerConfig:
+    fields = {
+        "name": name,
+        "learning_rate": 1e-2,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "poly_power": 1.0,
+        "bias_correction": True,
+        "gradient_accumulation": 1,
+    }
+    return OptimizerConfig(**(fields | LAMB | changes))
+
+
+def reference_lamb(params: dict, gradients: list[dict], rate: float) -> dict:
+    """Steps of LAMB on a flat dict of single parameters, one at a time, in float64.
+
+    Written from the paper's algorithm 2: moments, bias correction, decay, trust ratio.
+    """
+    params = {name: value.astype(np.float64) for name, value in params.items()}
+    first = dict.fromkeys(params, 0.0)
+    second = dict.fromkeys(params, 0.0)
+    for step, gradient in enumerate(gradients, start=1):
+        norm = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in gradient.values()))
+        for name in params:
+            g = gradient[name].astype(np.float64) * min(1.0, LAMB["clip_norm"] / norm)
+            first[name] = LAMB["b1"] * first[name] + (1 - LAMB["b1"]) * g
+            second[name] = LAMB["b2"] * second[name] + (1 - LAMB["b2"]) * g**2
+            m = first[name] / (1 - LAMB["b1"] ** step)
+            v = second[name] / (1 - LAMB["b2"] ** step)
+            update = m / (np.sqrt(v) + LAMB["eps"])
+            if not name.endswith(("bias", "scale")):
+                update = update + LAMB["weight_decay"] * params[name]
+                norms = np.linalg.norm(params[name]), np.linalg.norm(update)
+                if norms[0] > 0 and norms[1] > 0:
+                    update = update * norms[0] / norms[1]
+            params[name] = params[name] - rate * update
+    return params
+
+
+def unstacked(tree: dict) -> dict[str, np.ndarray]:
+    """Flat dict with one entry for each parameter of each layer."""
+    flat = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(jax.device_get(tree))[0]:
+        name = "/".join(key.key for key in path)
+        if "/layers/" in name:
+            flat |= {f"layer {index}: {name}": part for index, part in enumerate(leaf)}
+        else:
+            flat[name] = np.asarray(leaf)
+    return flat
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Parameters of a model of three layers, and the gradients of four steps."""
+    _, init = make_model(num_layers=3)
+    params = jax.tree.map(np.array, jax.jit(init)(jax.random.key(0)))
+    layers = params["bert"]["encoder"]["layers"]
+    # Layers of very different sizes, so that a norm over the whole stack would show.
+    scales = np.array([0.1, 1.0, 30.0], np.float32)
+    layers = jax.tree.map(lambda x: x * scales.reshape(-1, *[1] * (x.ndim - 1)), layers)
+    params["bert"]["encoder"]["layers"] = layers
+    layers["attention"]["query"]["kernel"][1] = 0.0  # a norm of 0, of one layer
+    params["bert"]["pooler"]["kernel"][:] = 0.0  # of the parameter and of its direction
+    random = np.random.default_rng(0)
+
+    def gradient():
+        tree = jax.tree.map(lambda x: random.normal(0, 0.01, x.shape).astype(np.float32), params)
+        tree["bert"]["pooler"]["kernel"][:] = 0.0
+        return tree
+
+    return params, [gradient() for _ in range(4)]
+
+
+def train(optimizer, params, gradients, layout=None):
+    """The parameters after a step for each gradient, on one device or on a mesh of 8."""
+
+    def step(params, state, gradient):
+        direction, state = optimizer.update(gradient, state, params)
+        return jax.tree.map(lambda p, d: p - RATE * d, params, direction), state
+
+    state = jax.jit(optimizer.init)(params)
+    if layout:
+        mesh = make_mesh(*layout)
+        places = [rules.state_shardings(mesh, tree, True) for tree in (params, state)]
+        params, state = jax.device_put((params, state), tuple(places))
+        step = jax.jit(step, in_shardings=(*places, places[0]), out_shardings=tuple(places))
+        assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
+    else:
+        step = jax.jit(step)
+    for gradient in gradients:
+        params, state = step(params, state, gradient)
+    return unstacked(params)
+
+
+def assert_close(actual: dict, expected: dict, rtol: float):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=rtol, atol=1e-7, err_msg=name)
+
+
+def test_lamb_is_what_a_loop_over_single_parameters_computes(problem):
+    params, gradients = problem
+    expected = reference_lamb(unstacked(params), [unstacked(g) for g in gradients], RATE)
+    assert_close(train(lamb(**LAMB), params, gradients), expected, rtol=2e-5)
+
+
+LAYOUTS = [("lamb", sizes) for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"), [*LAYOUTS, ("adafactor", (2, 2, 2)), ("sgd", (2, 2, 2))]
+)
+def test_every_layout_takes_the_same_steps(name, layout, problem):
+    """Where a parameter is split over devices, its norm is still that of the whole."""
+    optimizer = build_optimizer(config(name))
+    assert_close(train(optimizer, *problem, layout), train(optimizer, *problem), rtol=1e-5)
+
+
+def test_moments_of_adafactor_are_small_and_have_a_place():
+    """Its factored moments have other axes than their parameters."""
+    _, init = make_model(hidden_size=128, intermediate_size=256, num_heads=2)
+    params = jax.eval_shape(init, jax.random.key(0))
+    state = jax.eval_shape(build_optimizer(config("adafactor")).init, params)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state, params)]
+    assert sizes[0] < sizes[1] / 2
+    mesh = make_mesh(2, 2, 2)
+    shardings = rules.state_shardings(mesh, state, True)
+    jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), state, shardings)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "sgd"])
+def test_directions_point_downhill_and_decay_towards_zero(name):
+    """The step subtracts what an optimizer returns."""
+    params = {"dense": {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.full(4, 2.0)}}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    direction = {}
+    for decay in (0.0, 0.5):
+        optimizer = build_optimizer(config(name, weight_decay=decay, clip_norm=0.0))
+        direction[decay], _ = optimizer.update(gradient, optimizer.init(params), params)
+    jax.tree.map(lambda d: np.testing.assert_array_less(0.0, d), direction[0.0])
+    np.testing.assert_array_equal(direction[0.0]["dense"]["bias"], direction[0.5]["dense"]["bias"])
+    if name != "lamb":  # whose ratio keeps the length of the direction
+        more = direction[0.5]["dense"]["kernel"] - direction[0.0]["dense"]["kernel"]
+        np.testing.assert_allclose(more, 0.5 * 2.0, rtol=1e-6)
