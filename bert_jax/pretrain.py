@@ -88,8 +88,6 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         if hosts.is_primary():
             check_workdir(workdir, config, store)
 
-    if jax.process_count() > 1:
-        raise UserError("training on several hosts is not supported: start one process")
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     build.check_mesh(config, mesh)
     model = build.build_model(config.model, mesh)

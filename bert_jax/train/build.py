@@ -144,12 +144,6 @@ def configured_store(config: Config) -> Store:
     return store
 
 
-def check_mesh(config: Config, mesh: Mesh) -> None:
-    """Raises UserError if rows cannot be split over the mesh."""
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = config.data.batch_size // config.optimizer.gradient_accumulation
-    if rows % devices:
-        raise UserError(
 def check_same(config: Config, store: Store) -> None:
     """Raises UserError if a process has another config or other data than process 0."""
     mine = config.to_dict() | {"store_fingerprint": store.fingerprint}
@@ -163,6 +157,12 @@ def check_same(config: Config, store: Store) -> None:
             )
 
 
+def check_mesh(config: Config, mesh: Mesh) -> None:
+    """Raises UserError if rows cannot be split over the mesh."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.data.batch_size // config.optimizer.gradient_accumulation
+    if rows % devices:
+        raise UserError(
             f"config.data.batch_size={config.data.batch_size} in "
             f"{config.optimizer.gradient_accumulation} microbatches gives {rows} rows, which "
             f"{devices} devices (axes data and fsdp) cannot share equally"
@@ -261,7 +261,7 @@ def sampling_options(config: DataConfig, wordpiece: WordPiece) -> dict[str, Any]
     }
 
 
-def training_batches(config: Config, store: Store) -> Batches:
+def training_batches(config: Config, store: Store, mesh: Mesh) -> Batches:
     """This host's rows of every training batch."""
     options = sampling_options(config.data, store.wordpiece)
     rows = hosts.local_rows(rules.batch_sharding(mesh), config.data.batch_size)
