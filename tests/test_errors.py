@@ -129,6 +129,9 @@ FIELDS = {
     "optimizer.warmup_steps=3": r"config\.optimizer\.warmup_steps=3 exceeds config\.steps=2",
     "mesh.data=0": r"config\.mesh sizes must be positive",
     "mesh.fsdp=-1": r"config\.mesh sizes must be positive, at most one of them -1",
+    "optimizer.name=lamb": r"config\.optimizer\.bias_correction=False: lamb always corrects",
+    "phases[0].steps=9": r"config\.phases\[0\]: config\.phases has 0 items",
+    "target_mlm_accuracy=72": r"config\.target_mlm_accuracy must be in \[0, 1\), not 72",
     # the store
     "model.vocab_size=999": r"store has a vocabulary of 1000: set --config\.model\.vocab_size=1000",
     "data.store=": r"config\.data\.store is empty: name the directory",
@@ -142,6 +145,28 @@ FIELDS = {
 def test_field(override, made, tmp_path, fails):
     message = fails(*pretrain(made, f"--config.{override}", workdir=tmp_path / "new"))
     assert re.match(rf"bert-jax pretrain: error: .*{FIELDS[override]}", message)
+
+
+PHASES = {
+    "phases[2].steps=9": r"config\.phases\[2\]: config\.phases has 2 items",
+    "phases[x].steps=9": r"config\.phases\[x\]: config\.phases has 2 items",
+    "phases[0].step=9": r"config\.phases\[0\]\.step: .* mean config\.phases\[0\]\.steps\?",
+    "phases[0]=9": r"config\.phases\[0\] is a group: set its fields, batch_size, ",
+    "phases.steps=9": r"config\.phases\.steps: no such field",
+    "phases[1].steps=ten": r"config\.phases\[1\]\.steps must be int, not 'ten'",
+    "phases[1].batch_size=0": r"config\.phases\[1\]\.batch_size must be positive, not 0",
+    "phases[1].max_seq_length=513": r"config\.phases\[1\]\.max_seq_length=513 exceeds ",
+    "phases[0].warmup_steps=900001": r"phases\[0\]\.warmup_steps=900001 .*\[0\]\.steps=900000",
+    "data.batch_size=9": r"config\.data\.batch_size: every phase has its own: .*\[0\]\.batch_size",
+    "steps=9": r"config\.steps: every phase has its own: set config\.phases\[0\]\.steps",
+    "budget_hours=2": r"config\.budget_hours=2\.0 does not go with config\.phases: set it to 0",
+}
+
+
+@pytest.mark.parametrize("override", PHASES)
+def test_field_of_a_phase(override, tmp_path, fails):
+    command = ["pretrain", f"--config={CONFIGS / 'bert_base.py'}", f"--workdir={tmp_path / 'new'}"]
+    assert re.search(PHASES[override], fails(*command, f"--config.{override}"))
 
 
 @pytest.mark.parametrize(
@@ -167,6 +192,10 @@ RECIPES = {
     "def get_config():\n  raise ValueError('no')\n": r"recipe\.py: ValueError: no",
     '{"steps": true}\n': r"recipe\.py: NameError",
     "from ml_collections import ConfigDict as get_config\n": r"config\.model is missing: set it",
+    "from bert_base import get_config as base\n"
+    "def get_config():\n  config = base()\n  config.steps = 9\n  return config\n": (
+        r"config\.steps=9, but the steps of config\.phases sum to 1000000: change those of a phase"
+    ),
     "from bert import get_config as base\n"
     "def get_config():\n  config = base()\n  config.data.stroe = ''\n  return config\n": (
         r"config\.data\.stroe: no such field; did you mean config\.data\.store\?"

@@ -1,0 +1,35 @@
+"""A small BERT in 24 hours, whatever the machine: the learning rate follows the clock.
+
+    bert-jax pretrain --config=configs/bert_small_24h.py --workdir=runs/bert_small_24h \\
+        --config.data.store=stores/wikipedia_and_books
+
+The argument picks another size (:base). The schedule's share that is over is the share of the hours
+that is spent, compilation, evaluation and checkpoints included; a run that was stopped goes on with
+the hours it has left. --config.budget_hours=1 for less.
+
+Source: Izsak et al. 2021, How to Train BERT with an Academic Budget,
+https://arxiv.org/abs/2104.07705: 4,096 sequences of 128 tokens, no next sentence prediction, Adam
+with b2 0.98 at 1e-3, 6 % of the budget is warmup, then linear decay to 0. They train a BERT-large
+whose LayerNorm comes first, without clipping; here it is the small one of Turc et al. 2019,
+https://arxiv.org/abs/1908.08962, with BERT's own order of layers, and clipped.
+
+Cost: 24 hours. A step is 4.9e13 FLOPs (`bert_jax.report.flops`, full rows).
+"""
+
+from bert import get_config as bert
+from ml_collections import ConfigDict
+
+
+def get_config(size: str = "small") -> ConfigDict:
+    config = bert(size)
+    config.budget_hours = 24.0
+    config.steps = 10_000_000  # a bound; the budget ends the run
+    config.data.batch_size = 4_096
+    config.data.pairs = "none"
+
+    optimizer = config.optimizer
+    optimizer.learning_rate = 1e-3
+    optimizer.warmup_steps = config.get_oneway_ref("steps") * 6 // 100
+    optimizer.b2 = 0.98
+    optimizer.bias_correction = True
+    return config

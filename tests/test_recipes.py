@@ -1,0 +1,102 @@
+"""Every recipe of this repository builds, in each of its phases, without computing anything."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax.config import Stage, load_config
+from bert_jax.objective.masking import Masking
+from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.report.flops import pretraining_flops_per_example
+from bert_jax.train import build
+
+pytestmark = pytest.mark.core
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = [path.name for path in sorted(CONFIGS.glob("*.py"))]
+REFERENCE = importlib.import_module("mlperf_large").REFERENCE
+
+
+def load(recipe: str):
+    return load_config([f"--config={CONFIGS / recipe}"])
+
+
+def stages() -> list:
+    return [
+        pytest.param(stage, id=f"{recipe} {stage.name}".strip())
+        for recipe in RECIPES
+        for stage in load(recipe).stages()
+    ]
+
+
+@pytest.mark.parametrize("stage", stages())
+def test_recipe_builds(stage: Stage):
+    config, mesh = stage.config, make_mesh()
+    build.check_mesh(config, mesh)
+    model = build.build_model(config.model, mesh)
+    masking = Masking(
+        strategy=config.data.masking,
+        masked_lm_prob=config.data.masked_lm_prob,
+        max_predictions_per_seq=config.data.max_predictions_per_seq,
+        max_predictions_per_row=config.data.max_predictions_per_row,
+        mask_id=0,
+        is_special=np.zeros(config.model.vocab_size, bool),
+        is_continuation=np.zeros(config.model.vocab_size, bool),
+    )
+    objective = PreTraining(model.graphdef, masking, config.seed)
+    optimizer = build.build_optimizer(config.optimizer)
+    state, _ = build.abstract_state(model, optimizer, mesh, zero1=config.mesh.zero1)
+    step = build.jit_train_step(config, objective, optimizer, state, mesh)
+    after, metrics = jax.eval_shape(step, state, build.abstract_batch(config, mesh))
+    assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
+    assert metrics["mlm_count"].shape == ()
+    assert config.data.max_predictions_per_row < config.data.max_seq_length
+    assert config.optimizer.warmup_steps < config.steps
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_docstring_holds_command_source_and_cost(recipe):
+    text = importlib.import_module(Path(recipe).stem).__doc__
+    assert "bert-jax pretrain --config=configs/" in text or "bash launch/" in text
+    if recipe != "quickstart.py":
+        assert f"configs/{recipe}" in text
+        assert "https://" in text
+        assert "Cost: " in text or recipe == "bert.py"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flops"),
+    [("bert_base.py", 2.4e19), ("bert_large.py", 8.2e19), ("bert_large_lamb.py", 1.6e20)],
+)
+def test_cost_in_the_docstring(recipe, flops):
+    total = 0.0
+    for stage in load(recipe).stages():
+        model, data = stage.config.model, stage.config.data
+        example = pretraining_flops_per_example(
+            num_layers=model.num_layers,
+            hidden_size=model.hidden_size,
+            intermediate_size=model.intermediate_size,
+            vocab_size=model.vocab_size,
+            length=data.max_seq_length,
+            predictions=data.max_predictions_per_seq,
+        )
+        total += stage.config.steps * data.batch_size * example
+    assert total == pytest.approx(flops, rel=0.03)
+    assert f"Cost: {flops:.1e} FLOPs".replace("e+", "e") in importlib.import_module(
+        Path(recipe).stem
+    ).__doc__.replace("\n", " ")
+
+
+@pytest.mark.parametrize("batch_size", REFERENCE)
+def test_mlperf_reaches_its_target_within_the_schedule(batch_size):
+    """The reference needs less than the steps of its schedule and more than half of them."""
+    config = load(f"mlperf_large.py:{batch_size}")
+    assert config.data.batch_size == batch_size
+    assert config.target_mlm_accuracy == 0.72
+    assert 0.5 < config.target_rows / batch_size / config.steps < 1
+    # The reference looked every 25,000 samples or so; its samples are multiples of that.
+    assert config.eval_every * batch_size == pytest.approx(25_000, rel=0.1)
