@@ -13,6 +13,7 @@ VERBS = {
     "pretrain": "train BERT on a token store",
     "evaluate": "score a checkpoint on held-out documents",
     "predict": "use a trained model: fill-mask",
+    "plan": "compile a training step for TPUs that are not there: memory, speed, collectives",
     "plot": "draw the curves of training runs",
 }
 USAGE = "\n".join(

@@ -17,7 +17,7 @@ LAYERS = (
     {"model", "objective", "data", "parallel", "corpora"},
     {"report"},
     {"train"},
-    {"prepare", "pretrain", "evaluate", "predict", "plot", "__main__"},
+    {"prepare", "pretrain", "evaluate", "predict", "plan", "plot", "__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms with less freedom than their layer: what they may import of ours, and of others' beside it.

@@ -1,5 +1,7 @@
 """Floating-point operations of a BERT training step, and what chips can do in a second."""
 
+import dataclasses
+
 
 def pretraining_flops_per_example(
     *,
@@ -29,21 +31,46 @@ def pretraining_flops_per_example(
     return dense + attention + masked_lm + next_sentence
 
 
-# Dense bf16 FLOP/s of a chip and JAX devices on it, by `jax.Device.device_kind`.
-_PEAKS = {
-    "TPU v2": (46e12, 2),
-    "TPU v3": (123e12, 2),
-    "TPU v4": (275e12, 1),
-    "TPU v5 lite": (197e12, 1),
-    "TPU v5": (459e12, 1),
-    "TPU v6 lite": (918e12, 1),
-    "TPU7x": (2307e12, 2),
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What one JAX device can do: a TPU chip, or half of one where a chip shows as two devices.
+
+    Attributes:
+      peak_flops: dense bf16 FLOP/s.
+      flops_per_cycle: of its matrix units: their number x rows x columns x 2.
+      hbm_bytes: memory that the compiler lets a program use, a little less than there is.
+    """
+
+    peak_flops: float
+    flops_per_cycle: int
+    hbm_bytes: float
+
+    @property
+    def clock(self) -> float:
+        """Cycles per second: at this rate the matrix units reach the published peak."""
+        return self.peak_flops / self.flops_per_cycle
+
+
+# By `jax.Device.device_kind`. Peaks: https://cloud.google.com/tpu/docs/system-architecture-tpu-vm.
+# The clock rates that follow for v2, v3 and v4 are those of Jouppi et al. 2023, table 4,
+# https://arxiv.org/abs/2304.01433: 700, 940 and 1050 MHz. Memory: the limit in the compiler's own
+# message (the nominal size for v2 and v3).
+CHIPS = {
+    "TPU v2": Chip(46e12 / 2, 1 * 128 * 128 * 2, 8 * GIB),
+    "TPU v3": Chip(123e12 / 2, 2 * 128 * 128 * 2, 16 * GIB),
+    "TPU v4": Chip(275e12, 8 * 128 * 128 * 2, 30.75 * GIB),
+    "TPU v5 lite": Chip(197e12, 4 * 128 * 128 * 2, 15.75 * GIB),
+    "TPU v5": Chip(459e12, 8 * 128 * 128 * 2, 95.73 * GIB),
+    # The compiler counts up to four units of 256 x 256 a device in these two.
+    "TPU v6 lite": Chip(918e12, 4 * 256 * 256 * 2, 31.24 * GIB),
+    "TPU7x": Chip(2307e12 / 2, 4 * 256 * 256 * 2, 94.74 * GIB),
 }
 
 
 def peak_flops_per_device(device_kind: str) -> float | None:
     """bf16 FLOP/s of one JAX device, or None for a kind that is not in the table (CPU, GPU)."""
-    if device_kind not in _PEAKS:
-        return None
-    flops, devices = _PEAKS[device_kind]
-    return flops / devices
+    chip = CHIPS.get(device_kind)
+    return chip and chip.peak_flops

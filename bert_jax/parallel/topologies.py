@@ -1,0 +1,92 @@
+"""TPU slices that need not exist: their devices, to compile for, and the flags of a run on them."""
+
+import importlib.util
+import os
+from typing import Any
+
+from jax.experimental import topologies
+
+from bert_jax.errors import UserError
+
+# Slices that Google Cloud offers, https://cloud.google.com/tpu/docs/system-architecture-tpu-vm
+_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_DEEP = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
+SHAPES = {
+    "v4": (*_DEEP, "8x16x16"),
+    "v5e": _FLAT,
+    "v5p": (*_DEEP, "8x16x16", "16x16x16", "16x16x24"),
+    "v6e": _FLAT,
+    "tpu7x": (*_DEEP, "8x16x16"),
+}
+
+
+def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
+    """The devices of TPU slices, for a mesh to compile on; no TPU is needed.
+
+    Args:
+      name: "GENERATION:SHAPE" of one slice, for example "v5e:4x8" or "v5p:4x4x4"; see `SHAPES`.
+      num_slices: so many of them, with a data-center network in between.
+
+    Raises:
+      UserError: no such slice, or libtpu, which holds the compiler, is not installed.
+    """
+    generation, _, shape = name.partition(":")
+    if generation not in SHAPES:
+        raise UserError(
+            f"--topology={name}: no such TPU; write GENERATION:SHAPE with a generation of "
+            f"{', '.join(SHAPES)}, for example v5e:2x4 or v5p:4x4x4"
+        )
+    if shape not in SHAPES[generation]:
+        raise UserError(
+            f"--topology={name}: no such slice; {generation} has "
+            f"{', '.join(f'{generation}:{shape}' for shape in SHAPES[generation])}"
+        )
+    if num_slices < 1:
+        raise UserError(f"--slices must be at least 1, not {num_slices}")
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError('compiling for TPUs needs libtpu: pip install "bert-jax[tpu]"')
+    # libtpu reads these when it is loaded: it shall look for no TPU and no metadata server, and run
+    # beside another process that uses it.
+    os.environ.update(
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_ACCELERATOR_TYPE="v5litepod-8",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_WORKER_ID="0",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    )
+    options = {"num_slices": num_slices, "wrap": _wrap(shape)}
+    if generation == "v4":
+        options["chip_config_name"] = "megacore"  # one device a chip
+    if shape in ("1x1", "2x4"):  # in one host, where larger slices have 4 chips a host
+        options["chips_per_host_bounds"] = (*map(int, shape.split("x")), 1)
+    return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+
+
+def recommended_flags(rng: str, num_slices: int = 1) -> dict[str, str]:
+    """Compiler flags of a training run, name without dashes -> value.
+
+    A run takes them from the environment variable LIBTPU_INIT_ARGS, which is read when JAX starts;
+    `compile(compiler_options=...)` takes them as they are.
+
+    Args:
+      rng: `config.rng`.
+      num_slices: slices of the run.
+    """
+    flags = {}
+    if rng == "rbg":
+        # Without it every device draws the random bits of the global batch.
+        flags["xla_tpu_spmd_rng_bit_generator_unsafe"] = "true"
+    return flags
+
+
+def libtpu_init_args(flags: dict[str, str]) -> str:
+    """The flags as the value of LIBTPU_INIT_ARGS."""
+    return " ".join(f"--{name}={value}" for name, value in flags.items())
+
+
+def _wrap(shape: str) -> tuple[bool, bool, bool]:
+    """Which dimensions close to a ring: all of cubes of 4, and those of 16 in a plane."""
+    sizes = [int(size) for size in shape.split("x")]
+    if len(sizes) == 3:
+        return (all(size % 4 == 0 for size in sizes),) * 3
+    return (sizes[0] == 16, sizes[1] == 16, False)

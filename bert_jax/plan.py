@@ -1,0 +1,286 @@
+"""Compiles a training step for TPUs that are not there, and says what it will need and take."""
+
+import argparse
+import dataclasses
+import gzip
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bert_jax.config import CHOICES, Config, load_config
+from bert_jax.errors import UserError
+from bert_jax.objective.masking import Masking
+from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.parallel.topologies import libtpu_init_args, recommended_flags, topology_devices
+from bert_jax.report import compiled
+from bert_jax.report.flops import pretraining_flops_per_example
+from bert_jax.report.plans import Plan, Program
+from bert_jax.train import build
+from bert_jax.train.state import num_params
+
+SEARCH_STEP = 8  # rows; fewer leave parts of the vector registers empty
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `bert-jax plan`."""
+    parser = argparse.ArgumentParser(
+        prog="bert-jax plan",
+        description="Compiles the training step of a recipe for TPU slices, which need not be "
+        "there, and prints what it needs and what to expect: memory, FLOPs, estimated step time, "
+        "collectives, input rate. One plan for each phase of the recipe.",
+        epilog="example: bert-jax plan --config=configs/bert.py:large --topology=v5e:4x8 "
+        "--config.data.max_seq_length=512 --config.data.batch_size=1024",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE.py[:ARG]",
+        help="the recipe; --config.FIELD=VALUE overrides a field of it. No store is needed",
+    )
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="GENERATION:SHAPE",
+        help="one TPU slice: v5e:2x4, v6e:16x16, v4:4x4x4, v5p:2x2x1, tpu7x:4x4x4 ...",
+    )
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many slices (1)")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="find the largest batch that fits, for each rematerialisation policy, and plan the "
+        "fastest by estimate; a compile takes minutes, and there are about a dozen",
+    )
+    parser.add_argument("--output", metavar="FILE.json", help="write the plans here too")
+    arguments, overrides = parser.parse_known_args(argv)
+    config = load_config([f"--config={arguments.config}", *overrides])
+    # The host's part is small, and an accelerator that is here must stay free for others. JAX's own
+    # cache cannot read back what was compiled for devices that are not here.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+
+    plans = []
+    for stage in config.stages():
+        with stage.errors():
+            if arguments.search:
+                found = list(search(stage.config, arguments.topology, arguments.slices))
+                chosen = max(found, key=lambda plan: plan.tokens_per_second)
+            else:
+                chosen = plan(stage.config, arguments.topology, arguments.slices)
+        print(f"\n{stage.name or 'plan'}\n\n{chosen.table()}\n", flush=True)
+        if chosen.flags:
+            print(f'run with  LIBTPU_INIT_ARGS="{libtpu_init_args(chosen.flags)}"\n')
+        plans.append({"phase": stage.name} | chosen.to_dict())
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(plans, indent=2) + "\n")
+    return 0 if all(plan["fits"] for plan in plans) else 1
+
+
+def plan(config: Config, topology: str, num_slices: int = 1) -> Plan:
+    """Compiles the step that `pretrain` would run and reads the result.
+
+    The compiler's answer is kept in ~/.cache/bert_jax/plans (or under XDG_CACHE_HOME); the same
+    step for the same devices is not compiled again.
+
+    Args:
+      config: without phases; of a config with phases, that of one of its stages.
+      topology: of one slice, for example "v5e:2x4"; see `topologies.SHAPES`.
+      num_slices: so many slices.
+
+    Raises:
+      UserError: no such topology, or config and devices do not fit together.
+    """
+    devices = topology_devices(topology, num_slices)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
+    build.check_mesh(config, mesh)
+    model = build.build_model(config.model, mesh)
+    optimizer = build.build_optimizer(config.optimizer)
+    state, _ = build.abstract_state(model, optimizer, mesh, zero1=config.mesh.zero1)
+    objective = PreTraining(model.graphdef, _placeholder_masking(config), config.seed)
+    step = build.jit_train_step(config, objective, optimizer, state, mesh)
+    flags = recommended_flags(config.rng, num_slices)
+    name = f"{num_slices} x {topology}"
+    result = _compile(step.lower(state, build.abstract_batch(config, mesh)), mesh, flags, name)
+
+    program = None
+    if text := result.pop("text", ""):
+        program = Program(
+            **{name: value for name, value in result.items() if name != "peak_bytes"},
+            cycles=compiled.entry_cycles(text),
+            cycles_by_kind=compiled.cycles_by_kind(text),
+            collectives=compiled.collectives(text),
+        )
+    return Plan(
+        topology=topology,
+        num_slices=num_slices,
+        device_kind=devices[0].device_kind,
+        num_devices=len(devices),
+        num_hosts=len({device.process_index for device in devices}),
+        mesh=dict(mesh.shape),
+        zero1=config.mesh.zero1,
+        rng=config.rng,
+        remat=config.model.remat,
+        scan_layers=config.model.scan_layers,
+        batch_size=config.data.batch_size,
+        max_seq_length=config.data.max_seq_length,
+        rows_per_device=config.data.batch_size // _rows_unit(config, mesh),
+        num_params=num_params(state.params),
+        state_bytes=_bytes_on_device(state),
+        flops=config.data.batch_size * _flops_per_row(config),
+        flags=flags,
+        peak_bytes=result["peak_bytes"],
+        program=program,
+    )
+
+
+def search(config: Config, topology: str, num_slices: int = 1) -> Iterator[Plan]:
+    """Plans that fit, for every remat policy the largest batch that does among them.
+
+    Memory grows with the rows of a device nearly in a line, so each compile says where to look
+    next; the end is a batch that fits where one of `SEARCH_STEP` rows a device more does not.
+
+    Raises:
+      UserError: as `plan`, or not even `SEARCH_STEP` rows a device fit with any policy.
+    """
+    devices = topology_devices(topology, num_slices)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices=devices)
+    fitted = False
+    for remat in CHOICES["model.remat"]:
+        tried: dict[int, Plan] = {}
+        rows = SEARCH_STEP
+        while rows not in tried:
+            trial = dataclasses.replace(
+                config,
+                model=dataclasses.replace(config.model, remat=remat),
+                data=dataclasses.replace(config.data, batch_size=rows * _rows_unit(config, mesh)),
+            )
+            tried[rows] = found = plan(trial, topology, num_slices)
+            speed = f"{found.tokens_per_second:,.0f} tokens/s by estimate" if found.fits else ""
+            print(
+                f"remat={remat:<5}{rows:>6} rows a device: {found.peak_bytes / 2**30:8.2f} GiB, "
+                f"{'fits    ' if found.fits else 'too much'} {speed}",
+                flush=True,
+            )
+            if found.fits:
+                fitted = True
+                yield found
+            rows = _next_rows(tried)
+    if not fitted:
+        raise UserError(
+            f"not even {SEARCH_STEP} rows a device fit into {topology}: use a larger "
+            f"config.mesh.fsdp or config.mesh.tensor, or config.mesh.zero1=True"
+        )
+
+
+def _next_rows(tried: dict[int, Plan]) -> int:
+    """The next number of rows to try; one that was tried when the search is over."""
+    fitting = max((rows for rows, plan in tried.items() if plan.fits), default=0)
+    failing = min((rows for rows, plan in tried.items() if not plan.fits), default=math.inf)
+    if failing - fitting <= SEARCH_STEP:
+        return fitting or failing
+    if len(tried) == 1:
+        return 2 * SEARCH_STEP
+    # The line through the two trials nearest to the limit.
+    limit = tried[fitting].chip.hbm_bytes
+    (a, plan_a), (b, plan_b) = sorted(
+        tried.items(), key=lambda item: abs(item[1].peak_bytes - limit)
+    )[:2]
+    slope = max((plan_b.peak_bytes - plan_a.peak_bytes) / (b - a), 1)
+    guess = int((a + (limit - plan_a.peak_bytes) / slope) / SEARCH_STEP) * SEARCH_STEP
+    return int(min(max(guess, fitting + SEARCH_STEP), failing - SEARCH_STEP))
+
+
+def _compile(
+    lowered: jax.stages.Lowered, mesh: Mesh, flags: dict[str, str], name: str
+) -> dict[str, Any]:
+    """What the compiler says: sizes, FLOPs and the text; only "peak_bytes" if they exceed memory.
+
+    The answer is cached by everything that it depends on.
+    """
+    versions = [importlib.metadata.version(package) for package in ("jax", "jaxlib", "libtpu")]
+    environment = [os.environ.get(variable, "") for variable in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
+    devices = [str(device) for device in mesh.devices.flat]
+    key = json.dumps([name, devices, sorted(flags.items()), versions, environment])
+    digest = hashlib.sha256((key + lowered.as_text()).encode()).hexdigest()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert_jax" / "plans"
+    path = cache / f"{digest[:32]}.json.gz"
+    if path.exists():
+        return json.loads(gzip.decompress(path.read_bytes()))
+
+    print(f"compiling for {name} ...", flush=True)
+    start = time.monotonic()
+    try:
+        program = lowered.compile(compiler_options=flags)
+    except jax.errors.JaxRuntimeError as error:
+        found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", str(error))
+        if not found:
+            raise
+        result = {"peak_bytes": int(float(found[1]) * UNITS[found[2]])}
+    else:
+        memory = program.memory_analysis()
+        result = {
+            "argument_bytes": memory.argument_size_in_bytes,
+            "temporary_bytes": memory.temp_size_in_bytes,
+            "alias_bytes": memory.alias_size_in_bytes,
+            "peak_bytes": memory.peak_memory_in_bytes,
+            "compiler_flops": program.cost_analysis()["flops"],
+            "text": program.as_text(),
+        }
+    print(f"compiled in {time.monotonic() - start:.0f} s", flush=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_bytes(gzip.compress(json.dumps(result).encode(), compresslevel=6))
+    unfinished.replace(path)
+    return result
+
+
+def _placeholder_masking(config: Config) -> Masking:
+    """A vocabulary of the right size; what its pieces are makes no difference to the program."""
+    ids = np.arange(config.model.vocab_size)
+    return Masking(
+        strategy=config.data.masking,
+        masked_lm_prob=config.data.masked_lm_prob,
+        max_predictions_per_seq=config.data.max_predictions_per_seq,
+        max_predictions_per_row=config.data.max_predictions_per_row,
+        mask_id=4,
+        is_special=ids < 5,
+        is_continuation=ids % 4 == 0,
+    )
+
+
+def _flops_per_row(config: Config) -> float:
+    """Training FLOPs of a full row that holds one example."""
+    return pretraining_flops_per_example(
+        num_layers=config.model.num_layers,
+        hidden_size=config.model.hidden_size,
+        intermediate_size=config.model.intermediate_size,
+        vocab_size=config.model.vocab_size,
+        length=config.data.max_seq_length,
+        predictions=config.data.masked_lm_prob * config.data.max_seq_length,
+    )
+
+
+def _rows_unit(config: Config, mesh: Mesh) -> int:
+    """Rows of a global batch that gives each device one row at once."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.gradient_accumulation
+
+
+def _bytes_on_device(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
