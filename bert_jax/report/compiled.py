@@ -79,7 +79,8 @@ def entry_cycles(text: str) -> int:
     """Estimated cycles of a step on one device: the sum over its operations, loops included.
 
     The compiler estimates its own kernels as if nothing ran beside them. Random bits, sorts, Pallas
-    kernels, asynchronous copies and collectives have no estimate and count 0.
+    kernels, asynchronous copies and collectives have no estimate and count 0; so does what runs on
+    SparseCores.
     """
     return sum(times * operation.cycles for operation, times in _parse(text).executed())
 
@@ -148,9 +149,10 @@ class _Program:
         return walk(self.entry, 1)
 
     def fused(self, operation: _Operation) -> Iterator[_Operation]:
-        """The operation, and what it calls as a fusion or asynchronously."""
+        """The operation, and what it calls as a fusion or, on a SparseCore, beside others."""
         yield operation
-        for inner in self.computations.get(operation.attribute("calls"), ()):
+        called = "to_apply" if operation.opcode == "call-start" else "calls"
+        for inner in self.computations.get(operation.attribute(called), ()):
             yield from self.fused(inner)
 
     def _trips(self, loop: _Operation) -> int:
