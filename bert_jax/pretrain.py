@@ -5,14 +5,17 @@ bert-jax pretrain --config=configs/quickstart.py --workdir=runs/quickstart
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
+import optax
 from etils import epath
+from jax.sharding import Mesh
 
-from bert_jax.config import Config, differences, load_config, read_config
-from bert_jax.data.batches import prefetch
+from bert_jax.config import Config, Stage, differences, load_config, read_config
+from bert_jax.data.batches import Batches, prefetch
 from bert_jax.data.store import Store
 from bert_jax.errors import UserError
 from bert_jax.objective.pretraining import PreTraining
@@ -21,11 +24,12 @@ from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.flops import peak_flops_per_device, pretraining_flops_per_example
 from bert_jax.train import build
+from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints, latest_step
 from bert_jax.train.evaluation import Evaluation
-from bert_jax.train.loop import EXIT_STOPPED, train
-from bert_jax.train.metrics import MetricsWriter, read_metrics
-from bert_jax.train.state import num_params
+from bert_jax.train.loop import EXIT_STOPPED, Outcome, train
+from bert_jax.train.metrics import MetricsWriter, Sums, read_metrics
+from bert_jax.train.state import TrainState, num_params
 
 # What a start that was cut short may leave in a workdir.
 CLAIM = ("vocab.txt", "tokenizer_config.json", "data.json", "config.json.tmp")
@@ -33,6 +37,8 @@ CLAIM = ("vocab.txt", "tokenizer_config.json", "data.json", "config.json.tmp")
 FREE_TO_CHANGE = (
     "mesh.",
     "steps:",
+    "budget_hours:",
+    "target_",
     "log_every:",
     "eval_",
     "checkpoint_every:",
@@ -75,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def pretrain(config: Config, workdir: epath.Path) -> int:
-    """Trains until `config.steps` or until told to stop; returns the exit code.
+    """Trains all stages of a run, or until it is over or told to stop; returns the exit code.
 
     Raises:
       UserError: config, store and workdir do not fit together, or the processes not to each other.
@@ -88,8 +94,16 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         if hosts.is_primary():
             check_workdir(workdir, config, store)
 
+    done = latest_step(workdir) or 0
+    stages = [stage for stage in config.stages() if stage.last_step > done]
+    if not stages:
+        hosts.print_once(f"{workdir} has all its {done} steps: nothing to train")
+        return 0
+
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    build.check_mesh(config, mesh)
+    for stage in stages:
+        with stage.errors():
+            build.check_mesh(stage.config, mesh)
     model = build.build_model(config.model, mesh)
     optimizer = build.build_optimizer(config.optimizer)
     abstract_state, init_state = build.abstract_state(model, optimizer, mesh)
@@ -97,66 +111,146 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         f"{num_params(abstract_state.params):,} parameters on {mesh.size} "
         f"{jax.devices()[0].device_kind} device(s), mesh {dict(mesh.shape)}"
     )
-
-    batches = build.training_batches(config, store, mesh)
-    tokens = len(store.train.tokens)
-    hosts.print_once(
-        f"{tokens:,} training tokens, {batches.rows_per_epoch:,} rows an epoch; "
-        f"{config.steps * config.data.batch_size / batches.rows_per_epoch:.1f} epochs in all"
-    )
-    objective = PreTraining(
-        model.graphdef, build.build_masking(config.data, store.wordpiece), config.seed
-    )
-    evaluation = Evaluation(config, store, objective, mesh)
-
-    train_step = build.jit_train_step(config, objective, optimizer, abstract_state, mesh)
+    hosts.print_once(f"{len(store.train.tokens):,} training tokens")
+    # All at once: what does not fit the last stage is to fail before the first one is trained.
+    parts = [build_part(s, store, model, optimizer, abstract_state, mesh) for s in stages]
 
     with hosts.agreement():
         if hosts.is_primary():
             claim_workdir(workdir, config, store)
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
         if checkpoints.latest_step() is None:
-            state, unlogged = init_state(jax.random.key(config.seed)), {}
+            state, progress = init_state(jax.random.key(config.seed)), {}
         else:
             state, progress = checkpoints.restore(abstract_state)
-            unlogged = progress["unlogged"]
-        first_step = int(state.step)
-        if first_step == config.steps:
-            hosts.print_once(f"{workdir} has all its {first_step} steps: nothing to train")
+            hosts.print_once(f"resuming at step {done}")
+        budget = Budget(config.steps, config.budget_hours, progress)
+        over = is_over(config, done, budget, progress.get("mlm_accuracy", 0.0))
+        if over:
+            hosts.print_once(f"{workdir}: {over}: nothing to train")
             return 0
-        if first_step:
-            hosts.print_once(f"resuming at step {first_step}")
 
-        device_batches = (
-            build.put_batch(batch, mesh) for batch in prefetch(batches, first_step, config.steps)
-        )
-        with MetricsWriter(workdir, first_step) as writer:
-            if first_step == 0:
-                writer.write(0, "baseline", evaluation.baselines())
-            state, stopped_by = train(
-                state,
-                train_step,
-                device_batches,
-                lambda state: evaluation(state.params),
-                checkpoints,
-                writer,
-                heads=objective.heads,
-                first_step=first_step,
-                steps=config.steps,
-                log_every=config.log_every,
-                eval_every=config.eval_every,
-                checkpoint_every=config.checkpoint_every,
-                flops_per_token=flops_per_token(config),
-                peak_flops=peak_flops(mesh.devices),
-                unlogged=unlogged,
-            )
+        unlogged = progress.get("unlogged", {})
+        with MetricsWriter(workdir, done) as writer:
+            for part in parts:
+                if done == part.stage.first_step:
+                    writer.write(done, "baseline", part.evaluation.baselines())
+                state, stopped_by, accuracy = train_part(
+                    part, state, checkpoints, writer, budget, unlogged, mesh
+                )
+                done, unlogged = int(state.step), {}
+                over = is_over(config, done, budget, accuracy)
+                if stopped_by or over:
+                    break
     if hosts.is_primary():
         draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")
-    done = int(state.step)
-    if done < config.steps:
+    if over:
+        hosts.print_once(over)
+    elif done < config.steps:
         hosts.print_once(f"{stopped_by.name}: saved at step {done}; run again to go on")
         return EXIT_STOPPED
     return 0
+
+
+class Part(NamedTuple):
+    """What trains one stage of a run."""
+
+    stage: Stage
+    batches: Batches
+    heads: tuple[str, ...]
+    evaluation: Evaluation
+    train_step: Callable
+
+
+def build_part(
+    stage: Stage,
+    store: Store,
+    model: build.Model,
+    optimizer: optax.GradientTransformation,
+    abstract_state: TrainState,
+    mesh: Mesh,
+) -> Part:
+    """Plans the first epoch and draws the held-out examples; compiles at the first step.
+
+    Raises:
+      UserError: the store has no batches for this stage.
+    """
+    config = stage.config
+    with stage.errors():
+        batches = build.training_batches(config, store, mesh)
+        masking = build.build_masking(config.data, store.wordpiece)
+        objective = PreTraining(model.graphdef, masking, config.seed)
+        evaluation = Evaluation(config, store, objective, mesh)
+    hosts.print_once(
+        f"{stage.name or 'run'}: {config.steps:,} steps of {config.data.batch_size:,} rows of "
+        f"{config.data.max_seq_length} tokens, {batches.rows_per_epoch:,} rows an epoch"
+    )
+    train_step = build.jit_train_step(
+        config, objective, optimizer, abstract_state, mesh, stage.first_step
+    )
+    return Part(stage, batches, objective.heads, evaluation, train_step)
+
+
+def train_part(
+    part: Part,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    budget: Budget,
+    unlogged: Sums,
+    mesh: Mesh,
+) -> Outcome:
+    """Trains a stage from where the state is to its end; see `train`."""
+    config, first_step = part.stage.config, int(state.step)
+    numpy_batches = prefetch(part.batches, first_step - part.stage.first_step, config.steps)
+
+    def budgeted_step(state, batch):
+        return part.train_step(state, batch, budget.steps)
+
+    return train(
+        state,
+        budgeted_step if config.budget_hours else part.train_step,
+        (build.put_batch(batch, mesh) for batch in numpy_batches),
+        lambda state: part.evaluation(state.params),
+        checkpoints,
+        writer,
+        heads=part.heads,
+        first_step=first_step,
+        steps=part.stage.last_step,
+        log_every=config.log_every,
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
+        flops_per_token=flops_per_token(config),
+        peak_flops=peak_flops(mesh.devices),
+        budget=budget,
+        target_mlm_accuracy=config.target_mlm_accuracy,
+        unlogged=unlogged,
+    )
+
+
+def is_over(config: Config, done: int, budget: Budget, mlm_accuracy: float) -> str:
+    """Why a run need not do all its steps; empty where it must.
+
+    Args:
+      config: of the run.
+      done: steps so far.
+      budget: of the run.
+      mlm_accuracy: of the last evaluation.
+    """
+    if 0 < config.target_mlm_accuracy <= mlm_accuracy:
+        rows = sum(
+            (min(done, stage.last_step) - stage.first_step) * stage.config.data.batch_size
+            for stage in config.stages()
+            if stage.first_step < done
+        )
+        reached = f"masked LM accuracy {mlm_accuracy:.4f} reached in {rows:,} rows"
+        if not config.target_rows:
+            return reached
+        ratio = rows / config.target_rows
+        return f"{reached}, {ratio:.2f} times the {config.target_rows:,} of the reference"
+    if config.budget_hours and done >= budget.steps:
+        return f"the {config.budget_hours:g} hours of the budget are over"
+    return ""
 
 
 def check_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
@@ -179,7 +273,10 @@ def check_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
         return
     changed = differences(read_config(config_path).to_dict(), config.to_dict())
     changed += differences(json.loads((workdir / "data.json").read_text()), identity(store))
-    refused = [line for line in changed if not line.startswith(FREE_TO_CHANGE)]
+    # A phase that has not begun may change, too.
+    later = (s.name for s in config.stages() if s.name and s.first_step >= step)
+    free = (*FREE_TO_CHANGE, *later)
+    refused = [line for line in changed if not line.startswith(free)]
     if refused:
         raise UserError(
             f"{workdir} holds a run of another model or other data: {'; '.join(refused)}. "

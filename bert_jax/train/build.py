@@ -90,15 +90,26 @@ def build_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     }[config.name]()
 
 
-def build_schedule(config: Config) -> optimizers.Schedule:
-    """The learning rate of each step."""
-    return optimizers.learning_rate_schedule(
+def build_schedule(config: Config, first_step: int = 0) -> Callable[..., jax.Array]:
+    """The learning rate of each step of a run.
+
+    With a budget it has a second argument, the number of steps that the time allows, to which the
+    schedule of `config.steps` is shrunk.
+
+    Args:
+      config: of the run, or of a stage of it.
+      first_step: at which the schedule starts.
+    """
+    schedule = optimizers.learning_rate_schedule(
         config.optimizer.schedule,
         peak=config.optimizer.learning_rate,
         warmup_steps=config.optimizer.warmup_steps,
         steps=config.steps,
         power=config.optimizer.poly_power,
     )
+    if config.budget_hours:
+        return lambda step, steps: schedule(step * (config.steps / steps))
+    return lambda step: schedule(step - first_step)
 
 
 def dropout_key(config: Config) -> jax.Array | None:
@@ -192,26 +203,31 @@ def jit_train_step(
     optimizer: optax.GradientTransformation,
     state: TrainState,
     mesh: Mesh,
+    first_step: int = 0,
 ) -> Callable:
     """The compiled training step, (state, batch) -> (state, metrics); the state is donated.
 
+    With a budget its third argument is that of `build_schedule`.
+
     Args:
-      config: of the run.
+      config: of the run, or of a stage of it.
       objective, optimizer: of the run.
       state: abstract, with shardings.
       mesh: of the run.
+      first_step: at which the schedule starts.
     """
     train_step = make_train_step(
         objective,
         optimizer,
-        build_schedule(config),
+        build_schedule(config, first_step),
         dropout_key=dropout_key(config),
         gradient_accumulation=config.optimizer.gradient_accumulation,
     )
     shardings = jax.tree.map(lambda x: x.sharding, state)
+    horizon = [rules.replicated(mesh)] if config.budget_hours else []
     return jax.jit(
         train_step,
-        in_shardings=(shardings, rules.batch_sharding(mesh)),
+        in_shardings=(shardings, rules.batch_sharding(mesh), *horizon),
         out_shardings=(shardings, rules.replicated(mesh)),
         donate_argnums=0,
     )
@@ -243,7 +259,9 @@ def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Tr
     abstract, _ = abstract_state(model, build_optimizer(config.optimizer), mesh)
     with Checkpoints(workdir, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(abstract, step)
-    return Trained(config, load_wordpiece(workdir), model, state.params, int(state.step))
+    step = int(state.step)
+    trained_with = config.stage_of(step).config
+    return Trained(trained_with, load_wordpiece(workdir), model, state.params, step)
 
 
 def sampling_options(config: DataConfig, wordpiece: WordPiece) -> dict[str, Any]:

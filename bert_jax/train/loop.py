@@ -5,13 +5,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
 from bert_jax.errors import TrainingDiverged
 from bert_jax.parallel.hosts import print_once
+from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.metrics import (
     MetricsWriter,
@@ -68,6 +69,20 @@ class StopSignal:
         self._previous.clear()
 
 
+class Outcome(NamedTuple):
+    """How `train` ended.
+
+    Attributes:
+      state: after the last step.
+      stopped_by: the signal that came, if one did.
+      mlm_accuracy: of the last evaluation, 0 without one.
+    """
+
+    state: TrainState
+    stopped_by: signal.Signals | None
+    mlm_accuracy: float
+
+
 def train(
     state: TrainState,
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
@@ -84,8 +99,10 @@ def train(
     checkpoint_every: int,
     flops_per_token: float,
     peak_flops: float | None,
+    budget: Budget,
+    target_mlm_accuracy: float,
     unlogged: Sums,
-) -> tuple[TrainState, signal.Signals | None]:
+) -> Outcome:
     """Runs optimizer steps `first_step` to `steps`.
 
     Metrics are read while the next step already runs, so the device never waits for them.
@@ -100,16 +117,15 @@ def train(
       writer: of metrics.
       heads: of the objective.
       first_step: steps done before.
-      steps: of the whole run.
+      steps: of the run when to end.
       log_every: steps between lines of metrics, which are means over all steps since the last line.
       eval_every: steps between evaluations; 0 for one at the end.
       checkpoint_every: steps between checkpoints.
       flops_per_token: forward and backward.
       peak_flops: of all devices together, per second, or None where it is not known.
+      budget: ends training earlier.
+      target_mlm_accuracy: an evaluation that reaches it ends training too; 0 is off.
       unlogged: sums of the steps before `first_step` that no line has reported yet.
-
-    Returns:
-      The last state and the signal that stopped the run early, if one did.
 
     Raises:
       TrainingDiverged: a gradient is not finite. It is not saved.
@@ -117,6 +133,13 @@ def train(
     stopwatch = Stopwatch()
     pending: list[dict[str, jax.Array]] = []  # of steps that may still run
     sums = dict(unlogged)
+    accuracy = 0.0
+
+    def end() -> int:
+        return min(steps, budget.steps)
+
+    def reached() -> bool:
+        return 0 < target_mlm_accuracy <= accuracy
 
     def collect() -> None:
         """Adds the pending steps to the sums; waits for them to finish."""
@@ -146,13 +169,16 @@ def train(
         if peak_flops:
             line["mfu"] = line["tokens_per_second"] * flops_per_token / peak_flops
         writer.write(step, "train", line)
-        print_once(progress_line(step, steps, line))
+        budget.update(step)
+        print_once(progress_line(step, end(), line))
         sums = {}
 
     def evaluate_and_log(step: int) -> None:
+        nonlocal accuracy
         collect()
         started = time.monotonic()
         line = evaluate(state)
+        accuracy = line.get("mlm_accuracy", 0.0)
         writer.write(step, "heldout", line)
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in line.items())
         seconds = time.monotonic() - started
@@ -161,13 +187,14 @@ def train(
 
     def save(step: int) -> None:
         collect()
-        checkpoints.save(step, state, {"unlogged": sums})
+        progress = {"unlogged": sums, "mlm_accuracy": accuracy} | budget.progress()
+        checkpoints.save(step, state, progress)
 
     done = saved = first_step
     due: int | None = None
     stopping = False
     with StopSignal() as stop:
-        while done < steps and not stopping:
+        while done < end() and not stopping and not reached():
             waiting = time.monotonic()
             batch = next(batches)
             stopwatch.add_wait(time.monotonic() - waiting)
@@ -179,21 +206,22 @@ def train(
             done += 1
 
             stopping = stop.reached(done)
-            last = done == steps
-            evaluate_now = last or (eval_every > 0 and done % eval_every == 0)
-            save_now = last or done % checkpoint_every == 0
+            last = done >= end()
+            evaluate_now = eval_every > 0 and done % eval_every == 0
+            save_now = done % checkpoint_every == 0
             if done % log_every == 0 or last:
                 due = done
-            if due is not None and (evaluate_now or save_now or stopping):
+            if due is not None and (last or evaluate_now or save_now or stopping):
                 log(due)
                 due = None
-            if evaluate_now:
+                last = done >= end()  # there may be time left for more
+            if last or evaluate_now:
                 evaluate_and_log(done)
-            if save_now:
+            if last or save_now:
                 save(done)
                 saved = done
         if due is not None:
             log(due)
         if saved != done:
             save(done)
-    return state, stop.received
+    return Outcome(state, stop.received, accuracy)

@@ -53,14 +53,14 @@ class MetricsWriter:
     def __init__(self, workdir: epath.PathLike, first_step: int):
         """Opens the files; lines after `first_step`, left by a run cut short, are dropped.
 
-        At step 0 all are: the baselines are written anew.
+        So are baselines of `first_step`, where a stage begins: they are written anew.
         """
         self._writes = hosts.is_primary()
         if not self._writes:
             return
         self._path = epath.Path(workdir) / "metrics.jsonl"
         lines = read_metrics(workdir) if first_step and self._path.exists() else []
-        kept = [line for line in lines if line["step"] <= first_step]
+        kept = [x for x in lines if (x["step"], x["split"] == "baseline") < (first_step, True)]
         self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._tensorboard = SummaryWriter(
             str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1

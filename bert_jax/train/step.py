@@ -50,7 +50,7 @@ def make_train_step(
     Args:
       objective: what to learn.
       optimizer: turns gradients into a direction; the step multiplies it by the learning rate.
-      schedule: step -> learning rate.
+      schedule: step -> learning rate; further arguments of the step are passed on to it.
       dropout_key: typed key, folded with step and microbatch; None trains without dropout.
       gradient_accumulation: number of microbatches; divides the number of rows.
 
@@ -59,7 +59,7 @@ def make_train_step(
       "grad_norm" (before clipping) and "learning_rate".
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, *horizon: jax.Array):
         batch = objective.prepare(batch)
         counts = {head: jnp.sum(w) for head, w in objective.weights(batch).items()}
         step_key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
@@ -91,7 +91,7 @@ def make_train_step(
             )
 
         direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        learning_rate = schedule(state.step)
+        learning_rate = schedule(state.step, *horizon)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
         metrics |= count_positions(batch)
         metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": learning_rate}
