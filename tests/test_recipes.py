@@ -51,7 +51,8 @@ def test_recipe_builds(stage: Stage):
     optimizer = build.build_optimizer(config.optimizer)
     state, _ = build.abstract_state(model, optimizer, mesh, zero1=config.mesh.zero1)
     step = build.jit_train_step(config, objective, optimizer, state, mesh)
-    after, metrics = jax.eval_shape(step, state, build.abstract_batch(config, mesh))
+    horizon = [jax.ShapeDtypeStruct((), np.int32)] if config.budget_hours else []
+    after, metrics = jax.eval_shape(step, state, build.abstract_batch(config, mesh), *horizon)
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
     assert metrics["mlm_count"].shape == ()
     assert config.data.max_predictions_per_row < config.data.max_seq_length
