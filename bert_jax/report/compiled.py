@@ -117,14 +117,16 @@ def collectives(text: str) -> list[Collective]:
             if outer.attribute("calls").startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"
             sizes = _bytes_by_dtype(shape)
-            # The parts of an asynchronous collective, spread over fusions, share a channel.
+            # The parts of an asynchronous collective, spread over fusions, share a channel; others
+            # may share its number, but are not alike.
             channel = operation.attribute("channel_id") or operation.name
-            found.setdefault(channel, (kind, max(sizes, key=sizes.get), times, sum(sizes.values())))
-    counts, sizes = collections.Counter(), collections.Counter()
-    for kind, dtype, times, size in found.values():
+            found.setdefault((kind, channel, tuple(sizes.items())), times)
+    counts, total = collections.Counter(), collections.Counter()
+    for (kind, _, sizes), times in found.items():
+        dtype = max(sizes, key=lambda item: item[1])[0]
         counts[kind, dtype] += times
-        sizes[kind, dtype] += times * size
-    return [Collective(*key, counts[key], size) for key, size in sizes.most_common()]
+        total[kind, dtype] += times * sum(size for _, size in sizes)
+    return [Collective(*key, counts[key], size) for key, size in total.most_common()]
 
 
 @dataclasses.dataclass(frozen=True)
