@@ -1,0 +1,221 @@
+"""Real processes on one machine, which meet over loopback: 2 with 4 devices each, 4 with 2."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from test_training import TIMES, recipe
+
+from bert_jax import evaluate
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.pretrain import pretrain
+from bert_jax.train import build
+from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.loop import EXIT_STOPPED
+from bert_jax.train.metrics import read_metrics
+
+pytestmark = pytest.mark.core
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 300  # seconds that a busy machine may need
+# Runs a JSON config: how tests give a process a recipe of their own.
+PRETRAIN = """
+import argparse, sys
+from etils import epath
+from bert_jax import pretrain
+from bert_jax.config import read_config
+from bert_jax.__main__ import main
+pretrain.load_config = lambda argv: read_config(epath.Path(argv[0].removeprefix("--config=")))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+class Processes:
+    """Some processes of one run."""
+
+    def __init__(self, count: int, *arguments: str, cwds: list[Path] | None = None):
+        with socket.create_server(("", 0)) as server:
+            port = server.getsockname()[1]
+        flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={8 // count}")
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+        self.processes = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "-c", PRETRAIN, *arguments),
+                    *(f"--coordinator=127.0.0.1:{port}", f"--num-processes={count}"),
+                    *(f"--process-id={process}", "--heartbeat-timeout=10"),
+                ],
+                cwd=cwds[process] if cwds else None,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for process in range(count)
+        ]
+
+    def wait(self) -> tuple[list[int], list[str], list[str]]:
+        """Exit codes, outputs and errors; Gloo's own lines left out."""
+        try:
+            outputs = [process.communicate(timeout=TIMEOUT) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+        without_gloo = [re.sub(r"\[Gloo\].*\n", "", output) for output, _ in outputs]
+        codes = [process.returncode for process in self.processes]
+        return codes, without_gloo, [error for _, error in outputs]
+
+
+def steps(store: Path, number: int, **changes):
+    """A rate that is the same however many steps are planned, so that a run can be prolonged."""
+    fields = {"steps": number, "log_every": 2, "eval_every": 0, "checkpoint_every": 10**6}
+    fields |= {"optimizer.schedule": "constant", "optimizer.warmup_steps": 0}
+    fields |= {"optimizer.gradient_accumulation": 1, "model.num_heads": 4}
+    return recipe(store, **fields | changes)
+
+
+def command(folder: Path, config) -> tuple[str, ...]:
+    """The arguments that train with this config in folder/run."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    return "pretrain", f"--config={path}", f"--workdir={folder / 'run'}"
+
+
+def comparable(workdir: Path, split: str) -> list[list[float]]:
+    return [
+        [value for name, value in line.items() if name not in (*TIMES, "split")]
+        for line in read_metrics(workdir)
+        if line["split"] == split
+    ]
+
+
+@pytest.fixture(scope="module")
+def one_process(sotu_store, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    assert pretrain(steps(sotu_store, 12), epath.Path(workdir)) == 0
+    return workdir
+
+
+def wait_for_step(run: Processes, workdir: Path, step: int):
+    """Until the metrics of a step are written."""
+    deadline = time.monotonic() + TIMEOUT
+    while f'{{"step": {step}, "split": "train"' not in (workdir / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in run.processes), run.wait()
+        time.sleep(0.1)
+
+
+def test_any_number_of_processes_is_the_same_run(one_process, sotu_store, tmp_path):
+    """Four steps on 4 processes, four on 1, then 2 until one is told to stop; three meshes."""
+    # A tensor axis of 4 spans two processes of 2 devices: both hold the same rows.
+    mesh = {"mesh.data": 2, "mesh.fsdp": 1, "mesh.tensor": 4}
+    run = Processes(4, *command(tmp_path, steps(sotu_store, 4, **mesh)))
+    codes, outputs, errors = run.wait()
+    assert codes == [0] * 4, errors
+    assert "step 4/4 100%" in outputs[0]
+    for process in (1, 2, 3):
+        assert re.fullmatch(rf"process {process} of 4 on .*: 2 of 8 .*\n", outputs[process])
+
+    workdir = tmp_path / "run"
+    mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
+    assert pretrain(steps(sotu_store, 8, **mesh), epath.Path(workdir)) == 0
+
+    run = Processes(2, *command(tmp_path, steps(sotu_store, 10**6)))
+    wait_for_step(run, workdir, 12)
+    run.processes[1].send_signal(signal.SIGINT)
+    codes, outputs, errors = run.wait()
+    assert codes == [EXIT_STOPPED] * 2, errors
+    assert "resuming at step 8\n" in outputs[0]
+    saved = int(re.search(r"saved at step (\d+)", outputs[0])[1])
+    assert saved == max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+    train = comparable(workdir, "train")[:6]
+    np.testing.assert_allclose(train, comparable(one_process, "train"), rtol=1e-5)
+    baseline = comparable(workdir, "baseline")
+    np.testing.assert_allclose(baseline, comparable(one_process, "baseline"), rtol=1e-5)
+
+
+def test_when_one_dies_the_others_end(one_process, sotu_store, tmp_path):
+    shutil.copytree(one_process, tmp_path / "run")
+    run = Processes(2, *command(tmp_path, steps(sotu_store, 10**6)))
+    wait_for_step(run, tmp_path / "run", 14)
+    run.processes[1].kill()
+    died = time.monotonic()
+    codes, _, _ = run.wait()
+    assert codes[0] not in (0, EXIT_STOPPED)
+    assert time.monotonic() - died < 60
+
+
+def test_evaluation_by_two_processes(one_process, capsys):
+    arguments = ("evaluate", f"--workdir={one_process}", "--json")
+    codes, (first, second), errors = Processes(2, *arguments).wait()
+    assert codes == [0, 0], errors
+    assert second.count("\n") == 1
+    evaluate.main(arguments[1:])
+    alone, together = json.loads(capsys.readouterr().out), json.loads(first.splitlines()[-1])
+    for split in ("heldout", "baseline"):
+        assert together[split] == pytest.approx(alone[split], rel=1e-5)
+
+
+def test_restored_into_any_mesh(one_process, sotu_store):
+    """Saved on 8x1x1."""
+    states = []
+    config = steps(sotu_store, 12)
+    optimizer = build.build_optimizer(config.optimizer)
+    for sizes in ((8, 1, 1), (2, 2, 2), (1, 8, 1)):
+        mesh = make_mesh(*sizes)
+        abstract, _ = build.abstract_state(build.build_model(config.model, mesh), optimizer, mesh)
+        with Checkpoints(one_process, read_only=True) as checkpoints:
+            state, _ = checkpoints.restore(abstract)
+        states.append(jax.device_get(state))
+    jax.tree.map(np.testing.assert_array_equal, *states[:2])
+    jax.tree.map(np.testing.assert_array_equal, *states[::2])
+
+
+def test_a_workdir_of_each_host_is_refused(sotu_store, tmp_path):
+    """Two places under the same name, as on two machines."""
+    cwds = [tmp_path / "a", tmp_path / "b"]
+    for cwd in cwds:
+        cwd.mkdir()
+    verb, config, _ = command(tmp_path, steps(sotu_store, 12))
+    codes, _, errors = Processes(2, verb, config, "--workdir=run", cwds=cwds).wait()
+    assert codes == [2, 2]
+    for error in errors:
+        assert "error: run is not shared: 1 of 2 processes" in error
+    assert not list((tmp_path / "a" / "run").iterdir())
+
+
+def test_what_one_refuses_all_refuse(sotu_store, tmp_path):
+    """The store is missing on the second host."""
+    cwds = [tmp_path / "a", tmp_path / "b"]
+    for cwd in cwds:
+        cwd.mkdir()
+    (cwds[0] / "store").symlink_to(sotu_store)
+    codes, _, errors = Processes(2, *command(tmp_path, steps(Path("store"), 12)), cwds=cwds).wait()
+    assert codes == [2, 2]
+    assert "error: process 1: store" in errors[0]
+    assert "error: store" in errors[1]
+
+
+def test_different_configs_are_refused(sotu_store, tmp_path):
+    cwds = [tmp_path / "a", tmp_path / "b"]
+    for cwd, number in zip(cwds, (12, 13)):
+        cwd.mkdir()
+        (cwd / "config.json").write_text(json.dumps(steps(sotu_store, number).to_dict()))
+    arguments = ("pretrain", "--config=config.json", f"--workdir={tmp_path / 'run'}")
+    codes, _, errors = Processes(2, *arguments, cwds=cwds).wait()
+    assert codes == [2, 2]
+    for error in errors:
+        assert "error: process 1 differs from process 0: steps: 12 -> 13" in error
+    assert not (tmp_path / "run").exists()
