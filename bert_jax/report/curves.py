@@ -34,18 +34,20 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> N
     for (metric, title, scale), axis in zip(panels, axes.flat):
         for color, (name, lines) in enumerate(runs.items()):
             _draw_run(axis, lines, metric, scale, f"C{color}", name if len(runs) > 1 else "")
-        for line in first:
-            if line["split"] == "baseline" and metric in line:
-                axis.axhline(line[metric] * scale, color="gray", linestyle="--", linewidth=1)
-                axis.annotate(
-                    _BASELINE_NAMES[metric],
-                    (0.99, line[metric] * scale),
-                    xycoords=("axes fraction", "data"),
-                    ha="right",
-                    va="bottom",
-                    fontsize=8,
-                    color="gray",
-                )
+        # Every phase of a run has a baseline, which holds until the next one.
+        baselines = [line for line in first if line["split"] == "baseline" and metric in line]
+        last = max(line["step"] for lines in runs.values() for line in lines)
+        for line, end in zip(baselines, [*(x["step"] for x in baselines[1:]), last]):
+            value = line[metric] * scale
+            axis.hlines(value, line["step"], end, color="gray", linestyle="--", linewidth=1)
+            axis.annotate(
+                _BASELINE_NAMES[metric],
+                (end, value),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+                color="gray",
+            )
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("step")
         axis.grid(alpha=0.25)

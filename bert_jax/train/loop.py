@@ -170,7 +170,7 @@ def train(
             line["mfu"] = line["tokens_per_second"] * flops_per_token / peak_flops
         writer.write(step, "train", line)
         budget.update(step)
-        print_once(progress_line(step, end(), line))
+        print_once(progress_line(step, max(step, end()), line))
         sums = {}
 
     def evaluate_and_log(step: int) -> None:
