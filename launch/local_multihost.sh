@@ -37,9 +37,9 @@ done
 
 status=0
 while ((${#running[@]})); do
-  code=0 ended=""
+  code=0
   wait -n -p ended "${!running[@]}" || code=$?
-  [[ $ended ]] || continue # not a process: a signal that the trap has passed on
+  [[ ${ended:-} ]] || continue # no process has: a signal came, which the trap has passed on
   unset "running[$ended]"
   if ((code != 0 && status == 0)); then
     status=$code

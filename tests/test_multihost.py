@@ -18,6 +18,7 @@ from etils import epath
 from test_training import TIMES, recipe
 
 from bert_jax import evaluate
+from bert_jax.errors import UserError
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.pretrain import pretrain
 from bert_jax.train import build
@@ -31,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 TIMEOUT = 300  # seconds that a busy machine may need
 # Runs a JSON config: how tests give a process a recipe of their own.
 PRETRAIN = """
-import argparse, sys
+import sys
 from etils import epath
 from bert_jax import pretrain
 from bert_jax.config import read_config
@@ -181,6 +182,36 @@ def test_restored_into_any_mesh(one_process, sotu_store):
         states.append(jax.device_get(state))
     jax.tree.map(np.testing.assert_array_equal, *states[:2])
     jax.tree.map(np.testing.assert_array_equal, *states[::2])
+
+
+def test_alone_in_a_run_of_two_says_what_it_waits_for():
+    script = "from bert_jax.parallel import hosts; hosts.HINT_AFTER_SECONDS = 0.1" + PRETRAIN
+    arguments = ["evaluate", "--workdir=none", "--coordinator=127.0.0.1:1", "--num-processes=2"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments, "--process-id=1"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert "still waiting for the other processes" in process.stderr.readline()
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--process-id=0"], "belong together: give all"),
+        (
+            ["--coordinator=a:1", "--num-processes=2", "--process-id=2"],
+            "--process-id=2: from 0 to --num-processes - 1 = 1",
+        ),
+        (["--platform=tpu"], "--platform=tpu, but JAX found only cpu devices"),
+    ],
+)
+def test_wrong_flags(flags, message):
+    with pytest.raises(UserError, match=message):
+        evaluate.main(["--workdir=none", *flags])
 
 
 def test_a_workdir_of_each_host_is_refused(sotu_store, tmp_path):
