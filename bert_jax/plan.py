@@ -113,7 +113,7 @@ def plan(config: Config, topology: str, num_slices: int = 1) -> Plan:
     objective = PreTraining(model.graphdef, _placeholder_masking(config), config.seed)
     untimed = dataclasses.replace(config, budget_hours=0.0)  # a budget takes the clock's reading
     step = build.jit_train_step(untimed, objective, optimizer, state, mesh)
-    flags = recommended_flags(config.rng, num_slices)
+    flags = recommended_flags(config.rng)
     name = f"{num_slices} x {topology}"
     result = _compile(step.lower(state, build.abstract_batch(config, mesh)), mesh, flags, name)
 

@@ -75,6 +75,9 @@ ENTRY %main (p.5: f32[]) -> f32[] {
 backend_config={"estimated_cycles":"500"}
   %p-start = (u8[96]{0}, u8[96]{0}, u32[]{:S(2)}) collective-permute-start(%p.5), channel_id=8
   %p-done = u8[96]{0} collective-permute-done(%p-start)
+  %send.1 = (f32[8,128]{1,0}, u32[], token[]) send(%update, %token), channel_id=3, \
+frontend_attributes={_xla_megascale_target="{1,2}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %sent.1 = token[] send-done(%send.1), channel_id=3
   ROOT %copy.1 = f32[]{:T(128)} copy(%p.5), backend_config={"estimated_cycles":"20"}
 }
 """
@@ -93,6 +96,7 @@ def test_collectives_count_once_however_they_are_written():
     assert collectives(TEXT) == [
         Collective("reduce-scatter", "f32", 1, 256 * 64 * 4),
         Collective("all-gather", "bf16", 1, 128 * 128 * 2),
+        Collective("all-reduce (slices)", "f32", 1, 8 * 128 * 4),
         Collective("collective-permute", "u8", 1, 96),
         Collective("all-reduce", "f32", 4, 4 * 4),
     ]

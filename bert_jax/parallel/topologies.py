@@ -62,7 +62,7 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
 
 
-def recommended_flags(rng: str, num_slices: int = 1) -> dict[str, str]:
+def recommended_flags(rng: str) -> dict[str, str]:
     """Compiler flags of a training run, name without dashes -> value.
 
     A run takes them from the environment variable LIBTPU_INIT_ARGS, which is read when JAX starts;
@@ -70,13 +70,9 @@ def recommended_flags(rng: str, num_slices: int = 1) -> dict[str, str]:
 
     Args:
       rng: `config.rng`.
-      num_slices: slices of the run.
     """
-    flags = {}
-    if rng == "rbg":
-        # Without it every device draws the random bits of the global batch.
-        flags["xla_tpu_spmd_rng_bit_generator_unsafe"] = "true"
-    return flags
+    # Without it every device draws the random bits of the global batch.
+    return {"xla_tpu_spmd_rng_bit_generator_unsafe": "true"} if rng == "rbg" else {}
 
 
 def libtpu_init_args(flags: dict[str, str]) -> str:

@@ -24,6 +24,7 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
+ACROSS_SLICES = " (slices)"  # what a host sends through the data-center network
 _MOVES = {
     *("bitcast", "concatenate", "constant", "copy", "dynamic-slice", "dynamic-update-slice"),
     *("fusion", "pad", "parameter", "reshape", "slice", "transpose", "tuple"),
@@ -63,10 +64,11 @@ class Collective:
     """All collectives of one kind and type in a step, as one device sees them.
 
     Attributes:
-      kind: one of `COLLECTIVES`.
+      kind: one of `COLLECTIVES`, with `ACROSS_SLICES` for the part that leaves the slice.
       dtype: in HLO's names; of an operation on several arrays, that of most of its bytes.
       count: operations; an asynchronous one counts once.
-      bytes: of the unsharded side: what an all-gather returns, what a reduce-scatter takes.
+      bytes: of the unsharded side: what an all-gather returns, what a reduce-scatter takes; across
+        slices, what the device sends.
     """
 
     kind: str
@@ -107,12 +109,15 @@ def collectives(text: str) -> list[Collective]:
     found = {}
     for outer, times in program.executed():
         for operation in program.fused(outer):
-            kind = operation.opcode.removesuffix("-done")
-            if kind not in COLLECTIVES:
-                continue
-            shape = operation.shape
+            kind, shape = operation.opcode.removesuffix("-done"), operation.shape
             if kind == "reduce-scatter":
                 shape = " ".join(program.operations[name].shape for name in operation.operands)
+            elif kind == "send":
+                transfer = operation.attribute("_xla_megascale_transfer_type")
+                kind = f"{transfer.lower().replace('_', '-')}{ACROSS_SLICES}"
+                shape = program.operations[operation.operands[0]].shape
+            if kind.removesuffix(ACROSS_SLICES) not in COLLECTIVES:
+                continue
             # TPUs run a reduce-scatter as a fusion of an all-reduce and a slice.
             if outer.attribute("calls").startswith("all-reduce-scatter"):
                 kind = "reduce-scatter"

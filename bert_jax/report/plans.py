@@ -182,10 +182,10 @@ class Plan:
         return lines
 
     def _collectives(self) -> list[str]:
-        lines = [f"{'collectives of a step':<22}{'dtype':>6}{'count':>8}{'MB':>12}"]
+        lines = [f"{'collectives of a step':<28}{'dtype':>6}{'count':>8}{'MB':>12}"]
         for found in self.program.collectives:
             lines.append(
-                f"  {found.kind:<20}{found.dtype:>6}{found.count:>8,}{found.bytes / 1e6:>12,.3f}"
+                f"  {found.kind:<26}{found.dtype:>6}{found.count:>8,}{found.bytes / 1e6:>12,.3f}"
             )
         return lines if self.program.collectives else ["no collectives"]
 
