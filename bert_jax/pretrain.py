@@ -106,7 +106,9 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
             build.check_mesh(stage.config, mesh)
     model = build.build_model(config.model, mesh)
     optimizer = build.build_optimizer(config.optimizer)
-    abstract_state, init_state = build.abstract_state(model, optimizer, mesh)
+    abstract_state, init_state = build.abstract_state(
+        model, optimizer, mesh, zero1=config.mesh.zero1
+    )
     hosts.print_once(
         f"{num_params(abstract_state.params):,} parameters on {mesh.size} "
         f"{jax.devices()[0].device_kind} device(s), mesh {dict(mesh.shape)}"

@@ -34,6 +34,7 @@ def make_model(constrain=unconstrained, **changes):
         "remat": "none",
         "attend": attention,
         "constrain": constrain,
+        "gather_layer": lambda params: params,
     } | changes
     return split_model(lambda rngs: BertForPreTraining(rngs=rngs, **options))
 

@@ -36,10 +36,12 @@ def attention(
 
     Reference: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
     """
+    # Scores lie as [.., key, query]: softmax reduces over the sublanes of a TPU then, not over its
+    # lanes, and dropout finds its bits in the layout in which they were drawn.
     scale = query.shape[-1] ** -0.5
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query * scale, key, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkhd,bqhd->bhkq", key, query * scale, preferred_element_type=jnp.float32)
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     scores = jnp.where(same_segment, scores, jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    probabilities = jax.nn.softmax(scores, axis=-2).astype(value.dtype)
     probabilities = dropout(probabilities, dropout_rate, dropout_key)
-    return jnp.einsum("bhqk,bkhd->bqhd", probabilities, value)
+    return jnp.einsum("bhkq,bkhd->bqhd", probabilities, value)

@@ -7,7 +7,9 @@ comes in through `constrain`, a function that pins an activation's sharding by t
 axes.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,10 +60,44 @@ def sinusoidal_positions(max_positions: int, hidden_size: int) -> np.ndarray:
 
 
 def layer_norm(hidden_size: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm that computes and returns fp32, whatever the compute dtype."""
-    return nnx.LayerNorm(
-        hidden_size, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs
-    )
+    """LayerNorm that computes and returns fp32, whatever the compute dtype.
+
+    The variance is E[x^2] - E[x]^2, so that one pass gives both moments, and one gives both sums of
+    the gradient.
+    """
+    return nnx.LayerNorm(hidden_size, epsilon=epsilon, dtype=jnp.float32, rngs=rngs)
+
+
+@jax.custom_vjp
+def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows of an embedding table as fp32; their gradients are added up in fp32 too.
+
+    Args:
+      table: [rows, hidden] in any float type, or [copies, rows, hidden].
+      ids: [batch, length] int32; with copies, each serves its part of the batch.
+
+    Returns:
+      [batch, length, hidden] fp32.
+    """
+    tables = table.reshape(-1, *table.shape[-2:])
+    found = jax.vmap(lambda table, ids: table[ids])(tables, ids.reshape(len(tables), -1))
+    return found.reshape(*ids.shape, -1).astype(jnp.float32)
+
+
+def _lookup_forward(table, ids):
+    return lookup(table, ids), (table, ids)
+
+
+def _lookup_backward(residuals, gradient):
+    table, ids = residuals
+    zeros = jnp.zeros((math.prod(table.shape[:-2]), *table.shape[-2:]), jnp.float32)
+    ids = ids.reshape(len(zeros), -1)
+    gradient = gradient.reshape(*ids.shape, -1)
+    total = jax.vmap(lambda zeros, ids, gradient: zeros.at[ids].add(gradient))(zeros, ids, gradient)
+    return total.reshape(table.shape).astype(table.dtype), None
+
+
+lookup.defvjp(_lookup_forward, _lookup_backward)
 
 
 def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
@@ -110,13 +146,15 @@ class Embeddings(nnx.Module):
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         if self.position_embedding == "learned":
-            positions = self.position(position_ids)
+            positions = lookup(self.position.embedding[...], position_ids)
         else:
             # Vaswani et al. scale the words up to the encoding; here it is scaled down to them.
             # LayerNorm follows, so only the ratio counts.
             table = sinusoidal_positions(self.max_position_embeddings, self.word.features)
             positions = self.initializer_range * jnp.asarray(table)[position_ids]
-        hidden = self.word(input_ids) + positions + self.token_type(token_type_ids)
+        words = lookup(self.word.embedding[...], input_ids)
+        types = lookup(self.token_type.embedding[...], token_type_ids)
+        hidden = words + positions + types
         return dropout(self.norm(hidden).astype(self.dtype), self.dropout_rate, dropout_key)
 
 
@@ -132,29 +170,36 @@ class SelfAttention(nnx.Module):
         initializer_range: float,
         dtype: jnp.dtype,
         attend: Attend,
+        constrain: Constrain,
         rngs: nnx.Rngs,
     ):
-        heads = (num_heads, hidden_size // num_heads)
         options = {"kernel_init": initializer(initializer_range), "dtype": dtype, "rngs": rngs}
-        self.query = nnx.LinearGeneral(hidden_size, heads, **options)
-        self.key = nnx.LinearGeneral(hidden_size, heads, **options)
-        self.value = nnx.LinearGeneral(hidden_size, heads, **options)
-        self.output = nnx.LinearGeneral(heads, hidden_size, axis=(-2, -1), **options)
+        self.query = nnx.Linear(hidden_size, hidden_size, **options)
+        self.key = nnx.Linear(hidden_size, hidden_size, **options)
+        self.value = nnx.Linear(hidden_size, hidden_size, **options)
+        self.output = nnx.Linear(hidden_size, hidden_size, **options)
+        self.num_heads = num_heads
         self.dropout_rate = dropout_rate
         self.attend = attend
+        self.constrain = constrain
 
     def __call__(
         self, hidden: jax.Array, segment_ids: jax.Array, dropout_key: jax.Array | None = None
     ) -> jax.Array:
         context = self.attend(
-            self.query(hidden),
-            self.key(hidden),
-            self.value(hidden),
+            self._heads(self.query(hidden)),
+            self._heads(self.key(hidden)),
+            self._heads(self.value(hidden)),
             segment_ids,
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
         )
-        return self.output(context)
+        return self.output(context.reshape(hidden.shape))
+
+    def _heads(self, x):
+        """[batch, length, hidden] -> [batch, length, heads, head_dim]."""
+        x = x.reshape(*x.shape[:2], self.num_heads, -1)
+        return self.constrain(x, ("batch", "length", "heads", None))
 
 
 class FeedForward(nnx.Module):
@@ -168,15 +213,18 @@ class FeedForward(nnx.Module):
         hidden_act: str,
         initializer_range: float,
         dtype: jnp.dtype,
+        constrain: Constrain,
         rngs: nnx.Rngs,
     ):
         options = {"kernel_init": initializer(initializer_range), "dtype": dtype, "rngs": rngs}
         self.intermediate = nnx.Linear(hidden_size, intermediate_size, **options)
         self.output = nnx.Linear(intermediate_size, hidden_size, **options)
         self.hidden_act = hidden_act
+        self.constrain = constrain
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        return self.output(ACTIVATIONS[self.hidden_act](self.intermediate(hidden)))
+        inner = self.constrain(self.intermediate(hidden), ("batch", "length", "mlp"))
+        return self.output(ACTIVATIONS[self.hidden_act](inner))
 
 
 class Layer(nnx.Module):
@@ -204,6 +252,7 @@ class Layer(nnx.Module):
             num_heads=num_heads,
             dropout_rate=attention_dropout,
             attend=attend,
+            constrain=constrain,
             **common,
         )
         self.attention_norm = layer_norm(hidden_size, layer_norm_eps, rngs)
@@ -211,6 +260,7 @@ class Layer(nnx.Module):
             hidden_size=hidden_size,
             intermediate_size=intermediate_size,
             hidden_act=hidden_act,
+            constrain=constrain,
             **common,
         )
         self.feed_forward_norm = layer_norm(hidden_size, layer_norm_eps, rngs)
@@ -243,7 +293,14 @@ class Encoder(nnx.Module):
     """
 
     def __init__(
-        self, *, num_layers: int, scan_layers: bool, remat: str, rngs: nnx.Rngs, **layer_options
+        self,
+        *,
+        num_layers: int,
+        scan_layers: bool,
+        remat: str,
+        gather_layer: Callable[[Any], Any],
+        rngs: nnx.Rngs,
+        **layer_options,
     ):
         @nnx.split_rngs(splits=num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
@@ -254,6 +311,7 @@ class Encoder(nnx.Module):
         self.num_layers = num_layers
         self.scan_layers = scan_layers
         self.remat = remat
+        self.gather_layer = gather_layer
 
     def __call__(
         self, hidden: jax.Array, segment_ids: jax.Array, dropout_key: jax.Array | None = None
@@ -263,7 +321,9 @@ class Encoder(nnx.Module):
 
         def layer(hidden, params_and_key):
             params, key = params_and_key
-            return nnx.merge(graphdef, params)(hidden, segment_ids, key), None
+            params = nnx.to_pure_dict(params)
+            layer = nnx.merge(graphdef, self.gather_layer(params))
+            return layer(hidden, segment_ids, key), None
 
         if self.remat != "none":
             # Inside a scan the loop itself keeps XLA from undoing the rematerialisation.
@@ -291,6 +351,7 @@ class Bert(nnx.Module):
       scan_layers, remat: see `Encoder`.
       attend: `bert_jax.model.attention.attention`, or one that computes the same.
       constrain: pins an activation's sharding by axis names.
+      gather_layer: brings the parameters of one layer together before it runs.
     """
 
     def __init__(
@@ -314,6 +375,7 @@ class Bert(nnx.Module):
         remat: str,
         attend: Attend,
         constrain: Constrain,
+        gather_layer: Callable[[Any], Any],
         rngs: nnx.Rngs,
     ):
         common = {
@@ -342,6 +404,7 @@ class Bert(nnx.Module):
             attention_dropout=attention_dropout,
             attend=attend,
             constrain=constrain,
+            gather_layer=gather_layer,
             **common,
         )
         self.pooler = nnx.Linear(

@@ -48,22 +48,26 @@ class MaskedLmHead(nnx.Module):
 
         Args:
           hidden: [batch, positions, hidden_size].
-          word_embeddings: [padded_vocab, hidden_size] fp32, the encoder's own table.
+          word_embeddings: [padded_vocab, hidden_size], the encoder's own table, or copies of it as
+            in `lookup`.
 
         Returns:
           [batch, positions, padded_vocab] fp32 logits; those of padding rows are `IMPOSSIBLE`.
         """
         hidden = ACTIVATIONS[self.hidden_act](self.dense(hidden))
         hidden = self.norm(hidden).astype(self.dtype)
+        tables = word_embeddings.reshape(-1, *word_embeddings.shape[-2:]).astype(self.dtype)
+        # One axis of positions: a second-last axis of, say, 20 would be padded to 24 on a TPU.
         logits = jnp.einsum(
-            "bpd,vd->bpv",
-            hidden,
-            word_embeddings.astype(self.dtype),
+            "cnd,cvd->cnv",
+            hidden.reshape(len(tables), -1, hidden.shape[-1]),
+            tables,
             preferred_element_type=jnp.float32,
         )
-        in_vocabulary = jnp.arange(word_embeddings.shape[0]) < self.vocab_size
+        in_vocabulary = jnp.arange(tables.shape[1]) < self.vocab_size
         # Added and not selected: one vector instead of a pass over all logits and their gradient.
-        return logits + jnp.where(in_vocabulary, self.bias, IMPOSSIBLE)
+        logits += jnp.where(in_vocabulary, self.bias, IMPOSSIBLE)
+        return logits.reshape(*hidden.shape[:-1], -1)
 
 
 class BertForPreTraining(nnx.Module):

@@ -20,14 +20,36 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
       {"loss", "correct", "count"}: fp32 scalars, each a sum over positions times weights. A label
       is correct if no other class scores higher.
     """
-    # A masked sum and not a gather, whose gradient would be a scatter into all logits.
-    is_label = jnp.arange(logits.shape[-1]) == jnp.where(weights > 0, labels, 0)[..., None]
-    label_logits = jnp.sum(jnp.where(is_label, logits, 0.0), axis=-1)
-    nats = jax.nn.logsumexp(logits, axis=-1) - label_logits
-    # The label wins if no logit is higher: cheaper than an argmax over a vocabulary.
-    correct = label_logits >= jnp.max(logits, axis=-1)
+    weights = weights.reshape(-1)
+    labels = jnp.where(weights > 0, labels.reshape(-1), 0)
+    nats, correct = _nats_and_correct(logits.reshape(len(labels), -1), labels)
     return {
         "loss": jnp.sum(nats * weights),
         "correct": jnp.sum(correct * weights),
         "count": jnp.sum(weights),
     }
+
+
+@jax.custom_vjp
+def _nats_and_correct(logits, labels):
+    """Of each position: its cross-entropy, and whether no other class scores higher."""
+    return _forward(logits, labels)[0]
+
+
+def _forward(logits, labels):
+    # The label's logit is gathered and its gradient written out below: the gradient of a gather is
+    # a scatter, and a masked sum would be one more pass over all logits.
+    label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    highest = jnp.max(logits, axis=-1)
+    log_total = highest + jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1))
+    return (log_total - label_logits, label_logits >= highest), (logits, labels, log_total)
+
+
+def _backward(residuals, gradients):
+    logits, labels, log_total = residuals
+    is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
+    probabilities = jnp.exp(logits - log_total[..., None])
+    return gradients[0][..., None] * (probabilities - is_label), None
+
+
+_nats_and_correct.defvjp(_forward, _backward)

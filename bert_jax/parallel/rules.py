@@ -4,11 +4,13 @@
 activation shardings both come from them, so a layout is a matter of sizes in `config.mesh`.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -25,9 +27,9 @@ RULES: dict[str, tuple[str, ...]] = {
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"bert/embeddings/word/embedding", ("vocab", "embed")),
     (r"bert/embeddings/(position|token_type)/embedding", (None, "embed")),
-    (r"bert/encoder/layers/attention/(query|key|value)/kernel", ("layer", "embed", "heads", None)),
-    (r"bert/encoder/layers/attention/(query|key|value)/bias", ("layer", "heads", None)),
-    (r"bert/encoder/layers/attention/output/kernel", ("layer", "heads", None, "embed")),
+    (r"bert/encoder/layers/attention/(query|key|value)/kernel", ("layer", "embed", "heads")),
+    (r"bert/encoder/layers/attention/(query|key|value)/bias", ("layer", "heads")),
+    (r"bert/encoder/layers/attention/output/kernel", ("layer", "heads", "embed")),
     (r"bert/encoder/layers/feed_forward/intermediate/kernel", ("layer", "embed", "mlp")),
     (r"bert/encoder/layers/feed_forward/intermediate/bias", ("layer", "mlp")),
     (r"bert/encoder/layers/feed_forward/output/kernel", ("layer", "mlp", "embed")),
@@ -41,6 +43,9 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(bert/pooler|masked_lm/dense|next_sentence)/bias", (None,)),
     (r"masked_lm/norm/(scale|bias)", (None,)),
 )
+
+LAYERS = "bert/encoder/layers/"
+TIED = "bert/embeddings/word/embedding"
 
 
 def spec(names: tuple[str | None, ...]) -> P:
@@ -60,21 +65,116 @@ def parameter_axes(path: str) -> tuple[str | None, ...]:
     return found[0]
 
 
-def state_shardings(mesh: Mesh, state: Any) -> Any:
+def state_shardings(mesh: Mesh, state: Any, zero1: bool) -> Any:
     """A NamedSharding for every leaf of a training state, from its shapes.
 
     Optimizer moments lie under the same path as their parameter and are laid out like it; scalars
-    are replicated.
+    and moments with fewer axes than their parameter (Adafactor's) are replicated.
+
+    Args:
+      mesh: of the run.
+      state: tree of arrays or shapes.
+      zero1: split every leaf over the data axis too, wherever one of its axes divides by it
+        (Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, with the fp32 parameters counted
+        to the optimizer's state).
     """
 
     def sharding(path, leaf):
-        if leaf.ndim == 0:
+        if leaf.size == 1:
             return NamedSharding(mesh, P())
-        # Moments mirror the tree of parameters: the dict keys of a path name the parameter.
-        keys = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        return NamedSharding(mesh, spec(parameter_axes("/".join(keys))))
+        names = parameter_axes(_parameter_path(path))
+        if leaf.ndim != len(names):  # a factored moment, which is small
+            return NamedSharding(mesh, P())
+        axes = [RULES.get(name, ()) for name in names]
+        if zero1:
+            axes = _split_over_data(mesh, leaf.shape, names, axes)
+        return NamedSharding(mesh, P(*(a or None for a in axes)))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def _parameter_path(path: Any) -> str:
+    # Moments mirror the tree of parameters: the dict keys of a path name the parameter.
+    return "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
+
+
+def _split_over_data(mesh, shape, names, axes):
+    """Adds the data axis to the first axis of an array that can be split so much further.
+
+    The first, because the last one fills the lanes of a TPU; not that of the layers, because a
+    layer's gradient is complete long before the others are.
+    """
+    for index, (size, name) in enumerate(zip(shape, names, strict=True)):
+        shards = math.prod(mesh.shape[axis] for axis in (*axes[index], "data"))
+        if name != "layer" and size % shards == 0:
+            return [*axes[:index], (*axes[index], "data"), *axes[index + 1 :]]
+    return axes
+
+
+def gather(mesh: Mesh, params: Any) -> Any:
+    """Brings stored parameters together for computing.
+
+    What is split over data is gathered, and what is split over fsdp too, except for layers: each of
+    them is gathered where it is used, by `gather_layer`. What is split over tensor stays so.
+
+    The table of word embeddings gets a leading axis with a copy for every part of the batch. It is
+    used twice, as lookup and as decoder: with one copy for both, each part adds up its two
+    gradients before the parts are reduced; without, each of the two is reduced on its own.
+    """
+
+    def constrain(path, leaf):
+        path = _parameter_path(path)
+        keep = ("fsdp", "tensor") if path.startswith(LAYERS) else ("tensor",)
+        partition = _only(keep, spec(parameter_axes(path)))
+        if path == TIED:
+            partition = P(RULES["batch"], *partition)
+            leaf = jnp.broadcast_to(leaf, (_num_parts(mesh), *leaf.shape))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, partition))
+
+    return jax.tree_util.tree_map_with_path(constrain, params)
+
+
+def scatter(gradients: Any, shardings: Any) -> Any:
+    """Reduces the gradients of gathered parameters into the places of the stored ones."""
+
+    def constrain(path, leaf, sharding):
+        leaf = jnp.sum(leaf, axis=0) if _parameter_path(path) == TIED else leaf
+        return jax.lax.with_sharding_constraint(leaf, sharding)
+
+    return jax.tree_util.tree_map_with_path(constrain, gradients, shardings)
+
+
+def _num_parts(mesh: Mesh) -> int:
+    """Into how many parts the mesh splits a batch."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def gather_layer(mesh: Mesh) -> Callable[[Any], Any]:
+    """The function through which a model passes the parameters of one layer before it uses them.
+
+    Forward it gathers what is split over fsdp; backward it splits the gradient again, so that it is
+    reduced and scattered in one.
+    """
+
+    def constrain(path, leaf, keep):
+        names = parameter_axes(LAYERS + _parameter_path(path))[1:]
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, _only(keep, spec(names))))
+
+    @jax.custom_vjp
+    def gather(params):
+        return jax.tree_util.tree_map_with_path(lambda p, x: constrain(p, x, ("tensor",)), params)
+
+    def backward(_, gradients):
+        split = ("fsdp", "tensor")
+        return (jax.tree_util.tree_map_with_path(lambda p, x: constrain(p, x, split), gradients),)
+
+    gather.defvjp(lambda params: (gather(params), None), backward)
+    return gather if mesh.shape["fsdp"] > 1 else lambda params: params
+
+
+def _only(keep: tuple[str, ...], partition: P) -> P:
+    """The spec without the mesh axes that are not in `keep`."""
+    return P(*(tuple(axis for axis in axes or () if axis in keep) or None for axes in partition))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

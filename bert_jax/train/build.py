@@ -54,6 +54,7 @@ def build_model(config: ModelConfig, mesh: Mesh) -> Model:
     options["dtype"] = jnp.dtype(options.pop("compute_dtype"))
     options["attend"] = build_attention(options.pop("attention"), mesh)
     options["constrain"] = rules.activation_constraint(mesh)
+    options["gather_layer"] = rules.gather_layer(mesh)
     return Model(*split_model(lambda rngs: BertForPreTraining(rngs=rngs, **options)))
 
 
@@ -81,9 +82,7 @@ def build_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     common = {"weight_decay": config.weight_decay, "clip_norm": config.clip_norm}
     adam = {"b1": config.b1, "b2": config.b2, "eps": config.eps}
     return {
-        "adamw": lambda: optimizers.adamw(
-            **adam, bias_correction=config.bias_correction, **common
-        ),
+        "adamw": lambda: optimizers.adamw(**adam, bias_correction=config.bias_correction, **common),
         "lamb": lambda: optimizers.lamb(**adam, **common),
         "adafactor": lambda: optimizers.adafactor(**common),
         "sgd": lambda: optimizers.sgd(momentum=config.b1, **common),
@@ -121,12 +120,15 @@ def dropout_key(config: Config) -> jax.Array | None:
 
 
 def abstract_state(
-    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh
+    model: Model, optimizer: optax.GradientTransformation, mesh: Mesh, *, zero1: bool = False
 ) -> tuple[TrainState, Any]:
-    """The shapes of a state with their shardings, and `init(key)` that makes it sharded."""
+    """The shapes of a state with their shardings, and `init(key)` that makes it sharded.
+
+    `zero1` is that of `rules.state_shardings`.
+    """
     init = functools.partial(init_state, model.init, optimizer)
     shapes = jax.eval_shape(init, jax.random.key(0))
-    shardings = rules.state_shardings(mesh, shapes)
+    shardings = rules.state_shardings(mesh, shapes, zero1)
     abstract = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         shapes,
@@ -197,6 +199,20 @@ def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct
     }
 
 
+def load_params(config: ModelConfig, mesh: Mesh) -> Callable[[Params], Params]:
+    """The function from stored parameters to those to compute with.
+
+    Weights of matrix products and embeddings are cast first and gathered then, at half the bytes
+    where they are bf16; so their gradients are reduced in bf16 too. Biases and LayerNorm stay fp32.
+    """
+    dtype = jnp.dtype(config.compute_dtype)
+
+    def cast(path, leaf):
+        return leaf.astype(dtype) if path[-1].key in ("kernel", "embedding") else leaf
+
+    return lambda params: rules.gather(mesh, jax.tree_util.tree_map_with_path(cast, params))
+
+
 def jit_train_step(
     config: Config,
     objective: Objective,
@@ -216,20 +232,28 @@ def jit_train_step(
       mesh: of the run.
       first_step: at which the schedule starts.
     """
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+
+    def store(gradients: Params) -> Params:
+        gradients = rules.scatter(gradients, shardings.params)
+        return jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+
     train_step = make_train_step(
         objective,
         optimizer,
         build_schedule(config, first_step),
         dropout_key=dropout_key(config),
         gradient_accumulation=config.optimizer.gradient_accumulation,
+        load=load_params(config.model, mesh),
+        store=store,
     )
-    shardings = jax.tree.map(lambda x: x.sharding, state)
     horizon = [rules.replicated(mesh)] if config.budget_hours else []
     return jax.jit(
         train_step,
         in_shardings=(shardings, rules.batch_sharding(mesh), *horizon),
         out_shardings=(shardings, rules.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh, config.rng),
     )
 
 

@@ -13,7 +13,7 @@ from bert_jax.data.store import Store
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import rules
 from bert_jax.report.baselines import pretraining_baselines
-from bert_jax.train.build import evaluation_batches, put_batch
+from bert_jax.train.build import evaluation_batches, load_params, put_batch
 from bert_jax.train.metrics import add_sums, means
 from bert_jax.train.state import Params
 from bert_jax.train.step import make_eval_step
@@ -38,7 +38,9 @@ class Evaluation:
         self._mesh = mesh
         everywhere = rules.replicated(mesh)
         self._prepare = jax.jit(objective.prepare, out_shardings=everywhere)
-        self._step = jax.jit(make_eval_step(objective), out_shardings=everywhere)
+        self._step = jax.jit(
+            make_eval_step(objective, load_params(config.model, mesh)), out_shardings=everywhere
+        )
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Means over all held-out examples; see `means`."""

@@ -40,6 +40,8 @@ def make_train_step(
     *,
     dropout_key: jax.Array | None,
     gradient_accumulation: int = 1,
+    load: Callable[[Params], Params] = lambda params: params,
+    store: Callable[[Params], Params] = lambda gradients: gradients,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `train_step(state, batch) -> (state, metrics)`, a pure function to jit.
 
@@ -53,15 +55,20 @@ def make_train_step(
       schedule: step -> learning rate; further arguments of the step are passed on to it.
       dropout_key: typed key, folded with step and microbatch; None trains without dropout.
       gradient_accumulation: number of microbatches; divides the number of rows.
+      load: stored parameters -> those to compute with, cast and gathered.
+      store: their gradients -> in the type and the place of the stored parameters.
 
     Returns:
       The step. Its metrics are the objective's sums, those of `count_positions`, and the scalars
       "grad_norm" (before clipping) and "learning_rate".
     """
 
-    def train_step(state: TrainState, batch: Batch, *horizon: jax.Array):
+    def train_step(
+        state: TrainState, batch: Batch, *horizon: jax.Array
+    ) -> tuple[TrainState, Metrics]:
         batch = objective.prepare(batch)
         counts = {head: jnp.sum(w) for head, w in objective.weights(batch).items()}
+        params = load(state.params)
         step_key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
 
         def loss(params, batch, key):
@@ -71,7 +78,8 @@ def make_train_step(
 
         def gradients_and_sums(index, microbatch):
             key = None if step_key is None else jax.random.fold_in(step_key, index)
-            return jax.grad(loss, has_aux=True)(state.params, microbatch, key)
+            gradients, sums = jax.grad(loss, has_aux=True)(params, microbatch, key)
+            return store(gradients), sums
 
         if gradient_accumulation == 1:
             gradients, metrics = gradients_and_sums(0, batch)
@@ -100,12 +108,17 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(objective: Objective) -> Callable[[Params, Batch], Metrics]:
-    """Builds `eval_step(params, batch) -> sums`, without dropout; a pure function to jit."""
+def make_eval_step(
+    objective: Objective, load: Callable[[Params], Params] = lambda params: params
+) -> Callable[[Params, Batch], Metrics]:
+    """Builds `eval_step(params, batch) -> sums`, without dropout; a pure function to jit.
+
+    `load` is as in `make_train_step`.
+    """
 
     def eval_step(params: Params, batch: Batch) -> Metrics:
         batch = objective.prepare(batch)
-        return objective.sums(params, batch) | count_positions(batch)
+        return objective.sums(load(params), batch) | count_positions(batch)
 
     return eval_step
 
