@@ -30,6 +30,7 @@ from bert_jax.model.attention import Attend, attention
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.objective.masking import Masking
 from bert_jax.parallel import hosts, rules
+from bert_jax.parallel.compiler import compiler_options
 from bert_jax.train import optimizers
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.state import Params, TrainState, init_state, split_model
