@@ -24,7 +24,11 @@ from bert_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and numerics of the model; see `bert_jax.model.bert.Bert`."""
+    """Shape and numerics of the model; see `bert_jax.model.bert.Bert`.
+
+    `attention` is "xla", "splash" (a TPU kernel, which has no dropout) or "auto", which takes
+    splash on TPUs for long rows where nothing is dropped.
+    """
 
     vocab_size: int
     num_layers: int
@@ -556,6 +560,11 @@ def _check(config: Config) -> None:
         raise UserError(
             f"config.data.max_seq_length={data.max_seq_length} exceeds "
             f"config.model.max_position_embeddings={model.max_position_embeddings}"
+        )
+    if model.attention == "splash" and (model.attention_dropout or data.max_seq_length % 128):
+        raise UserError(
+            "config.model.attention='splash' takes config.model.attention_dropout=0 and a "
+            "config.data.max_seq_length that is a multiple of 128; use auto or xla"
         )
     # [CLS] A [SEP] B [SEP], with a token to predict and one to predict it from.
     if data.max_seq_length < 8:

@@ -1,14 +1,17 @@
-"""Multi-head scaled dot-product attention within segments."""
+"""Multi-head scaled dot-product attention within segments: by XLA, or by a TPU kernel."""
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from bert_jax.model.dropout import dropout
 
 # Computes attention as `attention` below does, perhaps with another kernel.
 Attend = Callable[..., jax.Array]
+
+SPLASH_MULTIPLE = 128  # of tokens, in a row and in a block of the kernel
 
 
 def attention(
@@ -45,3 +48,40 @@ def attention(
     probabilities = jax.nn.softmax(scores, axis=-2).astype(value.dtype)
     probabilities = dropout(probabilities, dropout_rate, dropout_key)
     return jnp.einsum("bhkq,bkhd->bqhd", probabilities, value)
+
+
+def splash_attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """As `attention` without dropout, by JAX's splash kernel, which never stores the scores.
+
+    Sees the rows and heads of one device: over a mesh, call it under `jax.shard_map`.
+
+    Args:
+      query, key, value, segment_ids: as `attention`; length a multiple of `SPLASH_MULTIPLE`.
+      interpret: run the kernel step by step on any platform, to check it.
+    """
+    _, length, heads, head_dim = query.shape
+    block = next(size for size in (512, 256, SPLASH_MULTIPLE) if length % size == 0)
+    kernel = splash.make_splash_mha(
+        splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+        block_sizes=splash.BlockSizes(
+            **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
+            **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), block),
+            use_fused_bwd_kernel=True,
+        ),
+    )
+
+    def row(query, key, value, segment_ids):
+        return kernel(query, key, value, splash.SegmentIds(segment_ids, segment_ids))
+
+    query, key, value = (x.swapaxes(1, 2) for x in (query * head_dim**-0.5, key, value))
+    return jax.vmap(row)(query, key, value, segment_ids).swapaxes(1, 2).astype(value.dtype)

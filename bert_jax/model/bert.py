@@ -21,7 +21,7 @@ from bert_jax.model.dropout import dropout
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
 
-VOCAB_MULTIPLE = 128
+LARGE_VOCAB = 2**14
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -40,8 +40,13 @@ def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
 
 
 def padded_vocab_size(vocab_size: int) -> int:
-    """Rows of the embedding table: `vocab_size` rounded up to whole TPU lanes."""
-    return -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    """Rows of the embedding table: `vocab_size` rounded up to whole TPU lanes.
+
+    A large one to a multiple of 1024, so that it splits evenly over a thousand devices: 30,522
+    becomes 30,720.
+    """
+    multiple = 128 if vocab_size < LARGE_VOCAB else 1024
+    return -(-vocab_size // multiple) * multiple
 
 
 def initializer(stddev: float) -> nnx.Initializer:

@@ -44,6 +44,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"masked_lm/norm/(scale|bias)", (None,)),
 )
 
+LANES = 128
 LAYERS = "bert/encoder/layers/"
 TIED = "bert/embeddings/word/embedding"
 
@@ -101,12 +102,14 @@ def _parameter_path(path: Any) -> str:
 def _split_over_data(mesh, shape, names, axes):
     """Adds the data axis to the first axis of an array that can be split so much further.
 
-    The first, because the last one fills the lanes of a TPU; not that of the layers, because a
-    layer's gradient is complete long before the others are.
+    That of the layers comes last: a layer's gradient is complete long before the others are. The
+    last axis of a matrix is split only where whole TPU lanes remain; thin slices would be padded.
     """
-    for index, (size, name) in enumerate(zip(shape, names, strict=True)):
+    order = sorted(range(len(shape)), key=lambda index: names[index] == "layer")
+    for index in order:
         shards = math.prod(mesh.shape[axis] for axis in (*axes[index], "data"))
-        if name != "layer" and size % shards == 0:
+        is_row_of_matrix = index == len(shape) - 1 and sum(name != "layer" for name in names) > 1
+        if shape[index] % (shards * (LANES if is_row_of_matrix else 1)) == 0:
             return [*axes[:index], (*axes[index], "data"), *axes[index + 1 :]]
     return axes
 

@@ -26,7 +26,8 @@ from bert_jax.data.batches import Batches, heldout_batches
 from bert_jax.data.store import Store, open_store
 from bert_jax.data.wordpiece import WordPiece, load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.model.attention import Attend, attention
+from bert_jax.model.attention import SPLASH_MULTIPLE, Attend, attention, splash_attention
+from bert_jax.model.bert import padded_vocab_size
 from bert_jax.model.heads import BertForPreTraining
 from bert_jax.objective.masking import Masking
 from bert_jax.parallel import hosts, rules
@@ -39,6 +40,8 @@ from bert_jax.train.step import Objective, make_train_step
 # Parameters and masks fold small numbers (a count, an epoch) into the key of the seed: dropout
 # keeps away from them.
 DROPOUT_STREAM = 2**31
+# Below it the scores are small and XLA's own fusions are as good.
+SPLASH_MIN_LENGTH = 512
 RNG_IMPLEMENTATIONS = {"threefry": "threefry2x32", "rbg": "rbg"}
 
 
@@ -60,9 +63,38 @@ def build_model(config: ModelConfig, mesh: Mesh) -> Model:
 
 
 def build_attention(implementation: str, mesh: Mesh) -> Attend:
-    """The attention function of a model on a mesh."""
-    del implementation, mesh
-    return attention
+    """The attention function of a model on a mesh.
+
+    Args:
+      implementation: "xla"; "splash", the TPU kernel, which has no dropout; or "auto": splash on
+        TPUs for rows of `SPLASH_MIN_LENGTH` tokens or more where nothing is dropped.
+      mesh: of the run. Off TPUs the kernel runs in its interpreter, slowly.
+    """
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    heads = rules.spec(("batch", None, "heads", None))
+    kernel = jax.shard_map(
+        functools.partial(splash_attention, interpret=not on_tpu),
+        mesh=mesh,
+        in_specs=(heads, heads, heads, rules.spec(("batch", None))),
+        out_specs=heads,
+        check_vma=False,
+    )
+
+    def auto(query, key, value, segment_ids, *, dropout_rate=0.0, dropout_key=None):
+        length = query.shape[1]
+        dropped = dropout_key is not None and dropout_rate > 0
+        if dropped or length < SPLASH_MIN_LENGTH or length % SPLASH_MULTIPLE:
+            return attention(
+                query, key, value, segment_ids, dropout_rate=dropout_rate, dropout_key=dropout_key
+            )
+        return kernel(query, key, value, segment_ids)
+
+    def always(query, key, value, segment_ids, **no_dropout):
+        return kernel(query, key, value, segment_ids)
+
+    if implementation == "splash":
+        return always
+    return auto if implementation == "auto" and on_tpu else attention
 
 
 def build_masking(config: DataConfig, wordpiece: WordPiece) -> Masking:
@@ -172,7 +204,20 @@ def check_same(config: Config, store: Store) -> None:
 
 
 def check_mesh(config: Config, mesh: Mesh) -> None:
-    """Raises UserError if rows cannot be split over the mesh."""
+    """Raises UserError if rows or parameters cannot be split over the mesh."""
+    model = config.model
+    vocab_size = padded_vocab_size(model.vocab_size)
+    for axis, field, size in (
+        ("fsdp", "hidden_size", model.hidden_size),
+        ("tensor", "num_heads", model.num_heads),
+        ("tensor", "intermediate_size", model.intermediate_size),
+        ("tensor", "vocab_size", vocab_size),
+    ):
+        if size % mesh.shape[axis]:
+            raise UserError(
+                f"config.mesh.{axis}={mesh.shape[axis]} must divide config.model.{field}, {size}"
+                + (" with its padding" if size == vocab_size else "")
+            )
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = config.data.batch_size // config.optimizer.gradient_accumulation
     if rows % devices:
