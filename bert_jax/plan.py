@@ -151,8 +151,9 @@ def plan(config: Config, topology: str, num_slices: int = 1) -> Plan:
 def search(config: Config, topology: str, num_slices: int = 1) -> Iterator[Plan]:
     """Plans that fit, for every remat policy the largest batch that does among them.
 
-    Memory grows with the rows of a device nearly in a line, so each compile says where to look
-    next; the end is a batch that fits where one of `SEARCH_STEP` rows a device more does not.
+    Batches grow fourfold until one does not fit. From there on memory is nearly a line in the rows
+    of a device, so each compile says where to look next; the end is a batch that fits where one of
+    `SEARCH_STEP` rows a device more does not.
 
     Raises:
       UserError: as `plan`, or not even `SEARCH_STEP` rows a device fit with any policy.
@@ -190,19 +191,17 @@ def search(config: Config, topology: str, num_slices: int = 1) -> Iterator[Plan]
 def _next_rows(tried: dict[int, Plan]) -> int:
     """The next number of rows to try; one that was tried when the search is over."""
     fitting = max((rows for rows, plan in tried.items() if plan.fits), default=0)
-    failing = min((rows for rows, plan in tried.items() if not plan.fits), default=math.inf)
-    if failing - fitting <= SEARCH_STEP:
-        return fitting or failing
-    if len(tried) == 1:
-        return 2 * SEARCH_STEP
-    # The line through the two trials nearest to the limit.
-    limit = tried[fitting].chip.hbm_bytes
-    (a, plan_a), (b, plan_b) = sorted(
-        tried.items(), key=lambda item: abs(item[1].peak_bytes - limit)
-    )[:2]
-    slope = max((plan_b.peak_bytes - plan_a.peak_bytes) / (b - a), 1)
-    guess = int((a + (limit - plan_a.peak_bytes) / slope) / SEARCH_STEP) * SEARCH_STEP
-    return int(min(max(guess, fitting + SEARCH_STEP), failing - SEARCH_STEP))
+    failing = min((rows for rows, plan in tried.items() if not plan.fits), default=0)
+    if not failing:
+        return 4 * fitting
+    if failing - fitting == SEARCH_STEP:
+        return failing
+    low, high = tried[fitting], tried[failing]
+    share = (low.chip.hbm_bytes - low.peak_bytes) / (high.peak_bytes - low.peak_bytes)
+    # Every third time in the middle: where memory is no line, the other guesses creep.
+    guess = fitting + (share if len(tried) % 3 else 0.5) * (failing - fitting)
+    guess = round(guess) // SEARCH_STEP * SEARCH_STEP
+    return min(max(guess, fitting + SEARCH_STEP), failing - SEARCH_STEP)
 
 
 def _compile(

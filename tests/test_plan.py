@@ -225,12 +225,12 @@ def test_what_does_not_fit_is_told_by_how_much(monkeypatch, tmp_path, capsys):
 
 
 def fake_plan(config: Config, topology: str, num_slices: int) -> Plan:
-    """Memory nearly linear in the rows; without remat a row takes most and is computed fastest."""
+    """Memory is flat at first, then nearly a line; what recomputes more needs less of it."""
     rows = config.data.batch_size // 8
     gib_a_row, cycles_a_row = {"none": (0.11, 10), "dots": (0.05, 12), "full": (0.013, 13)}[
         config.model.remat
     ]
-    peak = (1 + gib_a_row * rows * (1 + 0.02 * (rows // 16 % 2))) * GIB
+    peak = max(2, 1 + gib_a_row * rows * (1 + 0.02 * (rows // 16 % 2))) * GIB
     program = Program(0, 0, 0, 0.0, 1000 + rows * cycles_a_row, {}, [])
     return Plan(
         topology=topology,
@@ -265,7 +265,7 @@ def test_search_finds_the_largest_batch_in_few_compiles(monkeypatch):
 
     monkeypatch.setattr(planner, "plan", record)
     found = list(planner.search(small_config(), "v5e:2x4"))
-    assert len(tried) < 20
+    assert len(tried) < 25
     for remat in ("none", "dots", "full"):
         largest = max(plan.batch_size for plan in found if plan.remat == remat)
         config = small_config(f"--config.model.remat={remat}")
