@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import numpy as np
@@ -45,19 +46,25 @@ def setting(data, fsdp, tensor, zero1, **model):
     return config, mesh, network, optimizer, state, init
 
 
-def run(data, fsdp, tensor, zero1, steps=STEPS, **model):
-    """Losses of the steps, and the last state."""
+def jitted(data, fsdp, tensor, zero1, **model):
+    """The step, an abstract state, its `init` and a batch on the mesh."""
     config, mesh, network, optimizer, abstract, init = setting(data, fsdp, tensor, zero1, **model)
     masking = make_masking(max_predictions_per_row=12)
     objective = PreTraining(network.graphdef, masking, seed=0)
     step = build.jit_train_step(config, objective, optimizer, abstract, mesh)
-    state = init(jax.random.key(0))
     batch = make_batch([[9 + n, 15, 12 - n // 2] for n in range(16)])
+    return step, abstract, init, jax.device_put(batch, rules.batch_sharding(mesh))
+
+
+def run(data, fsdp, tensor, zero1, steps=STEPS, **model):
+    """Losses of the steps, and the last state."""
+    step, _, init, batch = jitted(data, fsdp, tensor, zero1, **model)
+    state = init(jax.random.key(0))
     losses = []
     for _ in range(steps):
-        state, metrics = step(state, jax.device_put(batch, rules.batch_sharding(mesh)))
+        state, metrics = step(state, batch)
         losses.append(
-            [metrics[f"{head}_loss"] / metrics[f"{head}_count"] for head in objective.heads]
+            [metrics[f"{head}_loss"] / metrics[f"{head}_count"] for head in PreTraining.heads]
         )
     return np.array(jax.device_get(losses)), state
 
@@ -78,6 +85,29 @@ def test_layout_computes_what_one_device_does(layout):
     kernel = state.params["bert"]["encoder"]["layers"]["feed_forward"]["intermediate"]["kernel"]
     parts = fsdp * tensor * (data if zero1 else 1)
     assert kernel.addressable_shards[0].data.size == kernel.size // parts
+
+
+@pytest.mark.parametrize(
+    ("layout", "absent", "present"),
+    [
+        ("replicated", "all-gather", "all-reduce"),
+        ("fsdp", "all-to-all", "all-gather"),  # of parameters, never of [16, 48, ...] activations
+        ("tensor", "all-gather", "all-reduce"),
+    ],
+)
+def test_what_crosses_the_network(layout, absent, present):
+    step, abstract, _, batch = jitted(*LAYOUTS[layout])
+    text = step.lower(abstract, batch).compile().as_text()
+    kinds = "all-gather|all-reduce|all-to-all"
+    moved = {kind: [] for kind in kinds.split("|")}
+    for types, kind in re.findall(rf" = (.+?) ({kinds})\(", text):
+        shapes = [
+            tuple(map(int, re.findall(r"\d+", found))) for found in re.findall(r"\[(.*?)\]", types)
+        ]
+        moved[kind] += [shape for shape in shapes if math.prod(shape) > 64]  # more than counts
+    assert moved[present]
+    assert not moved[absent]
+    assert not [shape for shape in moved["all-gather"] if 48 in shape], "activations move"
 
 
 @pytest.mark.parametrize("options", [{"scan_layers": False}, {"remat": "dots"}, {"remat": "full"}])

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bert_jax.parallel.mesh import AXES
+
 # Logical axis -> the mesh axes that it is split over; what is not named here is replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
@@ -26,7 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {
 # Path of a parameter -> names of its axes. Exactly one pattern matches each parameter.
 PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"bert/embeddings/word/embedding", ("vocab", "embed")),
-    (r"bert/embeddings/(position|token_type)/embedding", (None, "embed")),
+    (r"bert/embeddings/(position|token_type)/embedding", (None, None)),
     (r"bert/encoder/layers/attention/(query|key|value)/kernel", ("layer", "embed", "heads")),
     (r"bert/encoder/layers/attention/(query|key|value)/bias", ("layer", "heads")),
     (r"bert/encoder/layers/attention/output/kernel", ("layer", "heads", "embed")),
@@ -49,9 +51,10 @@ LAYERS = "bert/encoder/layers/"
 TIED = "bert/embeddings/word/embedding"
 
 
-def spec(names: tuple[str | None, ...]) -> P:
-    """The PartitionSpec of an array whose axes bear these names."""
-    return P(*(RULES.get(name) for name in names))
+def spec(names: tuple[str | None, ...], keep: tuple[str, ...] = AXES) -> P:
+    """The PartitionSpec of an array whose axes bear these names, split over mesh axes in `keep`."""
+    kept = ([axis for axis in RULES.get(name, ()) if axis in keep] for name in names)
+    return P(*(tuple(axes) or None for axes in kept))
 
 
 def parameter_axes(path: str) -> tuple[str | None, ...]:
@@ -128,28 +131,30 @@ def gather(mesh: Mesh, params: Any) -> Any:
     def constrain(path, leaf):
         path = _parameter_path(path)
         keep = ("fsdp", "tensor") if path.startswith(LAYERS) else ("tensor",)
-        partition = _only(keep, spec(parameter_axes(path)))
         if path == TIED:
-            partition = P(RULES["batch"], *partition)
-            leaf = jnp.broadcast_to(leaf, (_num_parts(mesh), *leaf.shape))
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, partition))
+            copies = math.prod(mesh.shape[axis] for axis in RULES["batch"])
+            return _pin_copies(mesh, jnp.broadcast_to(leaf, (copies, *leaf.shape)))
+        sharding = NamedSharding(mesh, spec(parameter_axes(path), keep))
+        return jax.lax.with_sharding_constraint(leaf, sharding)
 
     return jax.tree_util.tree_map_with_path(constrain, params)
 
 
-def scatter(gradients: Any, shardings: Any) -> Any:
+def scatter(mesh: Mesh, gradients: Any, shardings: Any) -> Any:
     """Reduces the gradients of gathered parameters into the places of the stored ones."""
 
     def constrain(path, leaf, sharding):
-        leaf = jnp.sum(leaf, axis=0) if _parameter_path(path) == TIED else leaf
+        if _parameter_path(path) == TIED:
+            leaf = jnp.sum(_pin_copies(mesh, leaf), axis=0)
         return jax.lax.with_sharding_constraint(leaf, sharding)
 
     return jax.tree_util.tree_map_with_path(constrain, gradients, shardings)
 
 
-def _num_parts(mesh: Mesh) -> int:
-    """Into how many parts the mesh splits a batch."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+def _pin_copies(mesh, table):
+    """Keeps each copy of the word embeddings with its part of the batch."""
+    sharding = NamedSharding(mesh, P(RULES["batch"], *spec(parameter_axes(TIED), ("tensor",))))
+    return jax.lax.with_sharding_constraint(table, sharding)
 
 
 def gather_layer(mesh: Mesh) -> Callable[[Any], Any]:
@@ -161,7 +166,7 @@ def gather_layer(mesh: Mesh) -> Callable[[Any], Any]:
 
     def constrain(path, leaf, keep):
         names = parameter_axes(LAYERS + _parameter_path(path))[1:]
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, _only(keep, spec(names))))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec(names, keep)))
 
     @jax.custom_vjp
     def gather(params):
@@ -173,11 +178,6 @@ def gather_layer(mesh: Mesh) -> Callable[[Any], Any]:
 
     gather.defvjp(lambda params: (gather(params), None), backward)
     return gather if mesh.shape["fsdp"] > 1 else lambda params: params
-
-
-def _only(keep: tuple[str, ...], partition: P) -> P:
-    """The spec without the mesh axes that are not in `keep`."""
-    return P(*(tuple(axis for axis in axes or () if axis in keep) or None for axes in partition))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -281,7 +281,7 @@ def jit_train_step(
     shardings = jax.tree.map(lambda x: x.sharding, state)
 
     def store(gradients: Params) -> Params:
-        gradients = rules.scatter(gradients, shardings.params)
+        gradients = rules.scatter(mesh, gradients, shardings.params)
         return jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
 
     train_step = make_train_step(
