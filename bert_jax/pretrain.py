@@ -46,6 +46,7 @@ FREE_TO_CHANGE = (
     "optimizer.learning_rate:",
     "optimizer.warmup_steps:",
     "data.store:",
+    "model.attention:",
     "model.scan_layers:",
     "model.remat:",
 )
