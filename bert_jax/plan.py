@@ -153,7 +153,7 @@ def search(config: Config, topology: str, num_slices: int = 1) -> Iterator[Plan]
 
     Batches grow fourfold until one does not fit. From there on memory is nearly a line in the rows
     of a device, so each compile says where to look next; the end is a batch that fits where one of
-    `SEARCH_STEP` rows a device more does not.
+    `SEARCH_STEP` rows a device more, or of a sixteenth more, does not.
 
     Raises:
       UserError: as `plan`, or not even `SEARCH_STEP` rows a device fit with any policy.
@@ -194,14 +194,20 @@ def _next_rows(tried: dict[int, Plan]) -> int:
     failing = min((rows for rows, plan in tried.items() if not plan.fits), default=0)
     if not failing:
         return 4 * fitting
-    if failing - fitting == SEARCH_STEP:
+    step = _search_step(fitting)
+    if failing - fitting <= step:
         return failing
     low, high = tried[fitting], tried[failing]
     share = (low.chip.hbm_bytes - low.peak_bytes) / (high.peak_bytes - low.peak_bytes)
     # Every third time in the middle: where memory is no line, the other guesses creep.
     guess = fitting + (share if len(tried) % 3 else 0.5) * (failing - fitting)
     guess = round(guess) // SEARCH_STEP * SEARCH_STEP
-    return min(max(guess, fitting + SEARCH_STEP), failing - SEARCH_STEP)
+    return min(max(guess, fitting + step), failing - SEARCH_STEP)
+
+
+def _search_step(rows: int) -> int:
+    """How close to look: within 8 rows, and a sixteenth; close to the limit compiles take long."""
+    return max(SEARCH_STEP, rows // 16 // SEARCH_STEP * SEARCH_STEP)
 
 
 def _compile(
