@@ -22,8 +22,9 @@ from bert_jax.config import CHOICES, Config, load_config
 from bert_jax.errors import UserError
 from bert_jax.objective.masking import Masking
 from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel.compiler import compiler_options
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.parallel.topologies import libtpu_init_args, recommended_flags, topology_devices
+from bert_jax.parallel.topologies import topology_devices
 from bert_jax.report import compiled
 from bert_jax.report.flops import pretraining_flops_per_example
 from bert_jax.report.plans import Plan, Program
@@ -31,7 +32,11 @@ from bert_jax.train import build
 from bert_jax.train.state import num_params
 
 SEARCH_STEP = 8  # rows; fewer leave parts of the vector registers empty
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+# The compiler has two messages, for programs far too large and for those a little too large.
+OUT_OF_MEMORY = re.compile(
+    r"\(([\d.]+[KMGT])\) exceeds available HBM"
+    r"|of ([\d.]+[KMGT]) hbm. Exceeded hbm capacity by ([\d.]+[KMGT])"
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -82,8 +87,6 @@ def main(argv: Sequence[str]) -> int:
             else:
                 chosen = plan(stage.config, arguments.topology, arguments.slices)
         print(f"\n{stage.name or 'plan'}\n\n{chosen.table()}\n", flush=True)
-        if chosen.flags:
-            print(f'run with  LIBTPU_INIT_ARGS="{libtpu_init_args(chosen.flags)}"\n')
         plans.append({"phase": stage.name} | chosen.to_dict())
     if arguments.output:
         Path(arguments.output).write_text(json.dumps(plans, indent=2) + "\n")
@@ -113,9 +116,9 @@ def plan(config: Config, topology: str, num_slices: int = 1) -> Plan:
     objective = PreTraining(model.graphdef, _placeholder_masking(config), config.seed)
     untimed = dataclasses.replace(config, budget_hours=0.0)  # a budget takes the clock's reading
     step = build.jit_train_step(untimed, objective, optimizer, state, mesh)
-    flags = recommended_flags(config.rng)
-    name = f"{num_slices} x {topology}"
-    result = _compile(step.lower(state, build.abstract_batch(config, mesh)), mesh, flags, name)
+    lowered = step.lower(state, build.abstract_batch(config, mesh))
+    options = compiler_options(mesh, config.rng)
+    result = _compile(lowered, mesh, options, f"{num_slices} x {topology}")
 
     program = None
     if text := result.pop("text", ""):
@@ -142,7 +145,7 @@ def plan(config: Config, topology: str, num_slices: int = 1) -> Plan:
         num_params=num_params(state.params),
         state_bytes=_bytes_on_device(state),
         flops=config.data.batch_size * _flops_per_row(config),
-        flags=flags,
+        compiler_options=options,
         peak_bytes=result["peak_bytes"],
         program=program,
     )
@@ -211,7 +214,7 @@ def _search_step(rows: int) -> int:
 
 
 def _compile(
-    lowered: jax.stages.Lowered, mesh: Mesh, flags: dict[str, str], name: str
+    lowered: jax.stages.Lowered, mesh: Mesh, options: dict[str, Any], name: str
 ) -> dict[str, Any]:
     """What the compiler says: sizes, FLOPs and the text; only "peak_bytes" if they exceed memory.
 
@@ -220,7 +223,7 @@ def _compile(
     versions = [importlib.metadata.version(package) for package in ("jax", "jaxlib", "libtpu")]
     environment = [os.environ.get(variable, "") for variable in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
     devices = [str(device) for device in mesh.devices.flat]
-    key = json.dumps([name, devices, sorted(flags.items()), versions, environment])
+    key = json.dumps([name, devices, sorted(options.items()), versions, environment])
     digest = hashlib.sha256((key + lowered.as_text()).encode()).hexdigest()
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bert_jax" / "plans"
     path = cache / f"{digest[:32]}.json.gz"
@@ -230,12 +233,12 @@ def _compile(
     print(f"compiling for {name} ...", flush=True)
     start = time.monotonic()
     try:
-        program = lowered.compile(compiler_options=flags)
+        program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        found = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", str(error))
-        if not found:
+        if not (found := OUT_OF_MEMORY.search(str(error))):
             raise
-        result = {"peak_bytes": int(float(found[1]) * UNITS[found[2]])}
+        needed, capacity, excess = found.groups()
+        result = {"peak_bytes": _bytes(needed) if needed else _bytes(capacity) + _bytes(excess)}
     else:
         memory = program.memory_analysis()
         result = {
@@ -283,6 +286,11 @@ def _flops_per_row(config: Config) -> float:
 def _rows_unit(config: Config, mesh: Mesh) -> int:
     """Rows of a global batch that gives each device one row at once."""
     return mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.gradient_accumulation
+
+
+def _bytes(text: str) -> int:
+    """Of "15.75G", say."""
+    return int(float(text[:-1]) * 2 ** (10 * "KMGT".index(text[-1]) + 10))
 
 
 def _bytes_on_device(tree: Any) -> int:

@@ -188,7 +188,7 @@ def test_a_plan_says_everything(compiled_steps):
     values = json.loads(json.dumps(plan.to_dict()))
     assert values["program"]["collectives"][0]["bytes"] > 0
     assert values["estimated_mfu"] == plan.mfu
-    assert values["flags"] == {"xla_tpu_spmd_rng_bit_generator_unsafe": "true"}
+    assert values["compiler_options"]["xla_tpu_spmd_rng_bit_generator_unsafe"] is True
     table = plan.table()
     for part in ("1 x v5e:2x4: 8 devices", "ZeRO-1", "reduce-scatter", "estimate", "fits, 15."):
         assert part in table
@@ -201,26 +201,38 @@ def test_the_same_plan_is_not_compiled_again(compiled_steps, monkeypatch, capsys
     assert "compiling" not in capsys.readouterr().out
 
 
-def test_what_does_not_fit_is_told_by_how_much(monkeypatch, tmp_path, capsys):
-    """The compiler refuses such a step with a message; its wording is not documented."""
+@pytest.mark.parametrize(
+    ("message", "too_much"),
+    [
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (17.50G) exceeds available HBM (15.75G).",
+            1.75,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory in memory space hbm. "
+            "Used 16.00G of 15.75G hbm. Exceeded hbm capacity by 256.0M.",
+            0.25,
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_by_how_much(message, too_much, monkeypatch, tmp_path, capsys):
+    """The compiler refuses such a step with a message."""
     pytest.importorskip("libtpu", reason="the compiler for TPUs is in libtpu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def refuse(self, compiler_options):
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
-            "temporaries (17.50G) exceeds available HBM (15.75G)."
-        )
+    def refuse(self):
+        raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # would outlive the test
     output = tmp_path / "plans.json"
-    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # outlives the test
     arguments = [f"--config={RECIPE}:tiny", "--topology=v5e:2x4", f"--output={output}"]
     assert planner.main(arguments) == 1
-    assert "DOES NOT FIT, 1.75 GiB too much" in capsys.readouterr().out
+    assert f"DOES NOT FIT, {too_much:.2f} GiB too much" in capsys.readouterr().out
     (plan,) = json.loads(output.read_text())
     assert not plan["fits"]
-    assert plan["peak_bytes"] == 17.5 * GIB
+    assert plan["peak_bytes"] == (15.75 + too_much) * GIB
     assert plan["program"] is None
 
 
@@ -249,7 +261,7 @@ def fake_plan(config: Config, topology: str, num_slices: int) -> Plan:
         num_params=1,
         state_bytes=1,
         flops=1e12,
-        flags={},
+        compiler_options={},
         peak_bytes=int(peak),
         program=program if peak < 15.75 * GIB else None,
     )

@@ -3,12 +3,7 @@
 import pytest
 
 from bert_jax.errors import UserError
-from bert_jax.parallel.topologies import (
-    SHAPES,
-    libtpu_init_args,
-    recommended_flags,
-    topology_devices,
-)
+from bert_jax.parallel.topologies import SHAPES, topology_devices
 from bert_jax.report.flops import CHIPS, peak_flops_per_device
 
 pytestmark = pytest.mark.core
@@ -62,12 +57,6 @@ def test_wrong_names_are_told_the_right_ones(name, expected):
     with pytest.raises(UserError, match=expected) as error:
         topology_devices(name)
     assert "\n" not in str(error.value)
-
-
-def test_flags():
-    assert recommended_flags("threefry") == {}
-    flags = recommended_flags("rbg")
-    assert libtpu_init_args(flags) == "--xla_tpu_spmd_rng_bit_generator_unsafe=true"
 
 
 @pytest.mark.parametrize(

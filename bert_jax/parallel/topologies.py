@@ -1,4 +1,4 @@
-"""TPU slices that need not exist: their devices, to compile for, and the flags of a run on them."""
+"""TPU slices that need not exist: their devices, to compile for."""
 
 import importlib.util
 import os
@@ -60,24 +60,6 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
     if shape in ("1x1", "2x4"):  # in one host, where larger slices have 4 chips a host
         options["chips_per_host_bounds"] = (*map(int, shape.split("x")), 1)
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-
-
-def recommended_flags(rng: str) -> dict[str, str]:
-    """Compiler flags of a training run, name without dashes -> value.
-
-    A run takes them from the environment variable LIBTPU_INIT_ARGS, which is read when JAX starts;
-    `compile(compiler_options=...)` takes them as they are.
-
-    Args:
-      rng: `config.rng`.
-    """
-    # Without it every device draws the random bits of the global batch.
-    return {"xla_tpu_spmd_rng_bit_generator_unsafe": "true"} if rng == "rbg" else {}
-
-
-def libtpu_init_args(flags: dict[str, str]) -> str:
-    """The flags as the value of LIBTPU_INIT_ARGS."""
-    return " ".join(f"--{name}={value}" for name, value in flags.items())
 
 
 def _wrap(shape: str) -> tuple[bool, bool, bool]:

@@ -44,7 +44,7 @@ class Plan:
       num_params: of the model.
       state_bytes: of the training state on one device.
       flops: of a step on all devices, by formula; matrix products only.
-      flags: recommended compiler flags, with which the step was compiled.
+      compiler_options: those of the step.
       peak_bytes: the most memory that a device needs at once.
       program: None if the step does not fit into memory.
     """
@@ -65,7 +65,7 @@ class Plan:
     num_params: int
     state_bytes: int
     flops: float
-    flags: dict[str, str]
+    compiler_options: dict[str, Any]
     peak_bytes: int
     program: Program | None
 
