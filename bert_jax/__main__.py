@@ -49,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"bert-jax {argv[0]}: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2
+    except ImportError as error:
+        if "gcsfs" not in str(error):
+            raise
+        install = "pip install 'bert-jax[gcs]'"
+        print(f"bert-jax {argv[0]}: error: gs:// needs gcsfs: {install}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"bert-jax {argv[0]}: interrupted", file=sys.stderr)
         return 130

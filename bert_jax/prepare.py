@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import pathlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from etils import epath
 from tqdm import tqdm
 
 from bert_jax.data.documents import Source, find_sources, read_documents
@@ -30,6 +30,7 @@ A source is
   a .jsonl file     one JSON object a line, its text in the field --text-field
   a folder or glob  all such files in it, sorted by path; .gz, .xz, .bz2 and .zst are read as well
   tfds:NAME[:SPLIT] a dataset of TensorFlow Datasets in ArrayRecord format
+  gs://...          any of these in Google Cloud Storage; --output may be there, too
   corpus:sotu       State of the Union 1790-2026, 2 million words, which comes with bert_jax
 """
 
@@ -91,7 +92,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE")
-    add("--output", required=True, type=pathlib.Path, metavar="DIR", help="folder of the store")
+    add("--output", required=True, type=epath.Path, metavar="DIR", help="folder of the store")
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
         "--vocab",

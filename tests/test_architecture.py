@@ -12,7 +12,7 @@ pytestmark = pytest.mark.core
 ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from rooms of lower layers and from its own room.
 LAYERS = (
-    {"", "errors"},
+    {"", "errors", "storage"},
     {"config"},
     {"model", "objective", "data", "parallel", "corpora"},
     {"report"},
@@ -24,7 +24,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 OWN = {
     "model": {"model"},
     "objective": {"objective"},
-    "data": {"data", "errors"},
+    "data": {"data", "errors", "storage"},
     "corpora": set(),
     "parallel": {"parallel", "errors"},
     "report": {"report", "errors"},

@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.storage import files_below, is_remote
 
 try:
     from compression import zstd
@@ -169,7 +170,7 @@ def find_sources(
 
     Args:
       names: Files ending in .txt or .jsonl, optionally with .gz, .xz, .bz2 or .zst; folders
-        (searched at any depth, other files ignored); globs; `tfds:NAME[:SPLIT]`, split `train`
+        (searched at any depth, other files ignored); globs; all of them local or gs://; `tfds:NAME[:SPLIT]`, split `train`
         by default; `corpus:sotu`, the corpus that comes with the package.
       text_field: Key of the text in JSONL objects and TFDS features, `outer/inner` if nested.
       document_per_file: A .txt file is one document and its blank lines end paragraphs; otherwise
@@ -220,11 +221,9 @@ def read_documents(
 def _find_files(name: str) -> list[tuple[epath.Path, str]]:
     path = epath.Path(name).expanduser()
     if path.is_dir():
-        files = [folder / file for folder, _, names in path.walk() for file in names]
-        found = [(file, str(file.relative_to(path))) for file in files]
+        found = [(file, str(file.relative_to(path))) for file in files_below(path)]
     elif glob.has_magic(name):
-        files = map(epath.Path, glob.glob(str(path), recursive=True))
-        found = [(file, file.name) for file in files]
+        found = [(file, file.name) for file in _glob(path)]
     elif not path.exists():
         raise UserError(f"{name}: no such file or folder")
     elif _suffixes(path)[0] not in _FORMATS:
@@ -235,6 +234,16 @@ def _find_files(name: str) -> list[tuple[epath.Path, str]]:
     if not found:
         raise UserError(f"{name}: no .txt or .jsonl file there (nor .txt.gz, .jsonl.zst, ...)")
     return found
+
+
+def _glob(pattern: epath.Path) -> Iterator[epath.Path]:
+    if not is_remote(pattern):
+        return map(epath.Path, glob.glob(str(pattern), recursive=True))
+    if "**" in pattern.parts:
+        raise UserError(f"{pattern}: no ** in object storage; name the folder for all files below")
+    scheme, _, rest = str(pattern).partition("://")
+    bucket, _, rest = rest.partition("/")
+    return epath.Path(f"{scheme}://{bucket}").glob(rest)
 
 
 def _suffixes(path: epath.Path) -> tuple[str, str]:

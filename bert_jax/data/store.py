@@ -3,6 +3,10 @@
 A folder with `manifest.json`, `vocab.txt`, `tokenizer_config.json` and, in `train/` and `heldout/`,
 flat little-endian arrays: `tokens.bin`, `sentences.bin`, `documents.bin`, `token_counts.bin` (see
 `Split`). It is written under another name and renamed when whole, manifest last.
+
+A store in object storage is written to a local disk and copied, manifest last, and is read from a
+local copy: below $XDG_CACHE_HOME (default ~/.cache), one for all processes of a host, verified
+by its checksums.
 """
 
 import contextlib
@@ -13,6 +17,7 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,16 +29,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 from etils import epath
+from tqdm import tqdm
 
 from bert_jax.data.sentences import split_sentences
-from bert_jax.data.wordpiece import WordPiece, load_wordpiece
+from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece, load_wordpiece
 from bert_jax.errors import UserError
+from bert_jax.storage import is_remote
 
 FORMAT, VERSION = "bert_jax token store", 1
 SPLITS = ("train", "heldout")
 _MANIFEST = "manifest.json"
 _OFFSET = np.dtype("<i8")
 _CHUNK_CHARACTERS = 1_000_000
+_COPY_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -70,30 +78,33 @@ class Store:
 def open_store(path: epath.PathLike) -> Store:
     """Opens a store after a check of manifest, vocabulary and file sizes; reads no tokens.
 
+    The first process of a host that opens a store in object storage copies it to the local disk.
+
     Raises:
-      UserError: No store, an unfinished or incomplete one, or one of a newer format.
+      UserError: No store, an unfinished or incomplete one, or one of a newer format; of a remote
+        one also: content that has changed, or no room for the copy.
     """
     path = epath.Path(path)
     manifest = _read_manifest(path)
+    local = _stage(path, manifest) if is_remote(path) else path
     for name, file in manifest["files"].items():
-        size = (path / name).stat().length if (path / name).exists() else None
+        size = (local / name).stat().length if (local / name).exists() else None
         if size != file["bytes"]:
             found = "is missing" if size is None else f"has {size:,} bytes"
             raise UserError(
-                f"{path / name}: {found}; the manifest says {file['bytes']:,}. Restore the file, "
+                f"{local / name}: {found}; the manifest says {file['bytes']:,}. Restore the file, "
                 "or delete the store and prepare it again"
             )
-    wordpiece = load_wordpiece(path)
+    wordpiece = load_wordpiece(local)
     if wordpiece.vocab_hash != manifest["vocab_hash"]:
         raise UserError(f"{path}: the vocabulary is not the one that the tokens were made with")
     dtype = np.dtype(manifest["dtype"])
-    identity = [manifest["vocab_hash"], {k: v["sha256"] for k, v in manifest["files"].items()}]
     return Store(
         path=path,
         manifest=manifest,
         wordpiece=wordpiece,
-        **{split: _open_split(path / split, dtype) for split in SPLITS},
-        fingerprint=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        **{split: _open_split(local / split, dtype) for split in SPLITS},
+        fingerprint=_fingerprint(manifest),
     )
 
 
@@ -142,9 +153,13 @@ def heldout_bound(documents: Iterable[str], share: float) -> float:
     return sorted(hashes)[min(max(num_heldout, least), most)]
 
 
-def check_unused(path: pathlib.Path) -> None:
-    """Raises UserError if `path` is anything but an empty folder or nothing."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+def check_unused(path: epath.Path) -> None:
+    """Raises UserError if `path` is anything but an empty folder or nothing.
+
+    In object storage it may also hold what a copy that was cut short has left.
+    """
+    ours = (*SPLITS, VOCAB_FILE, CONFIG_FILE) if is_remote(path) else ()
+    if path.exists() and (not path.is_dir() or any(p.name not in ours for p in path.iterdir())):
         raise UserError(f"{path}: exists and is not empty; choose another folder or delete it")
 
 
@@ -164,7 +179,7 @@ def write_store(
     counted. What an interrupted run left behind is removed by the next one.
 
     Args:
-      path: A folder that does not exist yet, or is empty, on a local disk.
+      path: A folder that does not exist yet, or is empty.
       documents: Read once. A line break ends a sentence.
       wordpiece: Vocabulary.
       heldout_bound: From the function of that name.
@@ -174,8 +189,24 @@ def write_store(
     Raises:
       UserError: `path` is in use, no document has a token, or a worker was killed.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     check_unused(path)
+    if is_remote(path):
+        _cache().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=_cache()) as directory:
+            local = write_store(
+                pathlib.Path(directory) / "store",
+                documents,
+                wordpiece,
+                heldout_bound=heldout_bound,
+                workers=workers,
+                provenance=provenance,
+            )
+            _copy(local.path, path, local.manifest)
+            with contextlib.suppress(FileExistsError):  # a store of the same content
+                local.path.rename(_cache() / local.fingerprint)
+        return open_store(path)
+    path = pathlib.Path(path)
     encoder = _Encoder(wordpiece, heldout_bound)
     with _unfinished(path) as directory:
         wordpiece.save(directory)
@@ -208,7 +239,7 @@ def write_store(
 def _read_manifest(path: epath.Path) -> dict[str, Any]:
     file = path / _MANIFEST
     if not file.exists():
-        if _unfinished_path(path).exists():
+        if not is_remote(path) and _unfinished_path(path).exists():
             raise UserError(f"{path}: not finished; run the same `bert-jax prepare` again")
         raise UserError(f"{path}: no token store there; make one with `bert-jax prepare`")
     try:
@@ -223,6 +254,52 @@ def _read_manifest(path: epath.Path) -> dict[str, Any]:
             "update bert_jax, or prepare the store again"
         )
     return manifest
+
+
+def _fingerprint(manifest: Mapping[str, Any]) -> str:
+    identity = [manifest["vocab_hash"], {k: v["sha256"] for k, v in manifest["files"].items()}]
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _cache() -> epath.Path:
+    caches = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return caches.expanduser() / "bert_jax" / "stores"
+
+
+def _stage(path: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
+    """The local copy of a remote store; made by one process while the others of a host wait."""
+    local = _cache() / _fingerprint(manifest)
+    local.parent.mkdir(parents=True, exist_ok=True)
+    with local.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the lock of a killed process goes with it
+        if not local.exists():
+            needed = sum(file["bytes"] for file in manifest["files"].values())
+            if (free := shutil.disk_usage(local.parent).free) < needed:
+                raise UserError(
+                    f"{local.parent}: {free:,} bytes free, {path} has {needed:,}; "
+                    "set XDG_CACHE_HOME to a folder with more room"
+                )
+            with _unfinished(local) as directory:
+                _copy(path, epath.Path(directory), manifest)
+                directory.rename(local)
+    return local
+
+
+def _copy(source: epath.Path, target: epath.Path, manifest: Mapping[str, Any]) -> None:
+    """Copies a store, manifest last; compares every array with its checksum on the way."""
+    files = manifest["files"]
+    total = sum(file["bytes"] for file in files.values())
+    with tqdm(total=total, unit="B", unit_scale=True, desc=f"copying {source}") as bar:
+        for name in (VOCAB_FILE, CONFIG_FILE, *files, _MANIFEST):
+            digest = hashlib.sha256()
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            with (source / name).open("rb") as reader, (target / name).open("wb") as writer:
+                while block := reader.read(_COPY_BYTES):
+                    writer.write(block)
+                    digest.update(block)
+                    bar.update(len(block) if name in files else 0)
+            if name in files and digest.hexdigest() != files[name]["sha256"]:
+                raise UserError(f"{source / name}: content changed since it was written")
 
 
 def _open_split(directory: epath.Path, dtype: np.dtype) -> Split:

@@ -13,8 +13,7 @@ from bert_jax.errors import UserError
 
 def latest_step(workdir: epath.PathLike) -> int | None:
     """The newest complete checkpoint of a run, or None; creates and opens nothing."""
-    names = [path.name for path in (epath.Path(workdir) / "checkpoints").glob("*")]
-    return max((int(name) for name in names if name.isdigit()), default=None)
+    return max(ocp.utils.checkpoint_steps(epath.Path(workdir) / "checkpoints"), default=None)
 
 
 class Checkpoints:
@@ -41,7 +40,9 @@ class Checkpoints:
         )
         if read_only and not self.directory.exists():
             raise UserError(f"{self.directory}: no checkpoints; is {workdir} a training workdir?")
-        self._manager = ocp.CheckpointManager(self.directory.resolve(), options=options)
+        # `resolve` would take gs:// for a local folder.
+        absolute = self.directory if self.directory.is_absolute() else self.directory.resolve()
+        self._manager = ocp.CheckpointManager(absolute, options=options)
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, or None."""

@@ -12,6 +12,7 @@ from tensorboardX import SummaryWriter
 
 from bert_jax.errors import UserError
 from bert_jax.parallel import hosts
+from bert_jax.storage import is_remote
 
 Sums = dict[str, float]
 Line = dict[str, Any]
@@ -61,7 +62,8 @@ class MetricsWriter:
         self._path = epath.Path(workdir) / "metrics.jsonl"
         lines = read_metrics(workdir) if first_step and self._path.exists() else []
         kept = [x for x in lines if (x["step"], x["split"] == "baseline") < (first_step, True)]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._text = "".join(json.dumps(line) + "\n" for line in kept)
+        self._path.write_text(self._text)
         self._tensorboard = SummaryWriter(
             str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
         )
@@ -70,8 +72,13 @@ class MetricsWriter:
         """Writes one line: step, split ("train", "heldout", "baseline") and the metrics."""
         if not self._writes:
             return
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        text = json.dumps({"step": step, "split": split, **metrics}) + "\n"
+        if is_remote(self._path):  # where nothing can be appended
+            self._text += text
+            self._path.write_text(self._text)
+        else:
+            with self._path.open("a") as file:
+                file.write(text)
         for name, value in metrics.items():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
         self._tensorboard.flush()

