@@ -1,5 +1,6 @@
 """Multi-head scaled dot-product attention within segments: by XLA, or by a TPU kernel."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -45,9 +46,33 @@ def attention(
     scores = jnp.einsum("bkhd,bqhd->bhkq", key, query * scale, preferred_element_type=jnp.float32)
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     scores = jnp.where(same_segment, scores, jnp.finfo(jnp.float32).min)
-    probabilities = jax.nn.softmax(scores, axis=-2).astype(value.dtype)
+    probabilities = _softmax(scores, value.dtype)
     probabilities = dropout(probabilities, dropout_rate, dropout_key)
     return jnp.einsum("bhkq,bkhd->bqhd", probabilities, value)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _softmax(scores, dtype):
+    """Softmax over axis -2 of fp32 scores, in `dtype`; the gradient is computed in fp32."""
+    return _forward(scores, dtype)[0]
+
+
+def _forward(scores, dtype):
+    # Kept for the backward pass in `dtype`: in fp32 they would be the largest thing that a layer
+    # keeps. The sum is over what is kept, so the probabilities sum to 1.
+    exponentials = jnp.exp(scores - jnp.max(scores, axis=-2, keepdims=True)).astype(dtype)
+    scale = 1 / jnp.sum(exponentials, axis=-2, keepdims=True, dtype=jnp.float32)
+    return (exponentials * scale).astype(dtype), (exponentials, scale)
+
+
+def _backward(dtype, residuals, gradient):
+    exponentials, scale = residuals
+    probabilities = exponentials * scale
+    weighted = probabilities * gradient
+    return (weighted - probabilities * jnp.sum(weighted, axis=-2, keepdims=True),)
+
+
+_softmax.defvjp(_forward, _backward)
 
 
 def splash_attention(
