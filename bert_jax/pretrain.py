@@ -29,6 +29,7 @@ from bert_jax.train.checkpoints import Checkpoints, latest_step
 from bert_jax.train.evaluation import Evaluation
 from bert_jax.train.loop import EXIT_STOPPED, Outcome, train
 from bert_jax.train.metrics import MetricsWriter, Sums, read_metrics
+from bert_jax.train.profiling import PROFILED_STEPS, Profiler
 from bert_jax.train.state import TrainState, num_params
 
 # What a start that was cut short may leave in a workdir.
@@ -57,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
         prog="bert-jax pretrain",
         description=__doc__.partition("\n")[0],
         epilog="A run that was stopped or killed goes on when the same command is given again. "
-        f"Exit code {EXIT_STOPPED}: stopped by SIGTERM or Ctrl-C, everything saved.",
+        f"Exit code {EXIT_STOPPED}: stopped by SIGTERM or Ctrl-C, everything saved. "
+        f"SIGUSR1: the next {PROFILED_STEPS} steps are profiled into WORKDIR/profile.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -134,12 +136,12 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
             return 0
 
         unlogged = progress.get("unlogged", {})
-        with MetricsWriter(workdir, done) as writer:
+        with MetricsWriter(workdir, done) as writer, Profiler(workdir / "profile") as profiler:
             for part in parts:
                 if done == part.stage.first_step:
                     writer.write(done, "baseline", part.evaluation.baselines())
                 state, stopped_by, accuracy = train_part(
-                    part, state, checkpoints, writer, budget, unlogged, mesh
+                    part, state, checkpoints, writer, profiler, budget, unlogged, mesh
                 )
                 done, unlogged = int(state.step), {}
                 over = is_over(config, done, budget, accuracy)
@@ -199,6 +201,7 @@ def train_part(
     state: TrainState,
     checkpoints: Checkpoints,
     writer: MetricsWriter,
+    profiler: Profiler,
     budget: Budget,
     unlogged: Sums,
     mesh: Mesh,
@@ -217,6 +220,7 @@ def train_part(
         lambda state: part.evaluation(state.params),
         checkpoints,
         writer,
+        profiler,
         heads=part.heads,
         first_step=first_step,
         steps=part.stage.last_step,

@@ -19,6 +19,7 @@ from test_training import TIMES, recipe
 
 from bert_jax import evaluate
 from bert_jax.errors import UserError
+from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.pretrain import pretrain
 from bert_jax.train import build
@@ -250,3 +251,29 @@ def test_different_configs_are_refused(sotu_store, tmp_path):
     for error in errors:
         assert "error: process 1 differs from process 0: steps: 12 -> 13" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_the_process_that_holds_the_tpu_is_named(tmp_path, monkeypatch):
+    holder, other = tmp_path / "4711", tmp_path / "4712"
+    for process, file in ((holder, "/dev/vfio/3"), (other, "/dev/vfio/vfio")):
+        (process / "fd").mkdir(parents=True)
+        (process / "fd" / "7").symlink_to(file)
+        (process / "cmdline").write_bytes(b"python3\0train.py\0")
+    with pytest.raises(UserError, match=r"by process 4711 \(python3 train.py\): wait for it"):
+        hosts.check_tpu_is_free(tmp_path)
+    shutil.rmtree(holder)
+    hosts.check_tpu_is_free(tmp_path)
+
+    def taken():
+        raise UserError("taken")
+
+    monkeypatch.setattr(hosts, "check_tpu_is_free", taken)
+    with pytest.raises(UserError, match="taken"):  # JAX has fallen back to the CPU
+        evaluate.main(["--workdir=none", "--platform=tpu"])
+
+    def unable():
+        raise RuntimeError("Unable to initialize backend 'tpu': ABORTED: The TPU is already in use")
+
+    monkeypatch.setattr(jax, "default_backend", unable)
+    with pytest.raises(UserError, match="taken"):
+        evaluate.main(["--workdir=none"])

@@ -2,11 +2,14 @@
 
 import argparse
 import contextlib
+import os
+import re
 import socket
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +27,7 @@ HINT = (
 # How jax.distributed.initialize says that there is nobody to join: no cluster is in sight, or JAX
 # has been in use before, as in a notebook.
 ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
+TPU_DEVICE = re.compile(r"/dev/(accel|vfio/)\d+")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +58,8 @@ def connect(arguments: argparse.Namespace) -> None:
     """Joins the other processes of the run, if there are any. Comes before any use of a device.
 
     Raises:
-      UserError: the flags are incomplete or wrong, or the platform is not the one asked for.
+      UserError: the flags are incomplete or wrong, the platform is not the one asked for, or the
+        TPU is in use by another process, which it names.
     """
     address = (arguments.coordinator, arguments.num_processes, arguments.process_id)
     if None in address and address != (None, None, None):
@@ -76,9 +81,16 @@ def connect(arguments: argparse.Namespace) -> None:
     except (ValueError, RuntimeError) as error:
         if arguments.coordinator or not any(reason in str(error) for reason in ALONE):
             raise
-    platform = jax.default_backend()
-    hint.cancel()
+    try:
+        platform = jax.default_backend()
+    except RuntimeError:  # where JAX_PLATFORMS asks for a TPU
+        check_tpu_is_free()
+        raise
+    finally:
+        hint.cancel()
     if arguments.platform not in (None, platform):
+        if arguments.platform == "tpu":
+            check_tpu_is_free()
         raise UserError(f"--platform={arguments.platform}, but JAX found only {platform} devices")
     if jax.process_count() > 1:
         print(
@@ -86,6 +98,32 @@ def connect(arguments: argparse.Namespace) -> None:
             f"{jax.local_device_count()} of {jax.device_count()} {platform} devices",
             flush=True,
         )
+
+
+def check_tpu_is_free(proc: Path = Path("/proc")) -> None:
+    """Checks that no other process has the device files of a TPU open: only one at a time can.
+
+    Processes of other users are visible to root only.
+
+    Raises:
+      UserError: names the process.
+    """
+    for process in proc.glob("[0-9]*"):
+        if process.name == str(os.getpid()):
+            continue
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if any(map(TPU_DEVICE.fullmatch, _open_files(process))):
+                command = (process / "cmdline").read_bytes().rstrip(b"\0").replace(b"\0", b" ")
+                raise UserError(
+                    f"the TPU is in use by process {process.name} ({command.decode()}): wait for "
+                    f"it, or end it with  kill {process.name}"
+                )
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    for descriptor in (process / "fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            yield os.readlink(descriptor)
 
 
 def is_primary() -> bool:

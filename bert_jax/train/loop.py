@@ -23,6 +23,7 @@ from bert_jax.train.metrics import (
     means,
     progress_line,
 )
+from bert_jax.train.profiling import Profiler
 from bert_jax.train.state import TrainState
 
 EXIT_STOPPED = 75  # EX_TEMPFAIL: saved on SIGTERM or SIGINT; the same command goes on
@@ -90,6 +91,7 @@ def train(
     evaluate: Callable[[TrainState], dict[str, float]],
     checkpoints: Checkpoints,
     writer: MetricsWriter,
+    profiler: Profiler,
     *,
     heads: tuple[str, ...],
     first_step: int,
@@ -115,6 +117,7 @@ def train(
       checkpoints: where to save, after every `checkpoint_every` steps, at the end, and when told to
         stop.
       writer: of metrics.
+      profiler: asked after every step.
       heads: of the objective.
       first_step: steps done before.
       steps: of the run when to end.
@@ -204,6 +207,7 @@ def train(
                 due = None
             pending.append(metrics)
             done += 1
+            profiler.after_step(done, metrics)
 
             stopping = stop.reached(done)
             last = done >= end()

@@ -1,0 +1,71 @@
+"""A profile of a run that is under way, on request."""
+
+import signal
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+from etils import epath
+
+PROFILED_STEPS = 5
+
+
+class Profiler:
+    """Traces the next `PROFILED_STEPS` steps when the process gets SIGUSR1.
+
+    Each process traces its own devices and writes `plugins/profile/latest/process_I.*` below the
+    directory, which is what TensorBoard, XProf and (the .json.gz) ui.perfetto.dev open. A new trace
+    takes the place of the last one.
+    """
+
+    def __init__(self, directory: epath.Path):
+        self._directory = directory / "plugins" / "profile" / "latest"
+        self._requested = False
+        self._last_step: int | None = None  # of the trace that is being taken
+        self._local: tempfile.TemporaryDirectory | None = None
+
+    def __enter__(self) -> "Profiler":
+        if threading.current_thread() is threading.main_thread():
+            self._previous = signal.signal(signal.SIGUSR1, self._request)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._last_step is not None:
+            self._stop()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, self._previous)
+
+    def after_step(self, step: int, metrics: Any) -> None:
+        """Begins or ends a trace when it is time to.
+
+        Args:
+          step: done so far.
+          metrics: of the last step, which may still run. Where a trace begins or ends, it is waited
+            for, so that whole steps are in it.
+        """
+        if self._last_step is None and self._requested:
+            self._requested = False
+            jax.block_until_ready(metrics)
+            self._local = tempfile.TemporaryDirectory()
+            jax.profiler.start_trace(self._local.name)
+            self._last_step = step + PROFILED_STEPS
+        elif step == self._last_step:
+            jax.block_until_ready(metrics)
+            self._stop()
+
+    def _request(self, number: int, frame: Any) -> None:
+        self._requested = True
+
+    def _stop(self) -> None:
+        jax.profiler.stop_trace()
+        self._last_step = None
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for file in Path(self._local.name).rglob("*.*"):  # HOST.xplane.pb, HOST.trace.json.gz
+            if file.is_file():
+                kind = file.name.partition(".")[2]
+                name = f"process_{jax.process_index()}.{kind}"
+                (self._directory / name).write_bytes(file.read_bytes())
+        self._local.cleanup()
+        print(f"profile of {PROFILED_STEPS} steps in {self._directory}", flush=True)

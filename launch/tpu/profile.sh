@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Profiles 5 steps of a run that is under way, on all workers, and fetches the traces: for XProf,
+# TensorBoard or, the .json.gz, https://ui.perfetto.dev. Ask when the first metrics are out.
+#
+#   bash launch/tpu/profile.sh [--dry-run] WORKDIR [FOLDER]      FOLDER: here, default workdir/profile
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+[[ ${1:-} ]] || die "which WORKDIR? see --help"
+folder=${2:-workdir}
+
+# shellcheck disable=SC2016
+on_workers all 'now=$(date +%s); sudo systemctl kill --kill-who=main --signal=USR1 bert-jax &&
+timeout 600 sudo journalctl --unit=bert-jax --output=cat --since=@$now --follow |
+grep --max-count=1 "^profile of"'
+call mkdir -p "$folder"
+if [[ $1 == gs://* ]]; then
+  call gcloud storage cp --recursive "$1/profile" "$folder" --project="$TPU_PROJECT"
+else
+  call gcloud compute tpus tpu-vm scp --recurse "${nodes[0]}:bert_jax/$1/profile" "$folder" \
+    "${where[@]}" --worker=0
+fi
