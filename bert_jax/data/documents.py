@@ -170,8 +170,9 @@ def find_sources(
 
     Args:
       names: Files ending in .txt or .jsonl, optionally with .gz, .xz, .bz2 or .zst; folders
-        (searched at any depth, other files ignored); globs; all of them local or gs://; `tfds:NAME[:SPLIT]`, split `train`
-        by default; `corpus:sotu`, the corpus that comes with the package.
+        (searched at any depth, other files ignored); globs; all of them local or gs://;
+        `tfds:NAME[:SPLIT]`, split `train` by default; `corpus:sotu`, the corpus that comes with
+        the package.
       text_field: Key of the text in JSONL objects and TFDS features, `outer/inner` if nested.
       document_per_file: A .txt file is one document and its blank lines end paragraphs; otherwise
         they end documents.

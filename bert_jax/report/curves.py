@@ -3,11 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from etils import epath
-
-matplotlib.use("Agg")  # no screen needed
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 Line = Mapping[str, Any]
 
@@ -28,9 +25,9 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> N
     """
     first = next(iter(runs.values()))
     panels = [p for p in PANELS if any(p[0] in line for line in first)]
-    figure, axes = plt.subplots(
-        len(panels) // 2, 2, figsize=(11, 3.6 * (len(panels) // 2)), squeeze=False
-    )
+    # Not by pyplot, whose state threads share: this draws anywhere, without a screen.
+    figure = Figure(figsize=(11, 3.6 * (len(panels) // 2)), layout="tight")
+    axes = figure.subplots(len(panels) // 2, 2, squeeze=False)
     for (metric, title, scale), axis in zip(panels, axes.flat):
         for color, (name, lines) in enumerate(runs.items()):
             _draw_run(axis, lines, metric, scale, f"C{color}", name if len(runs) > 1 else "")
@@ -53,10 +50,8 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> N
         axis.grid(alpha=0.25)
         axis.margins(x=0.01, y=0.08)
     axes.flat[0].legend(fontsize=8)
-    figure.tight_layout()
     with epath.Path(output).open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)
 
 
 _BASELINE_NAMES = {
