@@ -127,7 +127,7 @@ def test_any_number_of_processes_is_the_same_run(one_process, sotu_store, tmp_pa
     assert codes == [0] * 4, errors
     assert "step 4/4 100%" in outputs[0]
     for process in (1, 2, 3):
-        assert re.fullmatch(rf"process {process} of 4 on .*: 2 of 8 .*\n", outputs[process])
+        assert re.fullmatch(rf"process {process} of 4 on .*: 2 of 8 .*", outputs[process].strip())
 
     workdir = tmp_path / "run"
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
