@@ -26,7 +26,6 @@ from bert_jax.parallel.compiler import compiler_options
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.topologies import topology_devices
 from bert_jax.report import compiled
-from bert_jax.report.flops import pretraining_flops_per_example
 from bert_jax.report.plans import Plan, Program
 from bert_jax.train import build
 from bert_jax.train.state import num_params
@@ -144,7 +143,7 @@ def plan(config: Config, topology: str, num_slices: int = 1) -> Plan:
         rows_per_device=config.data.batch_size // _rows_unit(config, mesh),
         num_params=num_params(state.params),
         state_bytes=_bytes_on_device(state),
-        flops=config.data.batch_size * _flops_per_row(config),
+        flops=config.data.batch_size * build.flops_per_row(config),
         compiler_options=options,
         peak_bytes=result["peak_bytes"],
         program=program,
@@ -268,18 +267,6 @@ def _placeholder_masking(config: Config) -> Masking:
         mask_id=4,
         is_special=ids < 5,
         is_continuation=ids % 4 == 0,
-    )
-
-
-def _flops_per_row(config: Config) -> float:
-    """Training FLOPs of a full row that holds one example."""
-    return pretraining_flops_per_example(
-        num_layers=config.model.num_layers,
-        hidden_size=config.model.hidden_size,
-        intermediate_size=config.model.intermediate_size,
-        vocab_size=config.model.vocab_size,
-        length=config.data.max_seq_length,
-        predictions=config.data.masked_lm_prob * config.data.max_seq_length,
     )
 
 

@@ -22,7 +22,7 @@ from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.curves import draw_curves
-from bert_jax.report.flops import peak_flops_per_device, pretraining_flops_per_example
+from bert_jax.report.flops import peak_flops_per_device
 from bert_jax.train import build
 from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints, latest_step
@@ -227,7 +227,7 @@ def train_part(
         log_every=config.log_every,
         eval_every=config.eval_every,
         checkpoint_every=config.checkpoint_every,
-        flops_per_token=flops_per_token(config),
+        flops_per_token=build.flops_per_row(config) / config.data.max_seq_length,
         peak_flops=peak_flops(mesh.devices),
         budget=budget,
         target_mlm_accuracy=config.target_mlm_accuracy,
@@ -316,22 +316,6 @@ def claim_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
 def identity(store: Store) -> dict[str, str]:
     """What tells the data of a run from other data."""
     return {"store_fingerprint": store.fingerprint}
-
-
-def flops_per_token(config: Config) -> float:
-    """Training FLOPs of a token in a full row that holds one example."""
-    length = config.data.max_seq_length
-    return (
-        pretraining_flops_per_example(
-            num_layers=config.model.num_layers,
-            hidden_size=config.model.hidden_size,
-            intermediate_size=config.model.intermediate_size,
-            vocab_size=config.model.vocab_size,
-            length=length,
-            predictions=config.data.masked_lm_prob * length,
-        )
-        / length
-    )
 
 
 def peak_flops(devices: np.ndarray) -> float | None:

@@ -32,6 +32,7 @@ from bert_jax.model.heads import BertForPreTraining
 from bert_jax.objective.masking import Masking
 from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.compiler import compiler_options
+from bert_jax.report.flops import pretraining_flops_per_example
 from bert_jax.train import optimizers
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.state import Params, TrainState, init_state, split_model
@@ -66,8 +67,9 @@ def build_attention(implementation: str, mesh: Mesh) -> Attend:
     """The attention function of a model on a mesh.
 
     Args:
-      implementation: "xla"; "splash", the TPU kernel, which has no dropout; or "auto": splash on
-        TPUs for rows of `SPLASH_MIN_LENGTH` tokens or more where nothing is dropped.
+      implementation: "xla"; "splash", the TPU kernel, where the length is a multiple of
+        `SPLASH_MULTIPLE` and nothing is dropped, and XLA elsewhere; or "auto", which is splash on
+        TPUs from `SPLASH_MIN_LENGTH` tokens a row on.
       mesh: of the run. Off TPUs the kernel runs in its interpreter, slowly.
     """
     on_tpu = mesh.devices.flat[0].platform == "tpu"
@@ -80,21 +82,20 @@ def build_attention(implementation: str, mesh: Mesh) -> Attend:
         check_vma=False,
     )
 
-    def auto(query, key, value, segment_ids, *, dropout_rate=0.0, dropout_key=None):
+    shortest = SPLASH_MULTIPLE if implementation == "splash" else SPLASH_MIN_LENGTH
+
+    def attend(query, key, value, segment_ids, *, dropout_rate=0.0, dropout_key=None):
         length = query.shape[1]
         dropped = dropout_key is not None and dropout_rate > 0
-        if dropped or length < SPLASH_MIN_LENGTH or length % SPLASH_MULTIPLE:
+        if dropped or length < shortest or length % SPLASH_MULTIPLE:
             return attention(
                 query, key, value, segment_ids, dropout_rate=dropout_rate, dropout_key=dropout_key
             )
         return kernel(query, key, value, segment_ids)
 
-    def always(query, key, value, segment_ids, **no_dropout):
-        return kernel(query, key, value, segment_ids)
-
-    if implementation == "splash":
-        return always
-    return auto if implementation == "auto" and on_tpu else attention
+    return (
+        attend if implementation == "splash" or (implementation == "auto" and on_tpu) else attention
+    )
 
 
 def build_masking(config: DataConfig, wordpiece: WordPiece) -> Masking:
@@ -300,6 +301,18 @@ def jit_train_step(
         out_shardings=(shardings, rules.replicated(mesh)),
         donate_argnums=0,
         compiler_options=compiler_options(mesh, config.rng),
+    )
+
+
+def flops_per_row(config: Config) -> float:
+    """Training FLOPs of a full row that holds one example."""
+    return pretraining_flops_per_example(
+        num_layers=config.model.num_layers,
+        hidden_size=config.model.hidden_size,
+        intermediate_size=config.model.intermediate_size,
+        vocab_size=config.model.vocab_size,
+        length=config.data.max_seq_length,
+        predictions=config.data.masked_lm_prob * config.data.max_seq_length,
     )
 
 
