@@ -73,6 +73,8 @@ def build_attention(implementation: str, mesh: Mesh) -> Attend:
       mesh: of the run. Off TPUs the kernel runs in its interpreter, slowly.
     """
     on_tpu = mesh.devices.flat[0].platform == "tpu"
+    if implementation == "xla" or (implementation == "auto" and not on_tpu):
+        return attention
     heads = rules.spec(("batch", None, "heads", None))
     kernel = jax.shard_map(
         functools.partial(splash_attention, interpret=not on_tpu),
@@ -93,9 +95,7 @@ def build_attention(implementation: str, mesh: Mesh) -> Attend:
             )
         return kernel(query, key, value, segment_ids)
 
-    return (
-        attend if implementation == "splash" or (implementation == "auto" and on_tpu) else attention
-    )
+    return attend
 
 
 def build_masking(config: DataConfig, wordpiece: WordPiece) -> Masking:
