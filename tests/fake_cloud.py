@@ -54,6 +54,7 @@ class Cloud:
 
     def preempt(self) -> None:
         """As a spot VM is shut down: SIGTERM, up to 30 s, SIGKILL; then nothing is left of it."""
+        self.set_state("SUSPENDING")
         units = [Unit(home) for home in (self.folder / "workers").glob("*/*")]
         for unit in units:
             unit.signal(signal.SIGTERM)

@@ -53,7 +53,9 @@ look() {
     exit 2
   elif [[ $runs =~ ": failed "([0-9]+) ]]; then
     before_restart "the run ended with exit code ${BASH_REMATCH[1]}"
-    tpu run "$@" || true
+    if [[ $(state) == ACTIVE ]]; then # it may have ended because the VM did
+      tpu run "$@" || true
+    fi
   elif [[ $runs == *": dead "* ]]; then
     say "setting up and starting the run"
     if ! tpu setup || ! tpu run "$@"; then

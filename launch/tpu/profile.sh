@@ -16,6 +16,7 @@ call mkdir -p "$folder"
 if [[ $1 == gs://* ]]; then
   call gcloud storage cp --recursive "$1/profile" "$folder" --project="$TPU_PROJECT"
 else
-  call gcloud compute tpus tpu-vm scp --recurse "${nodes[0]}:bert_jax/$1/profile" "$folder" \
+  [[ $1 == /* ]] && path=$1 || path=bert_jax/$1 # run.sh starts the run in ~/bert_jax
+  call gcloud compute tpus tpu-vm scp --recurse "${nodes[0]}:$path/profile" "$folder" \
     "${where[@]}" --worker=0
 fi
