@@ -187,7 +187,7 @@ def test_babysit_recreates_what_was_taken_away(cloud, sotu_store, tmp_path):
         "--config.model.hidden_size=32",
         "--config.model.intermediate_size=64",
         "--config.data.batch_size=16",
-        "--config.steps=100",
+        "--config.steps=200",
         "--config.log_every=5",
         "--config.eval_every=0",
         "--config.eval_batches=1",
@@ -199,7 +199,7 @@ def test_babysit_recreates_what_was_taken_away(cloud, sotu_store, tmp_path):
             ["bash", TPU["babysit"], *arguments], env=environment, stdout=output, stderr=output
         )
     try:
-        wait_for(lambda: '"step": 20' in (workdir / "metrics.jsonl").read_text(), babysit)
+        wait_for(lambda: '"step": 10' in (workdir / "metrics.jsonl").read_text(), babysit)
         status = launch("status", **environment)
         assert re.fullmatch(r"ACTIVE\n(bert-jax on \S+: running 0 .*\n){2}", status.stdout)
         again = launch("run", *arguments, **environment)
@@ -232,9 +232,9 @@ def test_babysit_recreates_what_was_taken_away(cloud, sotu_store, tmp_path):
     ]
     journal = Unit(cloud.workers("bert")[0]).journal.read_text()
     resumed = int(re.search(r"resuming at step (\d+)", journal)[1])
-    assert 20 < resumed < 100
+    assert 10 < resumed < 200
     steps = [line["step"] for line in read_metrics(workdir) if line["split"] == "train"]
-    assert steps == list(range(5, 101, 5))
+    assert steps == list(range(5, 201, 5))
     assert launch("delete", **environment).returncode == 0
     assert launch("status", **environment).returncode == 1
 
