@@ -13,7 +13,7 @@ pytest.importorskip("ipykernel")
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / "notebooks" / "pretrain.ipynb"
-SMALL = "VOCAB_SIZE, STEPS, MINUTES = 400, 3, 1"
+SMALL = "VOCAB_SIZE, STEPS, MINUTES = 400, 8, 1"
 
 
 def read():
@@ -44,7 +44,7 @@ def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
     folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=folder).execute()
 
-    assert "step 3/3" in printed(notebook)
+    assert "step 8/8" in printed(notebook)
     assert outputs(notebook, "image/png")
     pairs, before, *_, after = outputs(notebook, "text/markdown")
     assert "**[MASK]** (*" in pairs
