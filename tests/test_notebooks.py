@@ -68,4 +68,4 @@ def test_committed_as_run():
     assert not [o for cell in cells for o in cell.outputs if o.output_type == "error"]
     assert outputs(notebook, "image/png")
     assert "/home/" not in printed(notebook)
-    assert "/work/" not in printed(notebook)
+    assert str(ROOT) not in printed(notebook)
