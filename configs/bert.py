@@ -60,8 +60,10 @@ def get_config(size: str = "base") -> ConfigDict:
     model.initializer_range = 0.02
     model.compute_dtype = "bfloat16"
     model.attention = "auto"
+    # Scanned layers compile in a fifth of the time; unrolled ones, with remat="none", run faster
+    # (docs/scaling.md). A scan that keeps only products takes less memory and fewer cycles.
     model.scan_layers = True
-    model.remat = "none"
+    model.remat = "dots"
 
     config.data = data = ConfigDict()
     data.store = ""

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     model.attention_dropout = 0.0
     model.compute_dtype = "float32"
     model.scan_layers = False
+    model.remat = "none"
 
     data = config.data
     data.store = "workdir/quickstart/store"
