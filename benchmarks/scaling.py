@@ -105,7 +105,7 @@ def base(*peers: str) -> None:
 
 
 def weak() -> None:
-    """BERT-base, 32 x 128 tokens a chip, layers scanned, on ever more chips."""
+    """BERT-base, 32 x 128 tokens a chip, layers scanned (remat dots), on ever more chips."""
     rows = []
     for topology, slices, chips in (
         ("v5e:2x4", 1, 8),
