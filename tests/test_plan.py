@@ -20,7 +20,8 @@ RECIPE = Path(__file__).parents[1] / "configs" / "bert.py"
 GIB = 2**30
 
 # Four of six layers' worth of a compiled step, as the compiler writes it: a loop that was unrolled
-# twice (it counts by 2 up to 8), an asynchronous all-gather in two parts, a reduce-scatter.
+# twice (it counts by 2 up to 8), an asynchronous all-gather in two parts, two reduce-scatters
+# that are alike.
 TEXT = """HloModule jit_step, is_scheduled=true
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -70,6 +71,7 @@ ENTRY %main (p.5: f32[]) -> f32[] {
   %start = (bf16[128,128]{1,0}, u32[]{:S(2)}) fusion(%p.5), kind=kCustom, calls=%gather_part
   %part = (bf16[128,128]{1,0}, u32[]{:S(2)}) fusion(%start), kind=kCustom, calls=%gather_part
   %scattered = f32[32,64]{1,0:T(8,128)} fusion(%p.5), kind=kCustom, calls=%all-reduce-scatter
+  %alike = f32[32,64]{1,0:T(8,128)} fusion(%start), kind=kCustom, calls=%all-reduce-scatter
   %loop = (s32[]{:T(128)}, f32[]{:T(128)}) while(%p.5), condition=%condition, body=%body
   %update = f32[8,128]{1,0} add(%p.5, %p.5), metadata={op_name="jit(step)/add"}, \
 backend_config={"estimated_cycles":"500"}
@@ -94,7 +96,7 @@ def test_loops_count_as_often_as_they_run():
 
 def test_collectives_count_once_however_they_are_written():
     assert collectives(TEXT) == [
-        Collective("reduce-scatter", "f32", 1, 256 * 64 * 4),
+        Collective("reduce-scatter", "f32", 2, 2 * 256 * 64 * 4),
         Collective("all-gather", "bf16", 1, 128 * 128 * 2),
         Collective("all-reduce (slices)", "f32", 1, 8 * 128 * 4),
         Collective("collective-permute", "u8", 1, 96),

@@ -119,12 +119,16 @@ def collectives(text: str) -> list[Collective]:
             if kind.removesuffix(ACROSS_SLICES) not in COLLECTIVES:
                 continue
             # TPUs run a reduce-scatter as a fusion of an all-reduce and a slice.
-            if outer.attribute("calls").startswith("all-reduce-scatter"):
+            is_scatter = outer.attribute("calls").startswith("all-reduce-scatter")
+            if is_scatter:
                 kind = "reduce-scatter"
             sizes = _bytes_by_dtype(shape)
             # The parts of an asynchronous collective, spread over fusions, share a channel; others
-            # may share its number, but are not alike.
+            # may share its number, but are not alike. What stands alone is whole, and of those many
+            # can be alike in one channel.
             channel = operation.attribute("channel_id") or operation.name
+            if is_scatter or outer is operation:
+                channel = outer.name
             found.setdefault((kind, channel, tuple(sizes.items())), times)
     counts, total = collections.Counter(), collections.Counter()
     for (kind, _, sizes), times in found.items():
