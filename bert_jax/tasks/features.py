@@ -1,0 +1,54 @@
+"""Features: what a task's examples become for the model, as ragged token sequences."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bert_jax.data.wordpiece import WordPiece
+
+
+@dataclass(frozen=True)
+class Features:
+    """One token sequence an example: `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
+
+    Attributes:
+      input_ids: n arrays, int32, special tokens included.
+      b_start: int32 [n]: where token type 1 begins; the length where there is no B.
+      labels: What the loss compares with: for each example a class, int32 [n], -1 = not counted,
+        or a score, float32 [n], NaN = not counted; for each token a class, n arrays like
+        `input_ids`, -1 = not counted; for each example the first and last token of an answer,
+        int32 [n, 2].
+      counts: How often what was cut or repaired on the way, for the log.
+    """
+
+    input_ids: list[np.ndarray]
+    b_start: np.ndarray
+    labels: np.ndarray | list[np.ndarray]
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def pair_ids(
+    wordpiece: WordPiece, a_ids: Sequence[int], b_ids: Sequence[int] | None, max_seq_length: int
+) -> tuple[np.ndarray, int, int]:
+    """`[CLS] A [SEP]`, with `B [SEP]` behind it unless `b_ids` is None.
+
+    What is too long loses its last tokens, one at a time from the longer of A and B (from B where
+    they are equally long), as in BERT (Devlin et al. 2019).
+
+    Returns:
+      The ids, int32, at most `max_seq_length`; where token type 1 begins (the length without B);
+      how many tokens were cut.
+    """
+    num_a, num_b = len(a_ids), len(b_ids or ())
+    room = max_seq_length - (2 if b_ids is None else 3)
+    b_kept = min(num_b, max(room // 2, room - num_a))
+    a_kept = min(num_a, room - b_kept)
+    ids = [wordpiece.cls_id, *a_ids[:a_kept], wordpiece.sep_id]
+    b_start = len(ids)
+    if b_ids is not None:
+        ids += [*b_ids[:b_kept], wordpiece.sep_id]
+    return np.array(ids, np.int32), b_start, num_a + num_b - a_kept - b_kept
