@@ -18,6 +18,8 @@ LAYERS = (
     {"tasks"},
     {"report"},
     {"train"},
+    {"interop"},
+    {"inference"},
     {"prepare", "pretrain", "evaluate", "predict", "plan", "plot", "__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}

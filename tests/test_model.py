@@ -163,4 +163,4 @@ def test_graphdef_is_hashable_and_reusable():
     graphdef, init = make_model()
     params = jax.jit(init)(jax.random.key(0))
     assert isinstance(hash(graphdef), int)
-    assert type(nnx.merge(graphdef, params)).__name__ == "BertForPreTraining"
+    assert type(nnx.merge(graphdef, params)).__name__ == "BertWithHeads"

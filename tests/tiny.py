@@ -5,7 +5,7 @@ import numpy as np
 
 from bert_jax.model.attention import attention
 from bert_jax.model.bert import unconstrained
-from bert_jax.model.heads import BertForPreTraining
+from bert_jax.model.heads import BertWithHeads
 from bert_jax.objective.masking import Masking
 from bert_jax.train.state import split_model
 
@@ -36,7 +36,7 @@ def make_model(constrain=unconstrained, **changes):
         "constrain": constrain,
         "gather_layer": lambda params: params,
     } | changes
-    return split_model(lambda rngs: BertForPreTraining(rngs=rngs, **options))
+    return split_model(lambda rngs: BertWithHeads(rngs=rngs, **options))
 
 
 def make_masking(**changes) -> Masking:

@@ -40,15 +40,22 @@ def attention(
 
     Reference: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
     """
+    probabilities = attention_probabilities(query, key, segment_ids, value.dtype)
+    probabilities = dropout(probabilities, dropout_rate, dropout_key)
+    return jnp.einsum("bhkq,bkhd->bqhd", probabilities, value)
+
+
+def attention_probabilities(
+    query: jax.Array, key: jax.Array, segment_ids: jax.Array, dtype: jnp.dtype
+) -> jax.Array:
+    """[batch, heads, key, query] in `dtype`: how much each query takes of each key."""
     # Scores lie as [.., key, query]: softmax reduces over the sublanes of a TPU then, not over its
     # lanes, and dropout finds its bits in the layout in which they were drawn.
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("bkhd,bqhd->bhkq", key, query * scale, preferred_element_type=jnp.float32)
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
     scores = jnp.where(same_segment, scores, jnp.finfo(jnp.float32).min)
-    probabilities = _softmax(scores, value.dtype)
-    probabilities = dropout(probabilities, dropout_rate, dropout_key)
-    return jnp.einsum("bhkq,bkhd->bqhd", probabilities, value)
+    return _softmax(scores, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax.model.attention import Attend
+from bert_jax.model.attention import Attend, attention_probabilities
 from bert_jax.model.dropout import dropout
 
 Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
@@ -201,6 +201,11 @@ class SelfAttention(nnx.Module):
         )
         return self.output(context.reshape(hidden.shape))
 
+    def probabilities(self, hidden: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        """[batch, heads, query, key] fp32; see `attention_probabilities`."""
+        query, key = self._heads(self.query(hidden)), self._heads(self.key(hidden))
+        return attention_probabilities(query, key, segment_ids, jnp.float32).swapaxes(2, 3)
+
     def _heads(self, x):
         """[batch, length, hidden] -> [batch, length, heads, head_dim]."""
         x = x.reshape(*x.shape[:2], self.num_heads, -1)
@@ -319,7 +324,11 @@ class Encoder(nnx.Module):
         self.gather_layer = gather_layer
 
     def __call__(
-        self, hidden: jax.Array, segment_ids: jax.Array, dropout_key: jax.Array | None = None
+        self,
+        hidden: jax.Array,
+        segment_ids: jax.Array,
+        dropout_key: jax.Array | None = None,
+        all_layers: bool = False,
     ) -> jax.Array:
         graphdef, params = nnx.split(self.layers)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.num_layers)
@@ -328,7 +337,8 @@ class Encoder(nnx.Module):
             params, key = params_and_key
             params = nnx.to_pure_dict(params)
             layer = nnx.merge(graphdef, self.gather_layer(params))
-            return layer(hidden, segment_ids, key), None
+            output = layer(hidden, segment_ids, key)
+            return output, output if all_layers else None
 
         if self.remat != "none":
             # Inside a scan the loop itself keeps XLA from undoing the rematerialisation.
@@ -336,12 +346,12 @@ class Encoder(nnx.Module):
                 layer, policy=REMAT_POLICIES[self.remat], prevent_cse=not self.scan_layers
             )
         unroll = 1 if self.scan_layers else self.num_layers
-        hidden, _ = jax.lax.scan(layer, hidden, (params, keys), unroll=unroll)
-        return hidden
+        last, outputs = jax.lax.scan(layer, hidden, (params, keys), unroll=unroll)
+        return jnp.concatenate([hidden[None], outputs]) if all_layers else last
 
 
 class Bert(nnx.Module):
-    """BERT encoder with pooler.
+    """BERT encoder, with or without its pooler.
 
     Args of the constructor:
       vocab_size: of the tokenizer; the word table has `padded_vocab_size(vocab_size)` rows.
@@ -357,6 +367,7 @@ class Bert(nnx.Module):
       attend: `bert_jax.model.attention.attention`, or one that computes the same.
       constrain: pins an activation's sharding by axis names.
       gather_layer: brings the parameters of one layer together before it runs.
+      with_pooler: have the dense layer on [CLS] that sentence heads read.
     """
 
     def __init__(
@@ -382,6 +393,7 @@ class Bert(nnx.Module):
         constrain: Constrain,
         gather_layer: Callable[[Any], Any],
         rngs: nnx.Rngs,
+        with_pooler: bool = True,
     ):
         common = {
             "hidden_size": hidden_size,
@@ -412,13 +424,14 @@ class Bert(nnx.Module):
             gather_layer=gather_layer,
             **common,
         )
-        self.pooler = nnx.Linear(
-            hidden_size,
-            hidden_size,
-            kernel_init=initializer(initializer_range),
-            dtype=dtype,
-            rngs=rngs,
-        )
+        if with_pooler:
+            self.pooler = nnx.Linear(
+                hidden_size,
+                hidden_size,
+                kernel_init=initializer(initializer_range),
+                dtype=dtype,
+                rngs=rngs,
+            )
         self.constrain = constrain
 
     def __call__(
@@ -428,6 +441,7 @@ class Bert(nnx.Module):
         position_ids: jax.Array,
         segment_ids: jax.Array,
         dropout_key: jax.Array | None = None,
+        all_layers: bool = False,
     ) -> jax.Array:
         """Encodes rows of tokens.
 
@@ -435,18 +449,41 @@ class Bert(nnx.Module):
           input_ids, token_type_ids, position_ids: [batch, length] int32.
           segment_ids: [batch, length] int32; positions attend within equal ids, 0 is padding.
           dropout_key: a typed PRNG key; None turns dropout off.
+          all_layers: return what every layer gives, after the embeddings.
 
         Returns:
-          [batch, length, hidden_size] in the compute dtype.
+          [batch, length, hidden_size] in the compute dtype; of all layers
+          [num_layers + 1, batch, length, hidden_size].
         """
         keys = split_key(dropout_key, 2)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, keys[0])
         hidden = self.constrain(hidden, ("batch", "length", "hidden"))
-        return self.encoder(hidden, segment_ids, keys[1])
+        return self.encoder(hidden, segment_ids, keys[1], all_layers)
 
-    def pool(self, hidden: jax.Array, cls_positions: jax.Array) -> jax.Array:
-        """tanh(dense(.)) of the hidden states at `cls_positions` [batch, n]: [batch, n, hidden]."""
-        return jnp.tanh(self.pooler(gather_positions(hidden, cls_positions)))
+    def pool(self, hidden: jax.Array) -> jax.Array:
+        """tanh(dense(.)) of the hidden states [..., hidden] of [CLS]."""
+        return jnp.tanh(self.pooler(hidden))
+
+    def attention_probabilities(
+        self, hidden_states: jax.Array, segment_ids: jax.Array
+    ) -> jax.Array:
+        """How much each position of each layer takes of each other one.
+
+        Args:
+          hidden_states: of all layers, as `__call__` returns them.
+          segment_ids: [batch, length] int32.
+
+        Returns:
+          [num_layers, batch, heads, query, key] fp32.
+        """
+        graphdef, params = nnx.split(self.encoder.layers)
+
+        def probabilities(params_and_input):
+            params, hidden = params_and_input
+            layer = nnx.merge(graphdef, params)
+            return layer.attention.probabilities(hidden, segment_ids)
+
+        return jax.lax.map(probabilities, (params, hidden_states[:-1]))
 
 
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:

@@ -1,4 +1,7 @@
-"""The pretraining heads, and the encoder with both of them on top."""
+"""The heads, and the encoder with any of them on top."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,22 @@ from bert_jax.model.bert import (
     padded_vocab_size,
 )
 
+# What a checkpoint can hold beside the encoder.
+PARTS = (
+    "pooler",
+    "masked_lm",
+    "next_sentence",
+    "sequence_classifier",
+    "token_classifier",
+    "answer_span",
+)
+PRETRAINING = PARTS[:3]
 IMPOSSIBLE = -1e9  # a logit that no softmax sees, finite so that its gradient is 0 and not NaN
+
+
+def parts_of(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of `PARTS` a nested dict of parameters has."""
+    return tuple(part for part in PARTS if part in params or part in params["bert"])
 
 
 class MaskedLmHead(nnx.Module):
@@ -70,26 +88,43 @@ class MaskedLmHead(nnx.Module):
         return logits.reshape(*hidden.shape[:-1], -1)
 
 
-class BertForPreTraining(nnx.Module):
-    """BERT with the masked LM and next sentence heads; arguments are those of `Bert`."""
+class BertWithHeads(nnx.Module):
+    """BERT with heads: those of pretraining, or any others.
 
-    def __init__(self, *, rngs: nnx.Rngs, **options):
-        self.bert = Bert(rngs=rngs, **options)
-        shared = ("hidden_size", "initializer_range", "dtype")
-        head_options = {name: options[name] for name in shared}
-        self.masked_lm = MaskedLmHead(
-            vocab_size=options["vocab_size"],
-            hidden_act=options["hidden_act"],
-            layer_norm_eps=options["layer_norm_eps"],
-            rngs=rngs,
-            **head_options,
-        )
-        self.next_sentence = nnx.Linear(
-            options["hidden_size"],
-            2,
-            kernel_init=initializer(options["initializer_range"]),
-            rngs=rngs,
-        )
+    Beside the masked LM a head is one dense layer in fp32. `next_sentence` and
+    `sequence_classifier` score the pooled [CLS], `token_classifier` and `answer_span` (start and
+    end of an answer) every token.
+
+    Args of the constructor:
+      parts: which of `PARTS` there are.
+      num_labels: outputs of the classifiers.
+      **options: of `Bert`.
+    """
+
+    def __init__(
+        self,
+        *,
+        parts: Sequence[str] = PRETRAINING,
+        num_labels: int = 0,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        self.bert = Bert(with_pooler="pooler" in parts, rngs=rngs, **options)
+        names = ("hidden_size", "initializer_range", "dtype")
+        names += ("vocab_size", "hidden_act", "layer_norm_eps")
+        if "masked_lm" in parts:
+            self.masked_lm = MaskedLmHead(rngs=rngs, **{name: options[name] for name in names})
+        outputs = {
+            "next_sentence": 2,
+            "sequence_classifier": num_labels,
+            "token_classifier": num_labels,
+            "answer_span": 2,
+        }
+        init = initializer(options["initializer_range"])
+        for name, size in outputs.items():
+            if name in parts:
+                head = nnx.Linear(options["hidden_size"], size, kernel_init=init, rngs=rngs)
+                setattr(self, name, head)
 
     def __call__(
         self,
@@ -101,7 +136,7 @@ class BertForPreTraining(nnx.Module):
         cls_positions: jax.Array,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Scores masked tokens and sentence pairs.
+        """Scores masked tokens and sentence pairs, by the heads of pretraining.
 
         Args:
           input_ids, token_type_ids, position_ids, segment_ids: [batch, length] int32, as `Bert`.
@@ -116,5 +151,5 @@ class BertForPreTraining(nnx.Module):
         hidden = self.bert(input_ids, token_type_ids, position_ids, segment_ids, dropout_key)
         masked = gather_positions(hidden, masked_lm_positions)
         word_logits = self.masked_lm(masked, self.bert.embeddings.word.embedding[...])
-        pooled = self.bert.pool(hidden, cls_positions)
+        pooled = self.bert.pool(gather_positions(hidden, cls_positions))
         return word_logits, self.next_sentence(pooled.astype(jnp.float32))

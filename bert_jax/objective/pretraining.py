@@ -19,7 +19,7 @@ class PreTraining:
     """What a step needs to know of the task: how to prepare a batch, count it and sum its losses.
 
     Attributes:
-      graphdef: structure of a `BertForPreTraining`.
+      graphdef: structure of a `BertWithHeads` that has those of pretraining.
       masking: how to mask.
       seed: of the masks. They are drawn by threefry, whatever generator dropout uses, so that they
         are the same on every mesh.

@@ -40,9 +40,10 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"bert/embeddings/norm/(scale|bias)", (None,)),
     (r"bert/pooler/kernel", ("embed", None)),
     (r"masked_lm/dense/kernel", ("embed", None)),
-    (r"next_sentence/kernel", ("embed", None)),
+    (r"(next_sentence|sequence_classifier|token_classifier|answer_span)/kernel", ("embed", None)),
+    (r"(next_sentence|sequence_classifier|token_classifier|answer_span)/bias", (None,)),
     (r"masked_lm/bias", ("vocab",)),
-    (r"(bert/pooler|masked_lm/dense|next_sentence)/bias", (None,)),
+    (r"(bert/pooler|masked_lm/dense)/bias", (None,)),
     (r"masked_lm/norm/(scale|bias)", (None,)),
 )
 

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +28,7 @@ from bert_jax.data.wordpiece import WordPiece, load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.model.attention import SPLASH_MULTIPLE, Attend, attention, splash_attention
 from bert_jax.model.bert import padded_vocab_size
-from bert_jax.model.heads import BertForPreTraining
+from bert_jax.model.heads import PRETRAINING, BertWithHeads
 from bert_jax.objective.masking import Masking
 from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.compiler import compiler_options
@@ -53,14 +53,17 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], Params]
 
 
-def build_model(config: ModelConfig, mesh: Mesh) -> Model:
-    """The pretraining model for a mesh; computes nothing yet."""
+def build_model(
+    config: ModelConfig, mesh: Mesh, parts: Sequence[str] = PRETRAINING, num_labels: int = 0
+) -> Model:
+    """The model for a mesh, with the parts that `BertWithHeads` is given; computes nothing yet."""
     options = dataclasses.asdict(config)
     options["dtype"] = jnp.dtype(options.pop("compute_dtype"))
     options["attend"] = build_attention(options.pop("attention"), mesh)
     options["constrain"] = rules.activation_constraint(mesh)
     options["gather_layer"] = rules.gather_layer(mesh)
-    return Model(*split_model(lambda rngs: BertForPreTraining(rngs=rngs, **options)))
+    options |= {"parts": parts, "num_labels": num_labels}
+    return Model(*split_model(lambda rngs: BertWithHeads(rngs=rngs, **options)))
 
 
 def build_attention(implementation: str, mesh: Mesh) -> Attend:
@@ -338,13 +341,20 @@ def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Tr
       UserError: no run, or no such checkpoint, in `workdir`.
     """
     config = read_config(workdir / "config.json")
-    model = build_model(config.model, mesh)
-    abstract, _ = abstract_state(model, build_optimizer(config.optimizer), mesh)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        state, _ = checkpoints.restore(abstract, step)
-    step = int(state.step)
+        params, step = checkpoints.read_params(step)
     trained_with = config.stage_of(step).config
-    return Trained(trained_with, load_wordpiece(workdir), model, state.params, step)
+    model = build_model(config.model, mesh)
+    return Trained(trained_with, load_wordpiece(workdir), model, put_params(params, mesh), step)
+
+
+def put_params(params: Params, mesh: Mesh, *, zero1: bool = False) -> Params:
+    """Parameters on the mesh, from the same numpy arrays on every host; see `abstract_state`."""
+
+    def put(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return jax.tree.map(put, params, rules.state_shardings(mesh, params, zero1))
 
 
 def sampling_options(config: DataConfig, wordpiece: WordPiece) -> dict[str, Any]:

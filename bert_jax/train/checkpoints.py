@@ -5,6 +5,8 @@ The only module that knows Orbax.
 
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -41,8 +43,9 @@ class Checkpoints:
         if read_only and not self.directory.exists():
             raise UserError(f"{self.directory}: no checkpoints; is {workdir} a training workdir?")
         # `resolve` would take gs:// for a local folder.
-        absolute = self.directory if self.directory.is_absolute() else self.directory.resolve()
-        self._manager = ocp.CheckpointManager(absolute, options=options)
+        is_absolute = self.directory.is_absolute()
+        self._absolute = self.directory if is_absolute else self.directory.resolve()
+        self._manager = ocp.CheckpointManager(self._absolute, options=options)
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, or None."""
@@ -66,11 +69,7 @@ class Checkpoints:
         Raises:
           UserError: there is no such checkpoint, or it holds a state of other shapes.
         """
-        steps = sorted(self._manager.all_steps())
-        if not steps or (step is not None and step not in steps):
-            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            raise UserError(f"{self.directory}: {wanted}; there are {steps or 'none'}")
-        step = steps[-1] if step is None else step
+        step = self._existing(step)
         items = {
             "state": ocp.args.StandardRestore(abstract_state),
             "progress": ocp.args.JsonRestore(),
@@ -83,6 +82,37 @@ class Checkpoints:
                 f"{self.directory / str(step)}: cannot be restored into this model: {reason}"
             ) from error
         return restored["state"], restored["progress"]
+
+    def read_params(self, step: int | None = None) -> tuple[dict[str, Any], int]:
+        """Reads the parameters alone, whatever model they are of.
+
+        Args:
+          step: which checkpoint; None for the newest.
+
+        Returns:
+          Nested dict of numpy arrays, and the step.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        step = self._existing(step)
+        path = self._absolute / str(step) / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            saved = {"params": checkpointer.metadata(path).item_metadata.tree["params"]}
+            arguments = ocp.args.PyTreeRestore(
+                item=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved),
+                restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), saved),
+                partial_restore=True,
+            )
+            return checkpointer.restore(path, args=arguments)["params"], step
+
+    def _existing(self, step: int | None) -> int:
+        """The step, or the newest; a UserError if there is none."""
+        steps = sorted(self._manager.all_steps())
+        if not steps or (step is not None and step not in steps):
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise UserError(f"{self.directory}: {wanted}; there are {steps or 'none'}")
+        return steps[-1] if step is None else step
 
     def __enter__(self) -> "Checkpoints":
         return self
