@@ -145,8 +145,8 @@ assert "tensorflow" not in sys.modules
 def test_tfds_without_tensorflow(tmp_path):
     subprocess.run([sys.executable, "-c", BUILD_AND_READ, tmp_path], check=True)
     for name, message in (
-        ("tfds:sotu:test", "cannot be read from --data-dir"),
-        ("tfds:no_such_dataset", "cannot be read from --data-dir"),
+        ("tfds:sotu:test", "cannot be read from data_dir"),
+        ("tfds:no_such_dataset", "cannot be read from data_dir"),
     ):
         with pytest.raises(UserError, match=message) as error:
             read(name, data_dir=str(tmp_path))

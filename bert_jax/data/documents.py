@@ -57,29 +57,14 @@ class TextFile:
         return {"name": self.name, "bytes": self.size, "sha256": digest}
 
     def documents(self, advance: Advance) -> Iterator[str]:
-        format_, compression = _suffixes(self.path)
+        is_jsonl = suffixes(self.path)[0] == ".jsonl"
         with self.path.open("rb") as file:
-            lines = self._lines(_DECOMPRESS[compression](file) if compression else file)
+            lines = decoded_lines(self.path, file)
             position = 0
-            for text in self._records(lines) if format_ == ".jsonl" else self._texts(lines):
+            for text in self._records(lines) if is_jsonl else self._texts(lines):
                 advance(file.tell() - position)
                 position = file.tell()
                 yield _unwrap(text) if self.unwrap else text
-
-    def _lines(self, file: BinaryIO) -> Iterator[tuple[int, str]]:
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"{self.path}, line {number}: byte {error.start + 1} of the line is not UTF-8; "
-                "convert the file, for example with iconv -t utf-8"
-            ) from error
-        except _DAMAGED as error:
-            raise UserError(
-                f"{self.path}: damaged or cut short after line {number} ({error})"
-            ) from error
 
     def _texts(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
         if self.document_per_file:
@@ -126,16 +111,7 @@ class TfdsSplit:
 
     @functools.cached_property
     def _examples(self) -> Sequence[Mapping[str, Any]]:
-        import tensorflow_datasets as tfds  # half a second that other sources need not pay
-
-        try:
-            return tfds.data_source(self.name, split=self.split, data_dir=self.data_dir)
-        except Exception as error:  # TFDS raises whatever the download or the builder raised
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(
-                f"tfds:{self.name}:{self.split}: cannot be read from --data-dir {self.data_dir}: "
-                f"{reason} Build it with `tfds build --file_format=array_record`"
-            ) from error
+        return tfds_examples(self.name, self.split, self.data_dir)
 
     @property
     def size(self) -> int:
@@ -188,9 +164,8 @@ def find_sources(
 
     sources: list[Source] = []
     for name in names:
-        if match := re.fullmatch(r"tfds:([^:]+(?::\d+\.[\d*]+\.[\d*]+)?)(?::(.+))?", name):
-            dataset, split = match.groups()
-            sources.append(TfdsSplit(dataset, split or "train", text_field, unwrap, data_dir))
+        if found := dataset_and_split(name):
+            sources.append(TfdsSplit(*found, text_field, unwrap, data_dir))
         elif name.startswith("corpus:"):
             corpora = epath.Path(importlib.resources.files("bert_jax") / "corpora")
             path = corpora / f"{name.removeprefix('corpus:')}.jsonl.xz"
@@ -219,6 +194,67 @@ def read_documents(
         yield from source.documents(advance)
 
 
+def decoded_lines(
+    path: epath.Path,
+    file: BinaryIO,
+    encoding: str = "utf-8",
+    remedy: str = "convert the file, for example with iconv -t utf-8",
+) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line of `file`, which is `path`, open for reading bytes.
+
+    It is decompressed as the name says (.gz, .xz, .bz2, .zst). A byte order mark is dropped.
+
+    Raises:
+      UserError: A line is not text in `encoding` (the message ends with `remedy`), or the file is
+        damaged.
+    """
+    number, compression = 0, suffixes(path)[1]
+    try:
+        for number, line in enumerate(_DECOMPRESS[compression](file) if compression else file, 1):
+            yield number, line.decode(encoding).removeprefix("\ufeff" if number == 1 else "")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}: byte {error.start + 1} of the line is not "
+            f"{encoding.upper()}; {remedy}"
+        ) from error
+    except _DAMAGED as error:
+        raise UserError(f"{path}: damaged or cut short after line {number} ({error})") from error
+
+
+def dataset_and_split(name: str) -> tuple[str, str] | None:
+    """('glue/sst2', 'test') for 'tfds:glue/sst2:test'; the split is `train` unless it is named.
+
+    None for another name. The dataset may end in a version, ':1.0.0'.
+    """
+    match = re.fullmatch(r"tfds:([^:]+(?::\d+\.[\d*]+\.[\d*]+)?)(?::(.+))?", name)
+    return match and (match[1], match[2] or "train")
+
+
+def tfds_examples(name: str, split: str, data_dir: str | None) -> Sequence[Mapping[str, Any]]:
+    """The examples of a dataset that TFDS has as ArrayRecord, read without TensorFlow.
+
+    Raises:
+      UserError: It is not there, is in another format or has no such split.
+    """
+    import tensorflow_datasets as tfds  # half a second that other sources need not pay
+
+    try:
+        return tfds.data_source(name, split=split, data_dir=data_dir)
+    except Exception as error:  # TFDS raises whatever the download or the builder raised
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"tfds:{name}:{split}: cannot be read from data_dir {data_dir}: {reason} "
+            "Build it with `tfds build --file_format=array_record`"
+        ) from error
+
+
+def suffixes(path: epath.Path) -> tuple[str, str]:
+    """('.jsonl', '.gz') for 'a.jsonl.gz'."""
+    if path.suffix in _DECOMPRESS:
+        return path.with_suffix("").suffix, path.suffix
+    return path.suffix, ""
+
+
 def _find_files(name: str) -> list[tuple[epath.Path, str]]:
     path = epath.Path(name).expanduser()
     if path.is_dir():
@@ -227,11 +263,11 @@ def _find_files(name: str) -> list[tuple[epath.Path, str]]:
         found = [(file, file.name) for file in _glob(path)]
     elif not path.exists():
         raise UserError(f"{name}: no such file or folder")
-    elif _suffixes(path)[0] not in _FORMATS:
+    elif suffixes(path)[0] not in _FORMATS:
         raise UserError(f"{name}: documents come as .txt or .jsonl, plain or .gz, .xz, .bz2, .zst")
     else:
         found = [(path, path.name)]
-    found = sorted((file, label) for file, label in found if _suffixes(file)[0] in _FORMATS)
+    found = sorted((file, label) for file, label in found if suffixes(file)[0] in _FORMATS)
     if not found:
         raise UserError(f"{name}: no .txt or .jsonl file there (nor .txt.gz, .jsonl.zst, ...)")
     return found
@@ -245,13 +281,6 @@ def _glob(pattern: epath.Path) -> Iterator[epath.Path]:
     scheme, _, rest = str(pattern).partition("://")
     bucket, _, rest = rest.partition("/")
     return epath.Path(f"{scheme}://{bucket}").glob(rest)
-
-
-def _suffixes(path: epath.Path) -> tuple[str, str]:
-    """('.jsonl', '.gz') for 'a.jsonl.gz'."""
-    if path.suffix in _DECOMPRESS:
-        return path.with_suffix("").suffix, path.suffix
-    return path.suffix, ""
 
 
 def _field(record: Any, field: str, place: str) -> str:
