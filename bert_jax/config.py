@@ -174,6 +174,8 @@ class Config:
     """A pretraining run.
 
     Attributes:
+      init_from: weights to start from, anything that `bert_jax.load` reads; empty is random.
+      init_missing_heads: let heads that `init_from` lacks start at random.
       seed: of parameters, batches, masks and dropout.
       rng: generator of dropout, "threefry" (the same on every mesh) or "rbg" (cheap on TPU).
       steps: optimizer steps of the whole run; with a budget, at most so many.
@@ -192,6 +194,8 @@ class Config:
     data: DataConfig
     optimizer: OptimizerConfig
     mesh: MeshConfig
+    init_from: str
+    init_missing_heads: bool
     seed: int
     rng: str
     steps: int
@@ -376,12 +380,37 @@ def read_config(path: Any) -> Config:
     Args:
       path: an `epath.Path` or `pathlib.Path`.
     """
+    with _errors_of(path):
+        return build_config(_read_json(path))
+
+
+def read_model_config(path: Any) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The model and the names of its classes, from the `config.json` of any directory of ours.
+
+    Args:
+      path: an `epath.Path` or `pathlib.Path`.
+    """
+    with _errors_of(path):
+        fields = _read_json(path)
+        return _freeze(ModelConfig, fields.get("model", {}), "model."), tuple(
+            fields.get("labels", ())
+        )
+
+
+def _read_json(path: Any) -> Any:
     if not path.exists():
-        raise UserError(f"{path}: no such file; is its directory the --workdir of a training run?")
+        raise UserError("no such file; is its directory that of a training run?")
     try:
-        return build_config(json.loads(path.read_text()))
+        return json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); the run's config.json is damaged") from error
+        raise UserError(f"not JSON ({error}); the run's config.json is damaged") from error
+
+
+@contextlib.contextmanager
+def _errors_of(path: Any) -> Iterator[None]:
+    """Puts the path of the file before the message of a UserError."""
+    try:
+        yield
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

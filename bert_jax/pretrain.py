@@ -4,6 +4,7 @@ bert-jax pretrain --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -18,6 +19,8 @@ from bert_jax.config import Config, Stage, differences, load_config, read_config
 from bert_jax.data.batches import Batches, prefetch
 from bert_jax.data.store import Store
 from bert_jax.errors import UserError
+from bert_jax.interop.initial import initial_params, replace_params
+from bert_jax.model.heads import PRETRAINING
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
@@ -97,6 +100,12 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         if hosts.is_primary():
             check_workdir(workdir, config, store)
 
+    initial = {}
+    if config.init_from and latest_step(workdir) is None:
+        with hosts.agreement():
+            initial, lines = initial_params(config, store.wordpiece, PRETRAINING)
+        for line in lines:
+            hosts.print_once(line)
     done = latest_step(workdir) or 0
     stages = [stage for stage in config.stages() if stage.last_step > done]
     if not stages:
@@ -116,7 +125,7 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         f"{num_params(abstract_state.params):,} parameters on {mesh.size} "
         f"{jax.devices()[0].device_kind} device(s), mesh {dict(mesh.shape)}"
     )
-    hosts.print_once(f"{len(store.train.tokens):,} training tokens")
+    hosts.print_once(store.summary)
     # All at once: what does not fit the last stage is to fail before the first one is trained.
     parts = [build_part(s, store, model, optimizer, abstract_state, mesh) for s in stages]
 
@@ -126,6 +135,8 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
         if checkpoints.latest_step() is None:
             state, progress = init_state(jax.random.key(config.seed)), {}
+            given = build.put_params(initial, mesh, zero1=config.mesh.zero1)
+            state = dataclasses.replace(state, params=replace_params(state.params, given))
         else:
             state, progress = checkpoints.restore(abstract_state)
             hosts.print_once(f"resuming at step {done}")

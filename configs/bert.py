@@ -31,6 +31,8 @@ def get_config(size: str = "base") -> ConfigDict:
         raise ValueError(f"unknown size {size!r}: use one of {', '.join(SIZES)}")
     layers, hidden, heads, intermediate = SIZES[size]
     config = ConfigDict()
+    config.init_from = ""
+    config.init_missing_heads = False
     config.seed = 0
     config.rng = "threefry"
     config.steps = 1_000_000

@@ -1,14 +1,14 @@
 """BERT-large as MLPerf Training measures it: 512 tokens, until 72 % of the masked tokens are right.
 
     bert-jax pretrain --config=configs/mlperf_large.py:448 --workdir=runs/mlperf_large \\
-        --config.data.store=stores/mlperf
+        --config.data.store=stores/mlperf --config.init_from=mlperf_checkpoint
 
 The argument picks the batch size: 256, 448 (default), 1536, 3072, 4096 or 4608. The run ends at the
 first evaluation that reaches the target and prints the rows that it took beside those of the
 reference, `REFERENCE`.
 
-MLPerf starts from a checkpoint that was trained on 128 tokens. The numbers hold for that start
-alone; this page does not load it yet and starts from random weights.
+MLPerf starts from a TensorFlow checkpoint that was trained on 128 tokens, which `init_from` reads;
+without it the run starts from random weights, and the numbers of the reference do not hold.
 
 Source: hyperparameters and samples to target are MLPerf's reference convergence points,
 https://github.com/mlcommons/logging/blob/master/mlperf_logging/rcp_checker/training_5.0.0/rcps_bert.json

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import nnx
 
 from bert_jax.inference.functions import part_functions
 from bert_jax.model.heads import PARTS, PRETRAINING, parts_of
 from bert_jax.parallel.rules import parameter_axes
-from tests import tiny
+
 
 pytestmark = pytest.mark.core
 

@@ -1,0 +1,89 @@
+"""Starts a training from weights that somebody has trained before."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bert_jax.config import Config
+from bert_jax.data.wordpiece import WordPiece
+from bert_jax.errors import UserError
+from bert_jax.interop.formats import read
+from bert_jax.model.heads import parts_of
+
+# What must be as it was for weights to mean the same; the rest is how to compute.
+FIXED = (
+    "num_layers",
+    "hidden_size",
+    "num_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "hidden_act",
+    "position_embedding",
+    "layer_norm_eps",
+)
+
+
+def initial_params(
+    config: Config, wordpiece: WordPiece, parts: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """Reads the weights that `config.init_from` names.
+
+    Args:
+      config: of the run.
+      wordpiece: vocabulary of its data.
+      parts: of its model; see `bert_jax.model.heads.PARTS`.
+
+    Returns:
+      Nested dict of numpy arrays without the heads that are to start at random, and a line about
+      each part that is not taken over.
+
+    Raises:
+      UserError: they cannot be read, or are of another model or vocabulary than the run's, or lack
+        a head and `config.init_missing_heads` is not set.
+    """
+    source = read(config.init_from)
+    if source.wordpiece.vocab_hash != wordpiece.vocab_hash:
+        raise UserError(
+            f"config.init_from={config.init_from}: its vocabulary of {_describe(source.wordpiece)} "
+            f"is not that of the data, {_describe(wordpiece)}: "
+            f"prepare these with --vocab={config.init_from}"
+        )
+    theirs, ours = dataclasses.asdict(source.config), dataclasses.asdict(config.model)
+    changed = [name for name in FIXED if theirs[name] != ours[name]]
+    if changed:
+        overrides = " ".join(f"--config.model.{name}={theirs[name]}" for name in changed)
+        raise UserError(f"config.init_from={config.init_from} is another model: set {overrides}")
+    found = parts_of(source.params)
+    missing = [part for part in parts if part not in found]
+    if missing and not config.init_missing_heads:
+        raise UserError(
+            f"config.init_from={config.init_from} has no {', '.join(missing)}: "
+            f"--config.init_missing_heads=True starts with random ones"
+        )
+    unused = [part for part in found if part not in parts]
+    lines = [f"{part}: not in {config.init_from}, starts at random" for part in missing]
+    lines += [f"{part}: in {config.init_from}, not used" for part in unused]
+    return _without(source.params, unused), lines
+
+
+def replace_params(params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict `params` with the leaves that `given` has."""
+    return {
+        name: value
+        if name not in given
+        else replace_params(value, given[name])
+        if isinstance(value, Mapping)
+        else given[name]
+        for name, value in params.items()
+    }
+
+
+def _without(params: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+    bert = {name: value for name, value in params["bert"].items() if name not in parts}
+    heads = {name: value for name, value in params.items() if name not in parts}
+    return heads | {"bert": bert}
+
+
+def _describe(wordpiece: WordPiece) -> str:
+    return f"{len(wordpiece.vocab):,} {'un' if wordpiece.lowercase else ''}cased words"

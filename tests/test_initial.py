@@ -1,0 +1,98 @@
+"""Continued pretraining: a run that starts from the weights of another."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from test_training import recipe
+
+from bert_jax.errors import UserError
+from bert_jax.interop.portable import Portable
+from bert_jax.interop.workdir import write_workdir
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.pretrain import pretrain
+from bert_jax.train import build
+from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.metrics import read_metrics
+
+pytestmark = pytest.mark.core
+
+
+@pytest.fixture(scope="module")
+def trained(sotu_store, tmp_path_factory):
+    """A workdir with the weights of a short run."""
+    workdir = epath.Path(tmp_path_factory.mktemp("trained"))
+    assert pretrain(recipe(sotu_store), workdir) == 0
+    return workdir
+
+
+def heldout_losses(workdir):
+    return [line["mlm_loss"] for line in read_metrics(workdir) if line["split"] == "heldout"]
+
+
+def continued(store, source, **changes):
+    return recipe(store, init_from=str(source), **changes)
+
+
+@pytest.mark.parametrize("zero1", [True, False])
+def test_weights_are_taken_over(trained, sotu_store, tmp_path, zero1):
+    """With a learning rate of almost nothing the parameters stay what they were."""
+    changes = {"steps": 1, "optimizer.learning_rate": 1e-30, "mesh.zero1": zero1}
+    assert pretrain(continued(sotu_store, trained, **changes), epath.Path(tmp_path)) == 0
+    with Checkpoints(trained, read_only=True) as old, Checkpoints(tmp_path, read_only=True) as new:
+        jax.tree.map(np.testing.assert_array_equal, old.read_params()[0], new.read_params()[0])
+    assert heldout_losses(tmp_path)[-1] == pytest.approx(heldout_losses(trained)[-1], abs=1e-6)
+
+
+def test_a_resumed_run_does_not_start_anew(trained, sotu_store, tmp_path):
+    workdir = epath.Path(tmp_path)
+    changes = {"steps": 4, "checkpoint_every": 2, "optimizer.schedule": "constant"}
+    config = continued(sotu_store, trained, **changes)
+    assert pretrain(config, workdir) == 0
+    assert pretrain(dataclasses.replace(config, steps=8), workdir) == 0
+    once = tmp_path / "once"
+    assert pretrain(dataclasses.replace(config, steps=8), epath.Path(once)) == 0
+    assert heldout_losses(workdir)[-1] == heldout_losses(once)[-1]
+
+
+def without_heads(trained, path):
+    mesh = make_mesh()
+    model = build.load_trained(trained, mesh)
+    params = jax.device_get(model.params)
+    write_workdir(path, Portable(model.config.model, model.wordpiece, {"bert": params["bert"]}))
+
+
+def test_missing_heads_start_at_random_only_if_asked(trained, sotu_store, tmp_path, capsys):
+    encoder = epath.Path(tmp_path / "encoder")
+    without_heads(trained, encoder)
+    with pytest.raises(UserError, match=r"no masked_lm, next_sentence.*init_missing_heads=True"):
+        pretrain(continued(sotu_store, encoder), epath.Path(tmp_path / "run"))
+    config = continued(sotu_store, encoder, init_missing_heads=True, steps=1)
+    assert pretrain(config, epath.Path(tmp_path / "run")) == 0
+    assert f"masked_lm: not in {encoder}, starts at random" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.num_layers": 3}, r"another model: set --config.model.num_layers=2$"),
+        ({"model.hidden_act": "gelu"}, r"set --config.model.hidden_act=gelu_tanh$"),
+        ({"init_from": "nowhere"}, "nowhere"),
+    ],
+)
+def test_another_model_is_refused(trained, sotu_store, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        pretrain(recipe(sotu_store, **({"init_from": str(trained)} | changes)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_vocabulary_is_refused(trained, sotu_store, tmp_path):
+    source = build.load_trained(trained, make_mesh())
+    words = source.wordpiece.vocab
+    swapped = dataclasses.replace(source.wordpiece, vocab=(*words[:-2], words[-1], words[-2]))
+    params = jax.device_get(source.params)
+    write_workdir(epath.Path(tmp_path / "other"), Portable(source.config.model, swapped, params))
+    with pytest.raises(UserError, match=r"vocabulary.*--vocab="):
+        pretrain(continued(sotu_store, tmp_path / "other"), epath.Path(tmp_path / "run"))
