@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -117,6 +118,21 @@ class WordPiece:
         """Ids of each text. No special token is added, and '[MASK]' in a text is just text."""
         ids_of, cut = self._ids_of.__getitem__, self._cut.findall
         return [list(itertools.chain.from_iterable(map(ids_of, cut(text)))) for text in texts]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
+        """Ids of a text, the same as from `encode`, and where in it each comes from.
+
+        Returns:
+          The ids, and int32 [n, 2]: a token is `text[start:end]`, with the marks behind it that
+          normalisation drops. Tokens that share a character (Hangul) share its place.
+        """
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        offsets = []
+        for (start, end), (limit, _) in itertools.pairwise([*encoding.offsets, (len(text),) * 2]):
+            while end < limit and unicodedata.category(text[end]) == "Mn":
+                end += 1
+            offsets.append((start, end))
+        return encoding.ids, np.array(offsets, np.int32).reshape(-1, 2)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text; case, accents and spacing that `encode` dropped do not come back."""

@@ -1,0 +1,26 @@
+"""Overlapping windows over a text that is longer than the model's sequences."""
+
+import numpy as np
+
+
+def make_windows(length: int, size: int, stride: int) -> list[tuple[int, int]]:
+    """(start, end) of the windows of at most `size` tokens that cover `length` tokens.
+
+    Each begins `stride` tokens (at most `size`) after the one before it; a short text has one.
+    """
+    stride = min(stride, size)
+    starts = range(0, max(1, length - size + stride), stride)
+    return [(start, min(start + size, length)) for start in starts]
+
+
+def widest_context(windows: list[tuple[int, int]]) -> np.ndarray:
+    """int32 [length]: the window in which each token has most context on its poorer side.
+
+    So as in BERT (Devlin et al. 2019) on SQuAD, where a hundredth of a window's length is added and
+    the first of equals is taken.
+    """
+    starts, ends = np.array(windows, np.int32).T[..., None]
+    positions = np.arange(ends[-1, 0])
+    context = np.minimum(positions - starts, ends - 1 - positions)
+    score = np.where(context < 0, -1, context + 0.01 * (ends - starts))
+    return np.argmax(score, axis=0).astype(np.int32)
