@@ -7,13 +7,13 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
+import sklearn.metrics
 from etils import epath
-from scipy import stats
-from sklearn import metrics as scores
 
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
@@ -21,6 +21,7 @@ from bert_jax.tasks.features import Features, pair_ids
 from bert_jax.tasks.tables import Row, read_rows
 
 Names = str | Sequence[str]  # one name, or several that mean the same
+Metric = Callable[[np.ndarray, np.ndarray], float]  # of labels and predictions
 
 
 class Example(NamedTuple):
@@ -55,7 +56,7 @@ class ClassificationTask:
         have several spellings, as in `(("negative", "0"), ("positive", "1"))`: the first is its
         name, and the last is what goes into a file of predictions.
       regression: Labels are numbers.
-      metric_names: Of `METRICS`.
+      metric_names: Of `CLASS_METRICS`, or for a regression of `SCORE_METRICS`.
       format, encoding, data_dir: See `read_rows`.
       skip_incomplete: Rows that lack a column are skipped and counted in the log; otherwise they
         are an error.
@@ -79,11 +80,10 @@ class ClassificationTask:
     def __post_init__(self):
         if self.regression and self.labels:
             raise UserError("labels: a regression has none; drop them or set regression=False")
-        possible = [name for name in METRICS if (name in CORRELATIONS) == self.regression]
-        if unknown := set(self.metric_names) - set(possible):
+        if unknown := [name for name in self.metric_names if name not in self._metrics]:
             kind = "regression" if self.regression else "classification"
             raise UserError(
-                f"metric_names: {', '.join(sorted(unknown))}; a {kind} has {', '.join(possible)}"
+                f"metric_names: {', '.join(unknown)}; a {kind} has {', '.join(self._metrics)}"
             )
         if len(self._classes) < sum(len(_names(label)) for label in self.labels):
             raise UserError(f"labels: two are spelled alike in {', '.join(self.label_names)}")
@@ -102,6 +102,10 @@ class ClassificationTask:
     def num_labels(self) -> int:
         """Outputs of the model."""
         return 1 if self.regression else len(self.labels)
+
+    @property
+    def _metrics(self) -> Mapping[str, Metric]:
+        return SCORE_METRICS if self.regression else CLASS_METRICS
 
     @cached_property
     def _classes(self) -> dict[str, int]:
@@ -235,7 +239,7 @@ class ClassificationTask:
           labels: [n], of `Features`.
         """
         predictions, labels = _known(predictions, labels)
-        return {name: float(METRICS[name](labels, predictions)) for name in self.metric_names}
+        return {name: float(self._metrics[name](labels, predictions)) for name in self.metric_names}
 
     def baseline(self, train_labels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """The metrics of always predicting the commonest class, or the mean score, of training."""
@@ -246,7 +250,7 @@ class ClassificationTask:
     def confusion_matrix(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """int64 [num_labels, num_labels]: examples by their class and the predicted one."""
         predictions, labels = _known(predictions, labels)
-        return scores.confusion_matrix(labels, predictions, labels=range(self.num_labels))
+        return sklearn.metrics.confusion_matrix(labels, predictions, labels=range(self.num_labels))
 
     def per_class(self, predictions: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
         """`label`, `precision`, `recall`, `f1` and `support` (examples) of each class.
@@ -255,7 +259,7 @@ class ClassificationTask:
         examples.
         """
         predictions, labels = _known(predictions, labels)
-        columns = scores.precision_recall_fscore_support(
+        columns = sklearn.metrics.precision_recall_fscore_support(
             labels, predictions, labels=range(self.num_labels), zero_division=0
         )
         return [
@@ -320,33 +324,24 @@ def _known(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
     return predictions[known], labels[known]
 
 
-def _correlation(
-    correlate: Callable[[np.ndarray, np.ndarray], Any],
-) -> Callable[[np.ndarray, np.ndarray], float]:
-    """0 where labels or predictions are all alike, for which scipy has no number."""
+def _correlation(correlate: Metric) -> Metric:
+    """0 instead of 0 / 0 where the labels or the predictions are all alike."""
 
-    def measure(labels: np.ndarray, predictions: np.ndarray) -> float:
-        if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-            return 0.0
-        return correlate(labels.astype(np.float64), predictions.astype(np.float64)).statistic
+    def metric(labels: np.ndarray, predictions: np.ndarray) -> float:
+        return correlate(labels, predictions) if np.ptp(labels) and np.ptp(predictions) else 0.0
 
-    return measure
+    return metric
 
 
-CORRELATIONS = {
-    "pearson": _correlation(stats.pearsonr),
-    "spearman": _correlation(stats.spearmanr),
+SCORE_METRICS: Mapping[str, Metric] = {
+    "pearson": _correlation(lambda *pairs: scipy.stats.pearsonr(*pairs).statistic),
+    "spearman": _correlation(lambda *pairs: scipy.stats.spearmanr(*pairs).statistic),
 }
-
-# What each metric makes of labels and predictions, all of them a share or a correlation.
-METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": scores.accuracy_score,
-    "f1": lambda labels, predictions: scores.f1_score(labels, predictions, zero_division=0),
-    "macro_f1": lambda labels, predictions: scores.f1_score(
-        labels, predictions, average="macro", zero_division=0
-    ),
-    "matthews": scores.matthews_corrcoef,
-    **CORRELATIONS,
+CLASS_METRICS: Mapping[str, Metric] = {
+    "accuracy": sklearn.metrics.accuracy_score,
+    "f1": partial(sklearn.metrics.f1_score, zero_division=0),  # of class 1
+    "macro_f1": partial(sklearn.metrics.f1_score, average="macro", zero_division=0),
+    "matthews": _correlation(sklearn.metrics.matthews_corrcoef),
 }
 
 

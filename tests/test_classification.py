@@ -1,0 +1,313 @@
+"""Classification and regression: what is read, what the model gets, what comes out."""
+
+import logging
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
+from bert_jax.errors import UserError
+from bert_jax.tasks.classification import GLUE, ClassificationTask, Example
+from bert_jax.tasks.features import pair_ids
+
+pytestmark = pytest.mark.core
+
+WORDPIECE = WordPiece((*SPECIAL_TOKENS, *"abcdefghij"), lowercase=True)
+CLS, SEP = WORDPIECE.cls_id, WORDPIECE.sep_id
+SENTIMENT = ClassificationTask(labels=(("negative", "0"), ("positive", "1")))
+SIMILARITY = ClassificationTask(
+    text_b="other", regression=True, metric_names=("pearson", "spearman")
+)
+
+
+def write(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return str(tmp_path / name)
+
+
+def example(text_a, text_b=None, label=None, index="0"):
+    return Example(text_a, text_b, label, index, "a.tsv, line 2")
+
+
+def ids(text):
+    return [WORDPIECE.vocab.index(token) for token in text.split()]
+
+
+def test_labels_are_found_in_training_and_hold_for_the_rest(tmp_path):
+    task = ClassificationTask(format="label_first", label="coarse_label")
+    train = task.read(write(tmp_path, "train", "NUM:date a b\nABBR:exp c\nNUM:dist d\n"))
+    task = task.with_labels_of(train)
+    assert (task.label_names, task.num_labels) == (("ABBR", "NUM"), 2)
+    assert task.features(train, WORDPIECE, 8).labels.tolist() == [1, 0, 1]
+    assert task.with_labels_of(train[1:2]) is task
+    dev = write(tmp_path, "dev", "NUM:date a\nLOC:city b\n")
+    with pytest.raises(UserError, match=r"dev, line 2: label 'LOC' is none of ABBR, NUM, "):
+        task.read(dev)
+    assert [e.label for e in task.read(dev, labelled=False)] == [None, None]
+
+
+def test_a_class_has_spellings(tmp_path):
+    rows = '{"text": "a", "label": 1}\n{"text": "b", "label": "negative"}\n'
+    examples = SENTIMENT.read(write(tmp_path, "a.jsonl", rows))
+    assert SENTIMENT.features(examples, WORDPIECE, 8).labels.tolist() == [1, 0]
+    SENTIMENT.write_predictions(tmp_path / "p.tsv", examples, np.array([0, 1]))
+    assert (tmp_path / "p.tsv").read_text() == "index\tprediction\n0\t0\n1\t1\n"
+    assert [path.name for path in tmp_path.iterdir()].count("p.tsv.tmp") == 0
+
+
+def test_unknown_labels_stay_but_do_not_count(tmp_path):
+    source = write(tmp_path, "sts.tsv", "3.5\ta\tb\n\tc\td\n0\te\tf\n5\tg\th\n")
+    task = replace(SIMILARITY, text_a="2", text_b="3", label="1")
+    features = task.features(task.read(source), WORDPIECE, 8)
+    np.testing.assert_array_equal(features.labels, np.float32([3.5, np.nan, 0, 5]))
+    assert features.counts["unlabelled"] == 1
+    assert task.metrics(np.float32([7, 0, 0, 10]), features.labels)["pearson"] == pytest.approx(1)
+    classes = SENTIMENT.features([example("a", label="1"), example("b")], WORDPIECE, 8)
+    assert classes.labels.tolist() == [1, -1]
+    assert SENTIMENT.metrics(np.array([1, 1]), classes.labels) == {"accuracy": 1.0}
+
+
+def test_features_of_texts_and_pairs():
+    single = SENTIMENT.features([example("A b"), example("\u200b")], WORDPIECE, 8)
+    assert [row.tolist() for row in single.input_ids] == [[CLS, *ids("a b"), SEP], [CLS, SEP]]
+    assert single.b_start.tolist() == [4, 2]
+    assert single.counts["empty_texts"] == 1
+
+    pairs = [example("a b c d e", "f g", 1.0), example("a", "")]
+    features = SIMILARITY.features(pairs, WORDPIECE, 8)
+    assert features.input_ids[0].tolist() == [CLS, *ids("a b c"), SEP, *ids("f g"), SEP]
+    assert features.input_ids[1].tolist() == [CLS, *ids("a"), SEP, SEP]
+    assert features.b_start.tolist() == [5, 3]
+    assert {row.dtype for row in features.input_ids} == {np.dtype(np.int32)}
+    assert features.counts == {
+        "examples": 2,
+        "unlabelled": 1,
+        "truncated": 1,
+        "tokens_cut": 2,
+        "empty_texts": 1,
+    }
+
+
+def test_truncation_takes_the_longer_text_token_by_token():
+    draw = random.Random(0)
+    for _ in range(1000):
+        a = [draw.randrange(5, 15) for _ in range(draw.randrange(12))]
+        b = [draw.randrange(5, 15) for _ in range(draw.randrange(12))]
+        max_seq_length = draw.randrange(4, 28)
+        found, b_start, cut = pair_ids(WORDPIECE, a, b, max_seq_length)
+        before = len(a) + len(b)
+        while len(a) + len(b) > max_seq_length - 3:
+            (a if len(a) > len(b) else b).pop()
+        assert found.tolist() == [CLS, *a, SEP, *b, SEP]
+        assert (b_start, cut) == (len(a) + 2, before - len(a) - len(b))
+
+
+def ranks(values):
+    """Ranks from 1, the mean of them where values are equal."""
+    return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+
+
+def by_hand(labels, predictions):
+    """The metrics of two classes from their definitions; 0 for 0 / 0."""
+    tp, fp, fn, tn = (
+        float(np.sum((labels == label) & (predictions == prediction)))
+        for label, prediction in ((1, 1), (0, 1), (1, 0), (0, 0))
+    )
+    root = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return {
+        "accuracy": (tp + tn) / len(labels),
+        "f1": 2 * tp / (2 * tp + fp + fn) if tp else 0.0,
+        "matthews": (tp * tn - fp * fn) / root if root else 0.0,
+    }
+
+
+@pytest.mark.filterwarnings("error")
+def test_class_metrics_are_those_of_their_definitions():
+    task = replace(SENTIMENT, metric_names=("accuracy", "f1", "matthews"))
+    random = np.random.default_rng(0)
+    cases = [random.integers(2, size=(2, n)) for n in (1, 2, 3, 7, 20, 500)]
+    cases += [np.array([[0, 0, 0], [i, j, j]]) for i in (0, 1) for j in (0, 1)]
+    cases += [np.array([[1, 1, 1], [i, j, j]]) for i in (0, 1) for j in (0, 1)]
+    cases += [np.array([[0, 1, 1], [i, i, i]]) for i in (0, 1)]
+    for labels, predictions in cases:
+        found = task.metrics(predictions, labels)
+        assert found == pytest.approx(by_hand(labels, predictions)), (labels, predictions)
+        assert all(type(value) is float for value in found.values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_correlations_are_those_of_their_definitions():
+    random = np.random.default_rng(0)
+    for n in (2, 3, 10, 1000):
+        labels = random.integers(0, 6, n).astype(np.float32)
+        labels[:2] = 0, 5
+        predictions = (labels + random.normal(size=n)).astype(np.float32)
+        assert SIMILARITY.metrics(predictions, labels) == pytest.approx(
+            {
+                "pearson": np.corrcoef(labels, predictions)[0, 1],
+                "spearman": np.corrcoef(ranks(labels), ranks(predictions))[0, 1],
+            }
+        )
+    for labels, predictions in (([1, 2, 3], [2, 2, 2]), ([2, 2], [1, 3]), ([1], [1])):
+        found = SIMILARITY.metrics(np.float32(predictions), np.float32(labels))
+        assert found == {"pearson": 0, "spearman": 0}
+
+
+def test_confusion_and_classes():
+    task = ClassificationTask(labels=("x", "y", "z"), metric_names=("accuracy", "macro_f1"))
+    labels, predictions = np.array([0, 0, 1, 0, -1]), np.array([0, 1, 1, 0, 1])
+    assert task.confusion_matrix(predictions, labels).tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    x, y, z = task.per_class(predictions, labels)
+    assert x == {
+        "label": "x",
+        "precision": 1.0,
+        "recall": pytest.approx(2 / 3),
+        "f1": pytest.approx(0.8),
+        "support": 3,
+    }
+    assert (y["precision"], y["recall"], y["support"]) == (0.5, 1.0, 1)
+    assert z == {"label": "z", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    found = task.metrics(predictions, labels)
+    assert found == pytest.approx({"accuracy": 0.75, "macro_f1": (0.8 + 2 / 3) / 2})
+
+
+def test_baselines_and_predictions():
+    train, dev = np.array([1, 1, 0, -1]), np.array([0, 1, 0, 0, 0])
+    assert SENTIMENT.baseline(train, dev) == {"accuracy": 0.2}
+    scores = np.float32([1, np.nan, 4])
+    assert SIMILARITY.baseline(scores, np.float32([0, 1, 2])) == {"pearson": 0, "spearman": 0}
+    assert SENTIMENT.predictions(np.float32([[1, 2], [3, 0]])).tolist() == [1, 0]
+    assert SIMILARITY.predictions(np.float32([[1.5], [-2]])).tolist() == [1.5, -2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metric_names": ("pearson",)}, "metric_names: pearson; a classification has accuracy"),
+        ({"regression": True}, "metric_names: accuracy; a regression has pearson, spearman"),
+        ({"regression": True, "labels": ("a", "b")}, "labels: a regression has none"),
+        ({"labels": ("a", ("b", "a"))}, "labels: two are spelled alike in a, b"),
+        ({"labels": ("a", "b", "c"), "metric_names": ("f1",)}, "there are 3; take macro_f1"),
+    ],
+)
+def test_contradictory_tasks(fields, message):
+    with pytest.raises(UserError, match=message):
+        ClassificationTask(**fields)
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "message"),
+    [
+        (SENTIMENT, "text\tlabel\na\tsad\n", r"a.tsv, line 2: label 'sad' is none of negative, p"),
+        (SENTIMENT, "text\tlabel\n", r"a.tsv: no rows"),
+        (SENTIMENT, "text\tlabel\na\t \n", r"a.tsv: no row has a label in 'label'"),
+        (SENTIMENT, "text\tgold\na\t1\n", r"a.tsv, line 2: no column 'label'; there are \[text, g"),
+        (SENTIMENT, "text\tidx\tlabel\na\n", r"a.tsv, line 2: no column 'label'; there are \[tex"),
+        (SIMILARITY, "text\tother\tlabel\na\tb\t4,5\n", r"line 2: label '4,5' is not a finite num"),
+        (SIMILARITY, "text\tother\tlabel\na\tb\tnan\n", r"line 2: label 'nan' is not a finite num"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, task, rows, message):
+    with pytest.raises(UserError, match=message):
+        task.read(write(tmp_path, "a.tsv", rows))
+
+
+def test_text_must_be_text_and_training_needs_two_classes(tmp_path):
+    source = write(tmp_path, "a.jsonl", '{"text": 7, "label": "x"}\n')
+    with pytest.raises(UserError, match=r"a.jsonl, line 1: 'text' is int, not text"):
+        ClassificationTask().read(source)
+    with pytest.raises(UserError, match=r"'label': all training examples have 'x'"):
+        ClassificationTask().with_labels_of([example("a", label="x")])
+
+
+# A line of each file as GLUE hands it out, and the file of predictions it takes. MNLI and STS-B
+# have more columns than are shown here.
+GLUE_FILES = {
+    "cola": ("gj04\t0\t*\ta b\n", "index\tsentence\n0\ta b\n", "0\t0"),
+    "sst2": ("sentence\tlabel\na b\t0\n", "index\tsentence\n0\ta b\n", "0\t0"),
+    "mrpc": (
+        "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t5\t6\ta\tb\n",
+        "index\t#1 ID\t#2 ID\t#1 String\t#2 String\n0\t5\t6\ta\tb\n",
+        "0\t0",
+    ),
+    "stsb": (
+        "index\tsentence1\tsentence2\tscore\n0\ta\tb\t0.000\n",
+        "index\tsentence1\tsentence2\n0\ta\tb\n",
+        "0\t0.0000",
+    ),
+    "qqp": (
+        "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n9\t1\t2\ta\tb\t0\n",
+        "id\tquestion1\tquestion2\n0\ta\tb\n",
+        "0\t0",
+    ),
+    "mnli": (
+        "index\tsentence1\tsentence2\tlabel1\tgold_label\n0\ta\tb\tneutral\tentailment\n",
+        "index\tsentence1\tsentence2\n9815\ta\tb\n",
+        "9815\tentailment",
+    ),
+    "ax": (
+        "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n",
+        "index\tsentence1\tsentence2\n0\ta\tb\n",
+        "0\tentailment",
+    ),
+    "qnli": (
+        "index\tquestion\tsentence\tlabel\n0\ta\tb\tentailment\n",
+        "index\tquestion\tsentence\n0\ta\tb\n",
+        "0\tentailment",
+    ),
+    "rte": (
+        "index\tsentence1\tsentence2\tlabel\n0\ta\tb\tentailment\n",
+        "index\tsentence1\tsentence2\n0\ta\tb\n",
+        "0\tentailment",
+    ),
+    "wnli": (
+        "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t0\n",
+        "index\tsentence1\tsentence2\n0\ta\tb\n",
+        "0\t0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GLUE)
+def test_glue_files(tmp_path, name):
+    task = GLUE[name].task
+    train, test, row = GLUE_FILES[name]
+    features = task.features(task.read(write(tmp_path, "train.tsv", train)), WORDPIECE, 8)
+    assert features.labels.tolist() == [0]
+    texts = "a b" if name in ("cola", "sst2") else "a [SEP] b"
+    assert features.input_ids[0].tolist() == [CLS, *ids(texts), SEP]
+    examples = task.read(write(tmp_path, "test.tsv", test), labelled=False)
+    for file in GLUE[name].submission.values():
+        task.write_predictions(tmp_path / file, examples, np.array([0]))
+        assert (tmp_path / file).read_text() == f"index\tprediction\n{row}\n"
+
+
+def test_glue_is_what_tfds_says():
+    """Columns, classes and their order. (To say so TFDS needs TensorFlow; to read, it does not.)"""
+    pytest.importorskip("tensorflow", reason="TFDS's own code of GLUE imports it")
+    from tensorflow_datasets.text.glue import Glue
+
+    for name, (task, *_) in GLUE.items():
+        config = Glue.builder_configs[name]
+        assert task.label_names == tuple(config.label_classes or ())
+        assert task.regression == (config.label_classes is None)
+        columns = {*config.text_features, "label", "idx"}
+        for names in filter(None, (task.text_a, task.text_b, task.label, task.index)):
+            assert columns & {*([names] if isinstance(names, str) else names)}, (name, names)
+
+
+def test_glue_rows_cut_short_are_skipped_and_counted(tmp_path, caplog):
+    rows = "id\tquestion1\tquestion2\tis_duplicate\n1\ta\tb\t1\n2\ta\n3\tc\td\t0\n4\n"
+    with caplog.at_level(logging.WARNING):
+        examples = GLUE["qqp"].task.read(write(tmp_path, "train.tsv", rows))
+    assert [e.index for e in examples] == ["1", "3"]
+    assert "train.tsv, line 3: row skipped for lack of a column, 1 of 2" in caplog.text
+
+
+def test_predictions_are_sorted_where_tfds_has_shuffled(tmp_path):
+    examples = [example("a", index=index) for index in ("10", "9", "0")]
+    SENTIMENT.write_predictions(tmp_path / "p.tsv", examples, np.array([0, 1, 1]))
+    assert (tmp_path / "p.tsv").read_text().split("\n")[1:-1] == ["0\t1", "9\t1", "10\t0"]
