@@ -212,7 +212,7 @@ class ClassificationTask:
             counts={
                 "examples": len(examples),
                 "unlabelled": sum(example.label is None for example in examples),
-                "truncated": np.count_nonzero(cut),
+                "truncated": sum(n > 0 for n in cut),
                 "tokens_cut": sum(cut),
                 "empty_texts": a_ids.count([]) + b_ids.count([]),
             },
