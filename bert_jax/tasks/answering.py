@@ -14,7 +14,7 @@ import json
 import math
 import re
 import string
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -193,6 +193,9 @@ class AnsweringTask:
     ) -> AnsweringFeatures:
         """Windows of at most `max_seq_length` tokens, those of a question one after the other.
 
+        `counts` has `examples`, `windowed` ones, `questions_cut`, `answers_repaired` by `read`, and
+        `answers_without_token` (control characters), whose windows are labelled as without answer.
+
         Raises:
           UserError: `max_seq_length` leaves no room beside the question.
         """
@@ -202,36 +205,32 @@ class AnsweringTask:
                 f"(max_query_length={self.max_query_length} tokens) and 3 special tokens"
             )
         encode = functools.cache(wordpiece.encode_with_offsets)  # contexts have several questions
-        input_ids, b_start, labels, origin, places, is_widest = [], [], [], [], [], []
-        counts = Counter({"windows": 0, "questions cut": 0, "answers without a token": 0})
+        columns = defaultdict(list)
+        counts = Counter(examples=len(examples))
         queries = wordpiece.encode([example.question for example in examples])
         for index, (example, query) in enumerate(zip(examples, queries)):
-            counts["questions cut"] += len(query) > self.max_query_length
-            counts["answers repaired"] += example.num_repaired
+            counts["questions_cut"] += len(query) > self.max_query_length
+            counts["answers_repaired"] += example.num_repaired
             head = [wordpiece.cls_id, *query[: self.max_query_length], wordpiece.sep_id]
             ids, offsets = encode(example.context)
             windows = make_windows(len(ids), max_seq_length - len(head) - 1, self.doc_stride)
             widest = widest_context(windows)
+            counts["windowed"] += len(windows) > 1
             span = _token_span(example, offsets)
-            counts["answers without a token"] += bool(example.answers) and span is None
+            counts["answers_without_token"] += bool(example.answers) and span is None
             for number, (start, end) in enumerate(windows):
-                input_ids.append(np.array([*head, *ids[start:end], wordpiece.sep_id], np.int32))
-                b_start.append(len(head))
                 whole = span is not None and start <= span[0] and span[1] < end
-                labels.append([len(head) - start + i for i in span] if whole else [0, 0])
-                origin.append(index)
-                places.append(offsets[start:end])
-                is_widest.append(widest[start:end] == number)
-        counts["windows"] = len(input_ids)
-        return AnsweringFeatures(
-            input_ids=input_ids,
-            b_start=np.array(b_start, np.int32),
-            labels=np.array(labels, np.int32).reshape(-1, 2),
-            counts=counts,
-            example=np.array(origin, np.int32),
-            offsets=places,
-            is_widest=is_widest,
-        )
+                columns["labels"].append([len(head) - start + i for i in span] if whole else [0, 0])
+                columns["input_ids"].append(
+                    np.array([*head, *ids[start:end], wordpiece.sep_id], np.int32)
+                )
+                columns["b_start"].append(len(head))
+                columns["example"].append(index)
+                columns["offsets"].append(offsets[start:end])
+                columns["is_widest"].append(widest[start:end] == number)
+        for name in ("labels", "b_start", "example"):
+            columns[name] = np.array(columns[name], np.int32)
+        return AnsweringFeatures(**columns, counts=counts)
 
     def predictions(
         self,
