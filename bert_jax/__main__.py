@@ -13,6 +13,8 @@ VERBS = {
     "pretrain": "train BERT on a token store",
     "evaluate": "score a checkpoint on held-out documents",
     "predict": "use a trained model: fill-mask",
+    "export": "write a model as StableHLO, to run without bert_jax",
+    "convert": "bring a model into another format: Hugging Face's, Google's, ours",
     "plan": "compile a training step for TPUs that are not there: memory, speed, collectives",
     "plot": "draw the curves of training runs",
 }

@@ -20,7 +20,7 @@ LAYERS = (
     {"train"},
     {"interop"},
     {"inference"},
-    {"prepare", "pretrain", "evaluate", "predict", "plan", "plot", "__main__"},
+    {"prepare", "pretrain", "evaluate", "predict", "convert", "plan", "plot", "__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms with less freedom than their layer: what they may import of ours, and of others' beside it.
@@ -37,11 +37,18 @@ OTHERS = {room: {"jax", "flax", "numpy"} for room in ("model", "objective")}
 ONLY_IN = {
     "orbax": {"bert_jax.train.checkpoints"},
     "grain": {"bert_jax.data.batches"},
+    "google": {"bert_jax.data.tfrecords"},  # google.protobuf
+    "google_crc32c": {"bert_jax.data.tfrecords"},
     "tensorflow_datasets": {"bert_jax.data.documents", "bert_jax.corpora.sotu"},
-    "tokenizers": {"bert_jax.data.wordpiece", "bert_jax.data.store"},
+    "tokenizers": {
+        "bert_jax.data.wordpiece",
+        "bert_jax.data.store",
+        "bert_jax.interop.tokenizer",
+    },
     "matplotlib": {"bert_jax.report.curves"},
-    "tensorflow": set(),
-    "torch": set(),
+    "safetensors": {"bert_jax.interop.huggingface"},
+    "tensorflow": {"bert_jax.interop.google_tf"},
+    "torch": {"bert_jax.interop.huggingface"},
     "transformers": set(),
 }
 

@@ -27,7 +27,7 @@ from bert_jax.data.store import Store, open_store
 from bert_jax.data.wordpiece import WordPiece, load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.model.attention import SPLASH_MULTIPLE, Attend, attention, splash_attention
-from bert_jax.model.bert import padded_vocab_size
+from bert_jax.model.bert import padded_vocab_size, unconstrained
 from bert_jax.model.heads import PRETRAINING, BertWithHeads
 from bert_jax.objective.masking import Masking
 from bert_jax.parallel import hosts, rules
@@ -54,14 +54,22 @@ class Model(NamedTuple):
 
 
 def build_model(
-    config: ModelConfig, mesh: Mesh, parts: Sequence[str] = PRETRAINING, num_labels: int = 0
+    config: ModelConfig,
+    mesh: Mesh | None,
+    parts: Sequence[str] = PRETRAINING,
+    num_labels: int = 0,
 ) -> Model:
-    """The model for a mesh, with the parts that `BertWithHeads` is given; computes nothing yet."""
+    """The model with the parts that `BertWithHeads` is given; computes nothing yet.
+
+    Without a mesh it is tied to no devices: it runs on any, by XLA's attention, and layouts follow
+    from its arguments.
+    """
     options = dataclasses.asdict(config)
     options["dtype"] = jnp.dtype(options.pop("compute_dtype"))
-    options["attend"] = build_attention(options.pop("attention"), mesh)
-    options["constrain"] = rules.activation_constraint(mesh)
-    options["gather_layer"] = rules.gather_layer(mesh)
+    implementation = options.pop("attention")
+    options["attend"] = build_attention(implementation, mesh) if mesh else attention
+    options["constrain"] = rules.activation_constraint(mesh) if mesh else unconstrained
+    options["gather_layer"] = rules.gather_layer(mesh) if mesh else lambda params: params
     options |= {"parts": parts, "num_labels": num_labels}
     return Model(*split_model(lambda rngs: BertWithHeads(rngs=rngs, **options)))
 

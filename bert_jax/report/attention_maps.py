@@ -1,0 +1,106 @@
+"""Attention maps of a text: a page to explore, and a picture of all heads."""
+
+import importlib.resources
+import io
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+
+MAX_TOKENS = 128  # more would make a page of tens of megabytes
+SCALE = 10_000  # the page holds weights as integers, which are shorter than fractions
+
+# Of the picture, in pixels.
+CELL, SMALLEST_LABELLED_CELL = 13, 8
+LONGEST_SIDE = 8_000
+DPI = 100
+
+
+def write_page(
+    path: epath.PathLike,
+    tokens: Sequence[str],
+    token_type_ids: Sequence[int],
+    attention: np.ndarray,
+    *,
+    title: str,
+) -> None:
+    """Writes an HTML page that needs nothing else: a head view and a model view of the attention.
+
+    The views are after those of BertViz (Vig 2019, https://arxiv.org/abs/1906.05714).
+
+    Args:
+      path: of the page.
+      tokens: at most `MAX_TOKENS`, without padding.
+      token_type_ids: 0 for the tokens of the first text, 1 for those of the second.
+      attention: [num_layers, heads, query, key] floats, probabilities over the last axis.
+      title: of the page.
+    """
+    data = {
+        "title": title,
+        "tokens": list(tokens),
+        "token_type_ids": [int(token_type) for token_type in token_type_ids],
+        "scale": SCALE,
+        "attention": np.rint(np.asarray(attention) * SCALE).astype(int).tolist(),
+    }
+    # A text may hold "</script>", which would end the element that holds the data.
+    text = json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")
+    page = importlib.resources.files("bert_jax.report").joinpath("attention_maps.html")
+    page = page.read_text(encoding="utf-8").replace("{{data}}", text)
+    epath.Path(path).write_text(page, encoding="utf-8")
+
+
+def draw_picture(
+    path: epath.PathLike, tokens: Sequence[str], attention: np.ndarray, *, title: str
+) -> bool:
+    """Draws all heads as heat maps, one row of maps a layer; rows attend to columns.
+
+    Args:
+      path: of the PNG.
+      tokens, attention, title: as `write_page` takes them.
+
+    Returns:
+      Whether the tokens are written at the maps. They are left out where there are so many that
+      nobody could read them.
+    """
+    num_layers, num_heads, length, _ = attention.shape
+    step = length + 1  # an empty row and column between maps
+    cell = min(CELL, LONGEST_SIDE // (step * max(num_layers, num_heads)))
+    labelled = cell >= SMALLEST_LABELLED_CELL
+
+    # One image of all maps: as many axes as heads take minutes to draw.
+    image = np.pad(attention, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
+    image = image.transpose(0, 2, 1, 3).reshape(num_layers * step, num_heads * step)[:-1, :-1]
+    height, width = (side * max(cell, 1) / DPI for side in image.shape)
+    figure = Figure(figsize=(width, height))
+    axis = figure.add_axes((0, 0, 1, 1))
+    # Most weights are small: the square root shows differences among them.
+    norm = PowerNorm(0.5, vmin=0, vmax=1)
+    picture = axis.imshow(image, cmap="Blues", norm=norm, aspect="auto", interpolation="nearest")
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0, pad=2)
+    label = {"fontsize": 0.8 * cell * 72 / DPI, "parse_math": False}
+    for set_ticks, maps, rotation in (
+        (axis.set_yticks, num_layers, 0),
+        (axis.set_xticks, num_heads, 90),
+    ):
+        places = [start * step + place for start in range(maps) for place in range(length)]
+        if labelled:
+            set_ticks(places, list(tokens) * maps, rotation=rotation, **label)
+        else:
+            set_ticks([])
+    middle = (length - 1) / 2
+    for head in range(num_heads):
+        axis.text(head * step + middle, -1, f"head {head + 1}", ha="center", va="bottom")
+    for layer in range(num_layers):
+        axis.text(image.shape[1], layer * step + middle, f"layer {layer + 1}", va="center")
+    axis.set_title(f"{title}\nrows attend to columns", pad=26, fontsize=11, parse_math=False)
+    colors = figure.add_axes((1 + 0.9 / width, 0, 0.15 / width, min(1, 2.5 / height)))
+    figure.colorbar(picture, cax=colors)
+
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2)
+    epath.Path(path).write_bytes(png.getvalue())
+    return labelled
