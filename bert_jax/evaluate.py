@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from etils import epath
 
 from bert_jax.config import read_config
-from bert_jax.data.store import open_store
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.objective.pretraining import PreTraining
@@ -38,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = epath.Path(arguments.workdir)
     with hosts.agreement():
         config = read_config(workdir / "config.json")
-        store = open_store(arguments.store or config.data.store)
+        store = build.open_data(arguments.store or config.data.store)
         if store.wordpiece.vocab_hash != load_wordpiece(workdir).vocab_hash:
             raise UserError(
                 f"{store.path} has another vocabulary than {workdir}: "

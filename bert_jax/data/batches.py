@@ -16,6 +16,7 @@ from numba import njit
 
 from bert_jax.data.sampling import plan_epoch
 from bert_jax.data.store import Split
+from bert_jax.data.tfrecords import PremaskedSplit
 from bert_jax.errors import UserError
 
 HELDOUT_SEED = 0
@@ -150,13 +151,63 @@ class Batches:
         return plan.result()
 
 
-def prefetch(batches: Batches, start_step: int, stop_step: int) -> Iterator[dict[str, np.ndarray]]:
+class PremaskedBatches:
+    """The batches of one host where every row is a record, masked when it was written.
+
+    As `Batches`, but an epoch is a permutation of all examples. Thread-safe.
+
+    Attributes:
+      rows_per_epoch: examples of the split.
+    """
+
+    def __init__(
+        self,
+        split: PremaskedSplit,
+        *,
+        seed: int,
+        batch_size: int,
+        num_epochs: int | None = None,
+        host_rows: np.ndarray | None = None,
+    ):
+        """The arguments are those of `Batches`."""
+        self._split = split
+        self._batch_size = batch_size
+        self._host_rows = np.arange(batch_size) if host_rows is None else host_rows
+        self.rows_per_epoch = len(split)
+        self._num_rows = math.inf if num_epochs is None else num_epochs * len(split)
+        # Row of the stream -> example: another order in every epoch, none of them held in memory.
+        self._order = grain.MapDataset.range(len(split)).shuffle(seed=seed)
+
+    def batch(self, step: int) -> dict[str, np.ndarray]:
+        """This host's rows of batch `step`: `PremaskedSplit.read` and, int32, what it implies.
+
+        - position_ids [B, S]: from 0; 0 on padding.
+        - cls_positions [B, 1]: 0.
+        """
+        stream = step * self._batch_size + self._host_rows
+        exists = stream < self._num_rows
+        examples = self._split.read([self._order[row] for row in stream[exists].tolist()])
+        batch = {}
+        for name, values in examples.items():
+            batch[name] = np.zeros((len(stream), *values.shape[1:]), values.dtype)
+            batch[name][exists] = values
+        batch["next_sentence_label"][~exists] = -1
+        positions = np.arange(self._split.max_seq_length, dtype=np.int32)
+        return batch | {
+            "position_ids": positions * batch["segment_ids"],
+            "cls_positions": np.zeros((len(stream), 1), np.int32),
+        }
+
+
+def prefetch(
+    batches: Batches | PremaskedBatches, start_step: int, stop_step: int
+) -> Iterator[dict[str, np.ndarray]]:
     """`batches.batch(step)` for step in [start_step, stop_step), in order, gathered ahead."""
     return iter(_dataset(batches, start_step, stop_step))
 
 
 def heldout_batches(
-    split: Split, *, batch_size: int, num_batches: int = 0, **options
+    split: Split | PremaskedSplit, *, batch_size: int, num_batches: int = 0, **options
 ) -> Iterable[dict[str, np.ndarray]]:
     """The fixed batches of an evaluation, as `Batches.batch` gives them; may be iterated again.
 
@@ -167,11 +218,16 @@ def heldout_batches(
       split: the held-out split.
       batch_size: rows of the global batch.
       num_batches: stop after so many batches (a random sample of the rows); 0 = all.
-      **options: as for `Batches`, without `seed` and `num_epochs`, which are fixed.
+      **options: as for the batches of such a split, but `seed` and `num_epochs`, which are fixed.
     """
-    batches = Batches(split, batch_size=batch_size, seed=HELDOUT_SEED, num_epochs=1, **options)
+    batches = batches_of(split, batch_size=batch_size, seed=HELDOUT_SEED, num_epochs=1, **options)
     available = -(-batches.rows_per_epoch // batch_size)
     return _dataset(batches, 0, min(num_batches or available, available))
+
+
+def batches_of(split: Split | PremaskedSplit, **options) -> Batches | PremaskedBatches:
+    """The batches of either kind of split."""
+    return (PremaskedBatches if isinstance(split, PremaskedSplit) else Batches)(split, **options)
 
 
 def _dataset(batches, start_step, stop_step):

@@ -74,6 +74,11 @@ class Store:
     heldout: Split
     fingerprint: str
 
+    @property
+    def summary(self) -> str:
+        """What to tell of it when a run starts."""
+        return f"{len(self.train.tokens):,} training tokens"
+
 
 def open_store(path: epath.PathLike) -> Store:
     """Opens a store after a check of manifest, vocabulary and file sizes; reads no tokens.

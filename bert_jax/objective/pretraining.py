@@ -32,7 +32,12 @@ class PreTraining:
     heads = ("mlm", "nsp")
 
     def prepare(self, batch: Batch) -> Batch:
-        """Masks the rows of a global batch; see `mask_tokens` for what it adds."""
+        """Masks the rows of a global batch; see `mask_tokens` for what it adds.
+
+        A batch of pre-masked examples is complete and stays as it is.
+        """
+        if "masked_lm_positions" in batch:
+            return batch
         return mask_tokens(batch, self.masking, jax.random.key(self.seed, impl="threefry2x32"))
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:

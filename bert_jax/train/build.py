@@ -22,8 +22,9 @@ from bert_jax.config import (
     differences,
     read_config,
 )
-from bert_jax.data.batches import Batches, heldout_batches
+from bert_jax.data.batches import Batches, PremaskedBatches, batches_of, heldout_batches
 from bert_jax.data.store import Store, open_store
+from bert_jax.data.tfrecords import PremaskedStore, is_premasked, open_premasked
 from bert_jax.data.wordpiece import WordPiece, load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.model.attention import SPLASH_MULTIPLE, Attend, attention, splash_attention
@@ -182,7 +183,16 @@ def abstract_state(
     return abstract, jax.jit(init, out_shardings=shardings)
 
 
-def configured_store(config: Config) -> Store:
+def open_data(path: epath.PathLike) -> Store | PremaskedStore:
+    """Opens a token store, or a folder of pre-masked TFRecords in its place.
+
+    Raises:
+      UserError: as `open_store` and `open_premasked`.
+    """
+    return open_premasked(path) if is_premasked(path) else open_store(path)
+
+
+def configured_store(config: Config) -> Store | PremaskedStore:
     """Opens the store of a config.
 
     Raises:
@@ -192,7 +202,7 @@ def configured_store(config: Config) -> Store:
         raise UserError(
             "config.data.store is empty: name the directory that `bert-jax prepare` wrote"
         )
-    store = open_store(config.data.store)
+    store = open_data(config.data.store)
     size = len(store.wordpiece.vocab)
     if config.model.vocab_size != size:
         raise UserError(
@@ -202,7 +212,7 @@ def configured_store(config: Config) -> Store:
     return store
 
 
-def check_same(config: Config, store: Store) -> None:
+def check_same(config: Config, store: Store | PremaskedStore) -> None:
     """Raises UserError if a process has another config or other data than process 0."""
     mine = config.to_dict() | {"store_fingerprint": store.fingerprint}
     first, *others = map(json.loads, hosts.gather(json.dumps(mine)))
@@ -353,6 +363,13 @@ def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Tr
         params, step = checkpoints.read_params(step)
     trained_with = config.stage_of(step).config
     model = build_model(config.model, mesh)
+    expected = jax.eval_shape(model.init, jax.random.key(0))
+    shapes, found = (dict(map(_path_and_shape, leaves_with_path(tree))) for tree in (expected, params))
+    if wrong := [path for path in shapes | found if shapes.get(path) != found.get(path)]:
+        raise UserError(
+            f"{workdir / 'checkpoints' / str(step)}: cannot be restored into this model: {wrong[0]} is "
+            f"{found.get(wrong[0], 'missing')}, not {shapes.get(wrong[0], 'expected')}"
+        )
     return Trained(trained_with, load_wordpiece(workdir), model, put_params(params, mesh), step)
 
 
@@ -380,20 +397,49 @@ def sampling_options(config: DataConfig, wordpiece: WordPiece) -> dict[str, Any]
     }
 
 
-def training_batches(config: Config, store: Store, mesh: Mesh) -> Batches:
+def batch_options(config: DataConfig, store: Store | PremaskedStore) -> dict[str, Any]:
+    """What training and held-out batches of a store have in common.
+
+    Raises:
+      UserError: the config is not that of pre-masked examples.
+    """
+    if isinstance(store, Store):
+        return sampling_options(config, store.wordpiece)
+    if config.packing:
+        raise UserError(
+            f"config.data.packing=True, but {store.path} has pre-masked examples, which take a row "
+            "each: set config.data.packing to False"
+        )
+    for split in (store.train, store.heldout):
+        for field in ("max_seq_length", "max_predictions_per_seq"):
+            configured, found = getattr(config, field), getattr(split, field)
+            if configured != found:
+                raise UserError(
+                    f"config.data.{field}={configured}, but the {split.name} examples in "
+                    f"{store.path} are masked already and have {found}: "
+                    f"set config.data.{field} to {found}"
+                )
+    return {"batch_size": config.batch_size}
+
+
+def training_batches(
+    config: Config, store: Store | PremaskedStore, mesh: Mesh
+) -> Batches | PremaskedBatches:
     """This host's rows of every training batch."""
-    options = sampling_options(config.data, store.wordpiece)
+    options = batch_options(config.data, store)
     rows = hosts.local_rows(rules.batch_sharding(mesh), config.data.batch_size)
-    return Batches(store.train, seed=config.seed, host_rows=rows, **options)
+    return batches_of(store.train, seed=config.seed, host_rows=rows, **options)
 
 
-def evaluation_batches(config: Config, store: Store, mesh: Mesh) -> Iterable[dict[str, np.ndarray]]:
+def evaluation_batches(
+    config: Config, store: Store | PremaskedStore, mesh: Mesh
+) -> Iterable[dict[str, np.ndarray]]:
     """This host's rows of the fixed held-out batches; may be iterated again.
 
     A batch is as large as in training, rounded up to what the mesh can share equally.
     """
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    options = sampling_options(config.data, store.wordpiece)
+    options = batch_options(config.data, store)
     options["batch_size"] = -(-config.data.batch_size // devices) * devices
     rows = hosts.local_rows(rules.batch_sharding(mesh), options["batch_size"])
     return heldout_batches(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from bert_jax.config import Config
 from bert_jax.data.batches import HELDOUT_SEED
 from bert_jax.data.store import Store
+from bert_jax.data.tfrecords import PremaskedStore
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import rules
 from bert_jax.report.baselines import pretraining_baselines
@@ -22,7 +23,13 @@ from bert_jax.train.step import make_eval_step
 class Evaluation:
     """Scores on held-out documents: always the same examples under the same masks."""
 
-    def __init__(self, config: Config, store: Store, objective: PreTraining, mesh: Mesh):
+    def __init__(
+        self,
+        config: Config,
+        store: Store | PremaskedStore,
+        objective: PreTraining,
+        mesh: Mesh,
+    ):
         """Draws the examples; compiles at the first call.
 
         Args:

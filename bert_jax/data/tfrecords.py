@@ -1,0 +1,338 @@
+"""Pre-masked examples: TFRecord files such as Google's create_pretraining_data.py writes.
+
+A folder of them with `vocab.txt` and `tokenizer_config.json` can take the place of a token store.
+Every record is a `tf.train.Example` with the features in `FEATURES`, as in
+https://github.com/google-research/bert and in NVIDIA's and MLPerf's data. A file frames them:
+uint64 length, uint32 checksum of the length, the bytes of the record, uint32 checksum of these, all
+little-endian (https://www.tensorflow.org/tutorials/load_data/tfrecord). TensorFlow is not needed.
+"""
+
+import array
+import bisect
+import functools
+import hashlib
+import itertools
+import mmap
+import pathlib
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from etils import epath
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from google.protobuf.message import DecodeError
+
+from bert_jax.data.wordpiece import CONFIG_FILE, WordPiece, load_wordpiece
+from bert_jax.errors import UserError
+from bert_jax.storage import is_remote
+
+# Feature of a record -> what a batch calls it.
+FEATURES = {
+    "input_ids": "input_ids",
+    "input_mask": "segment_ids",
+    "segment_ids": "token_type_ids",
+    "masked_lm_positions": "masked_lm_positions",
+    "masked_lm_ids": "masked_lm_ids",
+    "masked_lm_weights": "masked_lm_weights",
+    "next_sentence_labels": "next_sentence_label",
+}
+RECORD_FILE = re.compile(r"[^.].*tf[-_]?record.*|(part|eval|heldout)[^.]*", re.IGNORECASE)
+HELDOUT_FILE = re.compile(r"eval|heldout", re.IGNORECASE)
+HELDOUT_SHARE = 0.01
+# Enough for the frequencies of words; all of a large corpus would take hours.
+MAX_COUNTED_EXAMPLES = 10_000
+MAX_MAPPED_FILES = 256  # each takes a file descriptor
+
+_WEIGHTS = "masked_lm_weights"
+_LENGTH_BYTES = 8
+_HEADER = struct.Struct("<QI")
+_CHECKSUM = struct.Struct("<I")
+_GZIP = b"\x1f\x8b\x08"
+# What is used of tensorflow/core/example/{example,feature}.proto. Its own descriptor pool keeps it
+# apart from TensorFlow's, should a process load both.
+_SCHEMA = """
+name: "example.proto" package: "tensorflow" syntax: "proto3"
+message_type { name: "FloatList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type { name: "Feature"
+  field { name: "float_list" number: 2 label: LABEL_OPTIONAL type_name: "FloatList" }
+  field { name: "int64_list" number: 3 label: LABEL_OPTIONAL type_name: "Int64List" } }
+message_type { name: "Features"
+  nested_type { name: "FeatureEntry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type_name: "Feature" } }
+  field { name: "feature" number: 1 label: LABEL_REPEATED type_name: "FeatureEntry" } }
+message_type { name: "Example"
+  field { name: "features" number: 1 label: LABEL_OPTIONAL type_name: "Features" } }
+"""
+_POOL = descriptor_pool.DescriptorPool()
+_POOL.Add(text_format.Parse(_SCHEMA, descriptor_pb2.FileDescriptorProto()))
+Example = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("tensorflow.Example"))
+
+
+class PremaskedSplit:
+    """One split; its examples are read as they are asked for. Thread-safe.
+
+    Attributes:
+      name: 'train' or 'heldout'.
+      max_seq_length: tokens of every example, padding included.
+      max_predictions_per_seq: slots for predictions of every example.
+    """
+
+    def __init__(self, name: str, records: "_Records", numbers: np.ndarray, wordpiece: WordPiece):
+        """Parses the first example, whose lengths the others must have.
+
+        Args:
+          name: of the split.
+          records: those of all splits.
+          numbers: which of them are in this one; at least one.
+          wordpiece: vocabulary of the ids.
+
+        Raises:
+          UserError: the first record is no such example.
+        """
+        self.name = name
+        self._records, self._numbers, self._wordpiece = records, numbers, wordpiece
+        first = records.features(int(numbers[0]))
+        self.max_seq_length = len(first["input_ids"])
+        self.max_predictions_per_seq = len(first["masked_lm_positions"])
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def read(self, examples: Sequence[int]) -> dict[str, np.ndarray]:
+        """Examples by their number in the split.
+
+        Returns:
+          Arrays under the names of `Batches.batch`, with S = max_seq_length and P =
+          max_predictions_per_seq: input_ids (masked), segment_ids, token_type_ids [n, S] int32,
+          masked_lm_positions, masked_lm_ids [n, P] int32, masked_lm_weights [n, P] fp32 (0 in
+          unused slots), next_sentence_label [n, 1] int32.
+
+        Raises:
+          UserError: a record is damaged, lacks a feature, has one of another length than the first
+            record, or a value out of range.
+        """
+        length, slots = self.max_seq_length, self.max_predictions_per_seq
+        vocab_size = len(self._wordpiece.vocab)
+        width_and_limit = {
+            "input_ids": (length, vocab_size),
+            "input_mask": (length, 2),
+            "segment_ids": (length, 2),
+            "masked_lm_positions": (slots, length),
+            "masked_lm_ids": (slots, vocab_size),
+            _WEIGHTS: (slots, np.inf),
+            "next_sentence_labels": (1, 2),
+        }
+        numbers = self._numbers[np.asarray(examples, np.int64)].tolist()
+        columns = {
+            name: np.empty((len(numbers), width), np.float32 if name == _WEIGHTS else np.int64)
+            for name, (width, limit) in width_and_limit.items()
+        }
+        for row, number in enumerate(numbers):
+            for name, values in self._records.features(number).items():
+                if len(values) != columns[name].shape[1]:
+                    raise UserError(
+                        f"{self._records.where(number)}: {name} has length {len(values)}, but "
+                        f"{columns[name].shape[1]} by the first record; all must be alike"
+                    )
+                columns[name][row] = values
+        for name, (_, limit) in width_and_limit.items():
+            wrong = ~((columns[name] >= 0) & (columns[name] < limit))
+            if wrong.any():
+                row, column = np.argwhere(wrong)[0]
+                hint = "; is this the vocabulary of the records?" if limit == vocab_size else ""
+                raise UserError(
+                    f"{self._records.where(numbers[row])}: {name} has {columns[name][row, column]},"
+                    f" which is not in [0, {limit}){hint}"
+                )
+        return {
+            FEATURES[name]: values.astype(np.int32) if values.dtype == np.int64 else values
+            for name, values in columns.items()
+        }
+
+    @functools.cached_property
+    def token_counts(self) -> np.ndarray:
+        """int64 [vocab_size], how often the examples have each token; [CLS] and [SEP] left out.
+
+        Masks are undone. Of a large split, `MAX_COUNTED_EXAMPLES` at even distances are counted.
+        """
+        num_counted = min(len(self), MAX_COUNTED_EXAMPLES)
+        examples = self.read(np.linspace(0, len(self) - 1, num_counted).astype(np.int64))
+        input_ids = examples["input_ids"]
+        rows, slots = np.nonzero(examples["masked_lm_weights"])
+        positions = examples["masked_lm_positions"][rows, slots]
+        input_ids[rows, positions] = examples["masked_lm_ids"][rows, slots]
+        tokens = input_ids[examples["segment_ids"] > 0]
+        counts = np.bincount(tokens, minlength=len(self._wordpiece.vocab))
+        counts[[self._wordpiece.cls_id, self._wordpiece.sep_id]] = 0
+        return counts
+
+
+@dataclass(frozen=True)
+class PremaskedStore:
+    """What a run uses of a `Store`, made of pre-masked records.
+
+    Attributes:
+      path: the folder.
+      wordpiece: the vocabulary beside the records.
+      train, heldout: the two splits.
+      fingerprint: identifies the vocabulary, the records, their order and their splits.
+      summary: what to tell of it when a run starts.
+    """
+
+    path: pathlib.Path
+    wordpiece: WordPiece
+    train: PremaskedSplit
+    heldout: PremaskedSplit
+    fingerprint: str
+    summary: str
+
+
+def is_premasked(path: epath.PathLike) -> bool:
+    """Whether a folder has files of records; a token store has none."""
+    path = epath.Path(path)
+    return path.is_dir() and bool(_record_files(path))
+
+
+def open_premasked(path: epath.PathLike) -> PremaskedStore:
+    """Opens a folder of records after a look at the frame of each.
+
+    Files whose name begins with `heldout` or `eval` are held out. Without any, one record in a
+    hundred is, by its checksum, so that copies of a record are on the same side.
+
+    Raises:
+      UserError: the folder is remote, has no usable vocabulary, a file that is compressed,
+        truncated or of another kind, or no record for one of the splits.
+    """
+    if is_remote(path):
+        raise UserError(f"{path}: TFRecords are read in place: copy the folder to a local disk")
+    path = pathlib.Path(path)
+    if not (path / CONFIG_FILE).exists():
+        raise UserError(
+            f"{path / CONFIG_FILE}: missing, so are the records cased or not? "
+            'Write {"do_lower_case": true} into it if they are uncased, false if cased'
+        )
+    wordpiece = load_wordpiece(path)
+    records = _Records(_record_files(path))
+    heldout_files = [bool(HELDOUT_FILE.match(file.name)) for file in records.files]
+    if any(heldout_files):
+        is_heldout = np.repeat(heldout_files, records.counts)
+    else:
+        least = records.checksums.min(initial=2**32 - 1)
+        is_heldout = records.checksums <= max(least, HELDOUT_SHARE * 2**32)
+    numbers = {"train": np.flatnonzero(~is_heldout), "heldout": np.flatnonzero(is_heldout)}
+    for name in numbers:
+        if not len(numbers[name]):
+            raise UserError(f"{path}: no record for the {name} split in its files of TFRecords")
+    summary = f"{len(numbers['train']):,} pre-masked training examples"
+    if not any(heldout_files):
+        summary += (
+            f", {len(numbers['heldout']):,} more held out at random. If they were made with "
+            "dupe_factor above 1, the two share documents and held-out scores flatter: "
+            "keep documents apart in files named heldout*"
+        )
+    fingerprint = hashlib.sha256(wordpiece.vocab_hash.encode())
+    fingerprint.update(records.checksums)
+    fingerprint.update(is_heldout)
+    return PremaskedStore(
+        path,
+        wordpiece,
+        **{name: PremaskedSplit(name, records, numbers[name], wordpiece) for name in numbers},
+        fingerprint=fingerprint.hexdigest(),
+        summary=summary,
+    )
+
+
+def _record_files(path):
+    return sorted(f for f in path.iterdir() if RECORD_FILE.fullmatch(f.name) and f.is_file())
+
+
+class _Records:
+    """The records of some files, numbered through.
+
+    Attributes:
+      files: in their order.
+      counts: how many records each file has.
+      checksums: uint32 [num_records], masked CRC-32C of each record, as its file says.
+    """
+
+    def __init__(self, files: Sequence[pathlib.Path]):
+        self.files = files
+        self._starts, checksums = zip(*map(_index, files))
+        self.checksums = np.concatenate(checksums)
+        self.counts = [len(each) for each in checksums]
+        self._first_numbers = [0, *itertools.accumulate(self.counts)]
+        self._map = functools.lru_cache(MAX_MAPPED_FILES)(_map)
+
+    def features(self, number: int) -> Mapping[str, Sequence[float]]:
+        """The values of each of `FEATURES` in a record.
+
+        Raises:
+          UserError: the record is damaged, no `tf.train.Example`, or lacks a feature.
+        """
+        file, index = self._locate(number)
+        start, stop = self._starts[file][index : index + 2].tolist()
+        data = self._map(self.files[file])[start + _HEADER.size : stop - _CHECKSUM.size]
+        if _masked_crc(data) != self.checksums[number]:
+            raise UserError(f"{self.where(number)}: damaged, its checksum is wrong; copy it again")
+        try:
+            found = Example.FromString(data).features.feature
+        except DecodeError:
+            raise UserError(f"{self.where(number)}: not a tf.train.Example") from None
+        if missing := [name for name in FEATURES if name not in found]:
+            has = ", ".join(sorted(found)) or "nothing"
+            raise UserError(f"{self.where(number)}: no {', '.join(missing)}, but {has}")
+        return {
+            name: (found[name].float_list if name == _WEIGHTS else found[name].int64_list).value
+            for name in FEATURES
+        }
+
+    def where(self, number: int) -> str:
+        """How a message names a record; in its file they count from 1."""
+        file, index = self._locate(number)
+        return f"{self.files[file]}: record {index + 1}"
+
+    def _locate(self, number):
+        file = bisect.bisect_right(self._first_numbers, number) - 1
+        return file, number - self._first_numbers[file]
+
+
+def _index(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Where the records begin and the last ends, int64 [n + 1]; their checksums, uint32 [n]."""
+    starts, checksums = array.array("q", [0]), array.array("I")
+    data = _map(file) if file.stat().st_size else b""
+    if data[: len(_GZIP)] == _GZIP:
+        raise UserError(f"{file}: compressed, but records are read in place: gunzip it")
+    while (start := starts[-1]) < len(data):
+        try:
+            length, length_crc = _HEADER.unpack_from(data, start)
+            if length_crc != _masked_crc(data[start : start + _LENGTH_BYTES]):
+                raise UserError(
+                    f"{file}: record {len(starts)}: the checksum of its length is wrong; "
+                    "is this a file of TFRecords, and whole?"
+                )
+            stop = start + _HEADER.size + length
+            checksums.extend(_CHECKSUM.unpack_from(data, stop))
+        except struct.error:
+            raise UserError(
+                f"{file}: record {len(starts)}: the file ends within it; copy it again"
+            ) from None
+        starts.append(stop + _CHECKSUM.size)
+    return np.array(starts), np.array(checksums)
+
+
+def _map(file: pathlib.Path) -> mmap.mmap:
+    with file.open("rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _masked_crc(data: bytes) -> int:
+    """CRC-32C, rotated and shifted: a checksum of bytes that hold checksums would be a weak one."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

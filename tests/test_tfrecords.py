@@ -1,0 +1,375 @@
+"""Pre-masked TFRecords: real text in Google's features, read back, trained on, broken."""
+
+import base64
+import functools
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from tensorboardX.record_writer import RecordWriter
+from test_training import TIMES, recipe
+
+from bert_jax import evaluate
+from bert_jax.data.batches import PremaskedBatches, heldout_batches
+from bert_jax.data.store import open_store
+from bert_jax.data.tfrecords import Example, is_premasked, open_premasked
+from bert_jax.errors import UserError
+from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.pretrain import pretrain
+from bert_jax.train import build
+from bert_jax.train.metrics import read_metrics
+
+pytestmark = pytest.mark.core
+
+GOOGLE_NAMES = {
+    "input_ids": "input_ids",
+    "segment_ids": "input_mask",
+    "token_type_ids": "segment_ids",
+    "masked_lm_positions": "masked_lm_positions",
+    "masked_lm_ids": "masked_lm_ids",
+    "masked_lm_weights": "masked_lm_weights",
+    "next_sentence_label": "next_sentence_labels",
+}
+# A file of one record that TensorFlow 2.21 wrote.
+TENSORFLOW_FILE = (
+    "(f|Me00000CR5Pb3eN!w843w$Zg6#UUuk4>5)2v&3J3xR1Oo{J000Ua3JPg%aCLNFZDDh35)2v&3J3uK0RaI4000UY3Jq;"
+    "xb8BT}Uu<n(X=HN}2O0$m1FQl73LOd)ZDDh3Wn^D$ZC`M2b7^#GZ*FrE1{wqk0s;UEAqo*~VRLI`WM6D;Uw36`XJ~YD5)2"
+    "Xw3J3rIfIk2L000Ud3KVW-"
+    "cywQLWo~q3ZewL%Y++($Y;zI?8UqRe0SX%m3v*>>ZDnqBUuk4>5)2v&3J3rI00032005$kO=<"
+)
+
+
+def configured(store: Path, **changes):
+    """Eight steps of a very small model on rows of one example."""
+    fields = {
+        "steps": 8,
+        "log_every": 2,
+        "eval_every": 4,
+        "eval_batches": 0,
+        "optimizer.gradient_accumulation": 1,
+        "checkpoint_every": 4,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 0,
+        "data.packing": False,
+        "data.max_predictions_per_seq": 10,
+    }
+    return recipe(store, **fields | changes)
+
+
+def features(batch: dict, row: int) -> dict[str, list]:
+    return {theirs: batch[ours][row].tolist() for ours, theirs in GOOGLE_NAMES.items()}
+
+
+def first_record(folder: Path) -> dict[str, list]:
+    return features(open_premasked(folder).train.read([0]), 0)
+
+
+def encoded(values: dict[str, list]) -> bytes:
+    example = Example()
+    for name, numbers in values.items():
+        feature = example.features.feature[name]
+        kind = feature.float_list if name == "masked_lm_weights" else feature.int64_list
+        kind.value.extend(numbers)
+    return example.SerializeToString()
+
+
+def write(path: Path, records: list[bytes]) -> Path:
+    writer = RecordWriter(str(path))
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def masked(sotu_store):
+    """20 masked training batches of 16 rows and all masked held-out ones, from the token store."""
+    config, store, mesh = configured(sotu_store), open_store(sotu_store), make_mesh()
+    masking = build.build_masking(config.data, store.wordpiece)
+    prepare = jax.jit(PreTraining(None, masking, seed=0).prepare)
+    training = map(build.training_batches(config, store, mesh).batch, range(20))
+    batches = {"train": training, "heldout": build.evaluation_batches(config, store, mesh)}
+    masked = {}
+    for split, some in batches.items():
+        columns = jax.device_get([prepare(batch) for batch in some])
+        rows = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
+        real = rows["segment_ids"].any(axis=1)
+        masked[split] = {name: values[real] for name, values in rows.items()}
+    return masked
+
+
+@pytest.fixture(scope="module")
+def folder(sotu_store, masked, tmp_path_factory):
+    """The same as files: two to train on, one held out."""
+    folder = tmp_path_factory.mktemp("tfrecords")
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(sotu_store / name, folder)
+    train, heldout = (
+        [encoded(features(b, i)) for i in range(len(b["input_ids"]))]
+        for b in (masked["train"], masked["heldout"])
+    )
+    write(folder / "part-00000-of-00002", train[:200])
+    write(folder / "part-00001-of-00002", train[200:])
+    write(folder / "heldout.tfrecord", heldout)
+    return folder
+
+
+def test_examples_are_what_was_written(folder, masked, sotu_store):
+    assert is_premasked(folder)
+    assert not is_premasked(sotu_store)
+    store = open_premasked(folder)
+    assert store.summary == "320 pre-masked training examples"
+    for split in (store.train, store.heldout):
+        expected = masked[split.name]
+        assert len(split) == len(expected["input_ids"])
+        found = split.read(range(len(split)))
+        assert found.keys() == GOOGLE_NAMES.keys()
+        for name, values in found.items():
+            np.testing.assert_array_equal(values, expected[name])
+            assert values.dtype == expected[name].dtype
+
+
+def test_a_file_of_tensorflow(tmp_path, folder):
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    data = base64.b85decode(TENSORFLOW_FILE)
+    (tmp_path / "examples.tf_record").write_bytes(data)
+    (tmp_path / "eval_10k").write_bytes(2 * data)
+    store = open_premasked(tmp_path)
+    expected = {
+        "input_ids": [[2, 7, 4, 3, 9, 3, 0, 0]],
+        "segment_ids": [[1, 1, 1, 1, 1, 1, 0, 0]],
+        "token_type_ids": [[0, 0, 0, 0, 1, 1, 0, 0]],
+        "masked_lm_positions": [[2, 0]],
+        "masked_lm_ids": [[300, 0]],
+        "masked_lm_weights": [[1.0, 0.0]],
+        "next_sentence_label": [[1]],
+    }
+    assert {name: values.tolist() for name, values in store.train.read([0]).items()} == expected
+    assert len(store.heldout) == 2
+
+
+def test_an_epoch_is_a_permutation(folder, masked):
+    """Every row whole, as the token store gives it to the model; each once an epoch."""
+    split = open_premasked(folder).train
+    batches = PremaskedBatches(split, seed=3, batch_size=20)
+    assert batches.rows_per_epoch == 320
+    written = masked["train"]
+    number = {row.tobytes(): i for i, row in enumerate(written["input_ids"])}
+    assert len(number) == 320
+    orders = []
+    for epoch in range(2):
+        order = []
+        for step in range(16 * epoch, 16 * (epoch + 1)):
+            batch = batches.batch(step)
+            rows = [number[row.tobytes()] for row in batch["input_ids"]]
+            assert batch.keys() == written.keys() - {"example_ids"}
+            for name, values in batch.items():
+                np.testing.assert_array_equal(values, written[name][rows])
+                assert values.dtype == written[name].dtype
+            order += rows
+        assert sorted(order) == list(range(320))
+        orders.append(order)
+    assert orders[0] != orders[1] != list(range(320))
+    again = PremaskedBatches(split, seed=3, batch_size=20).batch(17)
+    np.testing.assert_array_equal(again["input_ids"], batches.batch(17)["input_ids"])
+
+
+def test_hosts_share_a_batch(folder):
+    split = open_premasked(folder).heldout
+    rows = [np.array([0, 1, 2, 6]), np.array([3, 4, 5, 7])]
+    whole, *shares = (
+        list(heldout_batches(split, batch_size=8, host_rows=r)) for r in (np.arange(8), *rows)
+    )
+    assert len(whole) == -(-len(split) // 8)
+    assert len(split) % 8, "the last batch is to be filled up"
+    seen = []
+    for batch, *parts in zip(whole, *shares):
+        seen += [row.tobytes() for row in batch["input_ids"] if row.any()]
+        for name, values in batch.items():
+            joined = np.empty_like(values)
+            for where, part in zip(rows, parts):
+                joined[where] = part[name]
+            np.testing.assert_array_equal(joined, values)
+        empty = ~batch["segment_ids"].any(axis=1)
+        assert (batch["next_sentence_label"][empty] == -1).all()
+        assert not batch["masked_lm_weights"][empty].any()
+    assert len(set(seen)) == len(seen) == len(split)
+
+
+def test_words_are_counted_without_masks(folder, masked):
+    rows = masked["train"]
+    words = rows["input_ids"].copy()
+    for i, weights in enumerate(rows["masked_lm_weights"] > 0):
+        words[i, rows["masked_lm_positions"][i, weights]] = rows["masked_lm_ids"][i, weights]
+    expected = np.bincount(words.ravel(), minlength=1000)
+    expected[[0, 2, 3]] = 0  # [PAD], [CLS], [SEP]
+    assert expected[4] == 0, "no [MASK] is left"
+    np.testing.assert_array_equal(open_premasked(folder).train.token_counts, expected)
+
+
+def test_training_resumes_exactly_and_is_evaluated(folder, tmp_path, capsys):
+    straight, halved = epath.Path(tmp_path / "straight"), epath.Path(tmp_path / "halved")
+    assert pretrain(configured(folder), straight) == 0
+    assert "320 pre-masked training examples" in capsys.readouterr().out
+    assert pretrain(configured(folder, steps=4), halved) == 0
+    assert pretrain(configured(folder), halved) == 0
+    lines, others = (
+        [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(workdir)]
+        for workdir in (straight, halved)
+    )
+    assert lines == others
+    baseline, *_, heldout = lines
+    assert baseline["split"] == "baseline"
+    assert 4 < baseline["mlm_loss"] < np.log(1000)
+    capsys.readouterr()
+    evaluate.main([f"--workdir={straight}", "--json"])
+    scores = json.loads(capsys.readouterr().out)["heldout"]
+    for name, value in scores.items():
+        assert value == pytest.approx(heldout[name], rel=1e-5)
+
+
+def test_copies_are_on_one_side(folder, tmp_path):
+    """Without a held-out file one record in a hundred is held out, whatever its place."""
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(folder / name, tmp_path)
+    example = first_record(folder)
+    records = []
+    for word in range(5, 905):
+        example["input_ids"][1] = word
+        records.append(encoded(example))
+    write(tmp_path / "a.tfrecord", records)
+    write(tmp_path / "b.tfrecord", records[::-1])
+    store = open_premasked(tmp_path)
+    assert 2 <= len(store.heldout) <= 40
+    assert len(store.train) + len(store.heldout) == 1800
+    assert "share documents" in store.summary
+    seen = [
+        set(split.read(range(len(split)))["input_ids"][:, 1].tolist())
+        for split in (store.train, store.heldout)
+    ]
+    assert not seen[0] & seen[1]
+
+    (tmp_path / "b.tfrecord").unlink()
+    half = open_premasked(tmp_path)
+    assert 2 * len(half.heldout) == len(store.heldout)
+    assert half.fingerprint != store.fingerprint
+    few = write(tmp_path / "a.tfrecord", records[:2])
+    assert len(open_premasked(few.parent).heldout) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.packing": True}, r"config\.data\.packing=True.*set config\.data\.packing to False"),
+        ({"data.max_seq_length": 48}, r"config\.data\.max_seq_length=48.*have 64.*to 64$"),
+        ({"data.max_predictions_per_seq": 20}, r"config\.data\.max_pred.*=20.*have 10.*to 10$"),
+    ],
+)
+def test_config_must_be_that_of_the_records(folder, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        pretrain(configured(folder, **changes), epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def without(values, name):
+    return {key: numbers for key, numbers in values.items() if key != name}
+
+
+RECORDS = {  # how the third record is broken -> what is said of it
+    "a feature is missing": (lambda v: without(v, "input_mask"), "no input_mask, but input_ids,"),
+    "too short": (
+        lambda v: v | {"input_ids": v["input_ids"][:-1]},
+        "input_ids has length 63, but",
+    ),
+    "two labels": (
+        lambda v: v | {"next_sentence_labels": [0, 1]},
+        "sentence_labels has length 2",
+    ),
+    "an id too large": (
+        lambda v: v | {"input_ids": [2, 1000, *v["input_ids"][2:]]},
+        r"input_ids has 1000, which is not in \[0, 1000\); is this the vocabulary",
+    ),
+    "a target too large": (
+        lambda v: v | {"masked_lm_ids": [2**40] * 10},
+        "masked_lm_ids has 1099511627776, which is not in",
+    ),
+    "a negative position": (
+        lambda v: v | {"masked_lm_positions": [-1] * 10},
+        r"masked_lm_positions has -1, which is not in \[0, 64\)$",
+    ),
+    "a third label": (
+        lambda v: v | {"next_sentence_labels": [2]},
+        r"next_sentence_labels has 2, which is not in \[0, 2\)$",
+    ),
+    "not a weight": (
+        lambda v: v | {"masked_lm_weights": [float("nan")] * 10},
+        "masked_lm_weights has nan",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", RECORDS)
+def test_broken_records(folder, tmp_path, how):
+    breaks, message = RECORDS[how]
+    values = first_record(folder)
+    path = copied(folder, tmp_path) / "part-0.tfrecord"
+    write(path, [encoded(values), encoded(values), encoded(breaks(values))])
+    with pytest.raises(UserError, match=f"{path}: record 3: .*{message}"):
+        open_premasked(tmp_path).train.read(range(3))
+
+
+def copied(folder: Path, tmp_path: Path) -> Path:
+    """The folder without its training files."""
+    for file in folder.iterdir():
+        if not file.name.startswith("part"):
+            shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def flip(position: int, data: bytes) -> bytes:
+    return data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+
+
+FILES = {  # what is done to a file of two records -> what is said
+    "a length damaged": (
+        functools.partial(flip, 0),
+        "record 1: the checksum of its length",
+    ),
+    "data damaged": (functools.partial(flip, -9), "record 2: damaged, its checksum is wrong"),
+    "cut in the data": (lambda data: data[:-100], "record 2: the file ends within it"),
+    "cut in the frame": (lambda data: data[: len(data) // 2 + 3], "record 2: the file ends within"),
+    "text": (lambda data: b"The president of the United States.\n", "is this a file of TFRecords"),
+    "compressed": (lambda data: zlib.compress(data, wbits=31), "compressed, .* gunzip it"),
+    "empty": (lambda data: b"", "no record for the train split"),
+}
+
+
+@pytest.mark.parametrize("how", FILES)
+def test_broken_files(folder, tmp_path, how):
+    breaks, message = FILES[how]
+    record = encoded(first_record(folder))
+    path = write(copied(folder, tmp_path) / "part-0.tfrecord", [record, record])
+    path.write_bytes(breaks(path.read_bytes()))
+    with pytest.raises(UserError, match=message) as raised:
+        open_premasked(tmp_path).train.read(range(2))
+    assert str(raised.value).startswith(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_not_an_example(folder, tmp_path):
+    write(copied(folder, tmp_path) / "part-0.tfrecord", [b"The president"])
+    with pytest.raises(UserError, match=r"/part-0\.tfrecord: record 1: not a tf\.train\.Example"):
+        open_premasked(tmp_path)
+
+
+def test_casing_must_be_known(folder, tmp_path):
+    (copied(folder, tmp_path) / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r'tokenizer_config.json: missing.*"do_lower_case": true'):
+        open_premasked(tmp_path)
