@@ -20,7 +20,7 @@ LAYERS = (
     {"train"},
     {"interop"},
     {"inference"},
-    {"prepare", "pretrain", "evaluate", "predict", "convert", "plan", "plot", "__main__"},
+    {"prepare", "pretrain", "evaluate", "predict", "convert", "export", "plan", "plot", "__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms with less freedom than their layer: what they may import of ours, and of others' beside it.
@@ -45,7 +45,7 @@ ONLY_IN = {
         "bert_jax.data.store",
         "bert_jax.interop.tokenizer",
     },
-    "matplotlib": {"bert_jax.report.curves"},
+    "matplotlib": {"bert_jax.report.curves", "bert_jax.report.attention_maps"},
     "safetensors": {"bert_jax.interop.huggingface"},
     "tensorflow": {"bert_jax.interop.google_tf"},
     "torch": {"bert_jax.interop.huggingface"},

@@ -22,6 +22,7 @@ HELP = {
     "predict": ("fill-mask", "guess the words behind [MASK]"),
     "predict fill-mask": ("every [MASK] of a text", "--top-k K", "example: bert-jax predict"),
     "plot": ("losses and accuracies", "WORKDIR", "--output FILE.png"),
+    "export": ("StableHLO", "--model DIR", "--output DIR", "--platforms NAMES", "example:"),
     "plan": ["--config", "--topology", "--slices", "--search", "--output"],
 }
 
