@@ -10,9 +10,10 @@ import dataclasses
 import difflib
 import json
 import math
+import operator
 import sys
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -170,17 +171,33 @@ PHASE_FIELDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class RunConfig:
+    """What every training run has: all that a compiled step depends on beside its task.
+
+    Attributes:
+      seed: of parameters, batches, masks and dropout.
+      rng: generator of dropout, "threefry" (the same on every mesh) or "rbg" (cheap on TPU).
+      steps: optimizer steps of the whole run; with a budget, at most so many.
+      budget_hours: the schedule ends, and so does the run, when so much time is spent; 0 is off.
+    """
+
+    model: ModelConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    seed: int
+    rng: str
+    steps: int
+    budget_hours: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(RunConfig):
     """A pretraining run.
 
     Attributes:
       init_from: weights to start from, anything that `bert_jax.load` reads; empty is random.
       init_missing_heads: let heads that `init_from` lacks start at random.
-      seed: of parameters, batches, masks and dropout.
-      rng: generator of dropout, "threefry" (the same on every mesh) or "rbg" (cheap on TPU).
-      steps: optimizer steps of the whole run; with a budget, at most so many.
       phases: one after another; without any the whole run is one phase, of the fields above.
-      budget_hours: the schedule ends, and so does the run, when so much time is spent; 0 is off.
       target_mlm_accuracy: the run ends at the first evaluation that reaches it; 0 is off.
       target_rows: rows in which a reference reaches the target, to compare with; 0 is unknown.
       log_every: steps between lines of metrics.
@@ -190,17 +207,10 @@ class Config:
       keep_checkpoints: how many of the newest to keep.
     """
 
-    model: ModelConfig
     data: DataConfig
-    optimizer: OptimizerConfig
-    mesh: MeshConfig
     init_from: str
     init_missing_heads: bool
-    seed: int
-    rng: str
-    steps: int
     phases: tuple[PhaseConfig, ...]
-    budget_hours: float
     target_mlm_accuracy: float
     target_rows: int
     log_every: int
@@ -236,6 +246,86 @@ class Config:
     def stage_of(self, step: int) -> "Stage":
         """The stage that the state after `step` steps was trained in."""
         return next(stage for stage in self.stages() if step <= stage.last_step)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """What to learn from which examples.
+
+    Attributes:
+      name: "classification", "tagging", "answering" or a task of GLUE, "glue/sst2".
+      train, dev, test: files or `tfds:NAME:SPLIT`; without `test` the best model is scored on `dev`
+        alone.
+      max_seq_length: tokens of an example; longer ones are cut, or windowed where every token
+        counts.
+      options: of the task; the fields of `bert_jax.tasks.classification.ClassificationTask`,
+        `tagging.TaggingTask` or `answering.AnsweringTask`.
+    """
+
+    name: str
+    train: str
+    dev: str
+    test: str
+    max_seq_length: int
+    options: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputeConfig:
+    """The fields of `ModelConfig` that trained weights leave open."""
+
+    hidden_dropout: float
+    attention_dropout: float
+    compute_dtype: str
+    attention: str
+    scan_layers: bool
+    remat: str
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """A fine-tuning run, or one for each of several seeds.
+
+    Attributes:
+      init_from: the trained model, anything that `bert_jax.load` reads.
+      random_weights: take shape and vocabulary of `init_from`, but not its weights.
+      freeze: train only what lies on top of the encoder (pooler and head).
+      layer_decay: the learning rate of a layer is that of the one above times this; the head has
+        `optimizer.learning_rate`.
+      reinit_layers: so many of the top layers start at random, and the pooler too (Zhang et al.
+        2021, https://arxiv.org/abs/2006.05987).
+      optimizer: `warmup_steps` 0 takes `warmup_share` of all steps.
+      seed: of the head, the order of examples and dropout; the first of `seeds` that follow it.
+      rng: as in `RunConfig`.
+      batch_size: examples of a step.
+      packing: several short examples in a row, which computes the same in less time.
+      epochs: times that each example is seen.
+      evals_per_epoch: evaluations, with a checkpoint each.
+      log_every: steps between lines of metrics.
+    """
+
+    task: TaskConfig
+    init_from: str
+    random_weights: bool
+    freeze: bool
+    layer_decay: float
+    reinit_layers: int
+    model: ComputeConfig
+    optimizer: OptimizerConfig
+    mesh: MeshConfig
+    seed: int
+    seeds: int
+    rng: str
+    batch_size: int
+    packing: bool
+    epochs: float
+    warmup_share: float
+    evals_per_epoch: int
+    log_every: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dict, as in `config.json`."""
+        return dataclasses.asdict(self)
 
 
 class Stage(NamedTuple):
@@ -293,6 +383,12 @@ POSITIVE = (
     "data.batch_size",
     "data.max_examples_per_row",
     "data.max_predictions_per_seq",
+    "task.max_seq_length",
+    "batch_size",
+    "epochs",
+    "evals_per_epoch",
+    "seeds",
+    "layer_decay",
     "optimizer.learning_rate",
     "optimizer.eps",
     "optimizer.poly_power",
@@ -310,6 +406,7 @@ NOT_NEGATIVE = (
     "eval_batches",
     "budget_hours",
     "target_rows",
+    "reinit_layers",
     "seed",
 )
 # Probabilities in [0, 1); dropping or masking everything leaves nothing to learn from.
@@ -321,6 +418,7 @@ FRACTIONS = (
     "optimizer.b1",
     "optimizer.b2",
     "target_mlm_accuracy",
+    "warmup_share",
 )
 
 
@@ -333,6 +431,15 @@ def load_config(arguments: Sequence[str]) -> Config:
     Raises:
       UserError: the file is missing or broken, a field unknown, of a wrong type or out of range.
     """
+    return build_config(_load_fields(arguments))
+
+
+def load_finetune_config(arguments: Sequence[str]) -> FinetuneConfig:
+    """As `load_config`, of a fine-tuning run."""
+    return build_finetune_config(_load_fields(arguments))
+
+
+def _load_fields(arguments: Sequence[str]) -> ConfigDict:
     path = _config_path(arguments)
     # A recipe may import the recipe beside it, as a script can import its neighbours.
     sys.path.insert(0, str(path.resolve().parent))
@@ -347,7 +454,7 @@ def load_config(arguments: Sequence[str]) -> Config:
             raise UserError(
                 f"config.{group}{name}: every phase has its own: set config.phases[0].{name}"
             )
-    return build_config(fields)
+    return fields
 
 
 def build_config(fields: Mapping[str, Any]) -> Config:
@@ -374,6 +481,34 @@ def build_config(fields: Mapping[str, Any]) -> Config:
     return config
 
 
+def build_model_config(fields: Mapping[str, Any]) -> ModelConfig:
+    """Checks the fields of a model alone and freezes them; raises as `build_config` does."""
+    model = _freeze(ModelConfig, fields, "model.")
+    _check_values(model, "model.")
+    _check_model(model)
+    return model
+
+
+def build_finetune_config(fields: Mapping[str, Any]) -> FinetuneConfig:
+    """As `build_config`, of a fine-tuning run."""
+    config = _freeze(FinetuneConfig, fields, "")
+    _check_values(config)
+    _check_run(config)
+    if not config.init_from:
+        raise UserError("config.init_from is empty: name the directory of a trained model")
+    if config.layer_decay > 1:
+        raise UserError(f"config.layer_decay must be at most 1, not {config.layer_decay}")
+    for name in ("train", "dev"):
+        if not getattr(config.task, name):
+            raise UserError(f"config.task.{name} is empty: name a file or tfds:NAME:SPLIT")
+    if config.batch_size % config.optimizer.gradient_accumulation:
+        raise UserError(
+            f"config.batch_size={config.batch_size} is not a multiple of "
+            f"config.optimizer.gradient_accumulation={config.optimizer.gradient_accumulation}"
+        )
+    return config
+
+
 def read_config(path: Any) -> Config:
     """Reads back the `config.json` of a workdir.
 
@@ -392,14 +527,12 @@ def read_model_config(path: Any) -> tuple[ModelConfig, tuple[str, ...]]:
     """
     with _errors_of(path):
         fields = _read_json(path)
-        return _freeze(ModelConfig, fields.get("model", {}), "model."), tuple(
-            fields.get("labels", ())
-        )
+        return build_model_config(fields.get("model", {})), tuple(fields.get("labels", ()))
 
 
 def _read_json(path: Any) -> Any:
     if not path.exists():
-        raise UserError("no such file; is its directory that of a training run?")
+        raise UserError("no such file; is its directory the --workdir of a training run?")
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -528,6 +661,9 @@ def _freeze(cls: type, fields: Any, prefix: str) -> Any:
         if name not in fields:
             raise UserError(f"config.{prefix}{name} is missing: set it in the config file")
         value = fields[name]
+        if typing.get_origin(expected) is dict:
+            values[name] = value.to_dict() if isinstance(value, ConfigDict) else dict(value)
+            continue
         if dataclasses.is_dataclass(expected):
             values[name] = _freeze(expected, value, f"{prefix}{name}.")
             continue
@@ -550,37 +686,48 @@ def _freeze(cls: type, fields: Any, prefix: str) -> Any:
     return cls(**values)
 
 
-def _check(config: Config) -> None:
-    def get(path: str) -> Any:
-        value = config
-        for name in path.split("."):
-            value = getattr(value, name)
-        return value
+def _check_values(config: Any, group: str = "") -> None:
+    """Checks each value that a config, or one group of it, has, by itself."""
 
-    for path, choices in CHOICES.items():
-        if get(path) not in choices:
-            raise UserError(f"config.{path}={get(path)!r}: use one of {', '.join(choices)}")
-    for path in POSITIVE:
-        if not get(path) > 0:
-            raise UserError(f"config.{path} must be positive, not {get(path)}")
-    for path in NOT_NEGATIVE:
-        if not get(path) >= 0:
-            raise UserError(f"config.{path} must not be negative, but is {get(path)}")
-    for path in FRACTIONS:
-        if not 0 <= get(path) < 1:
-            raise UserError(f"config.{path} must be in [0, 1), not {get(path)}")
+    def values(paths: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        for path in paths:
+            value = None
+            if path.startswith(group):
+                with contextlib.suppress(AttributeError):
+                    value = operator.attrgetter(path.removeprefix(group))(config)
+            if value is not None:
+                yield path, value
 
-    model, data, optimizer = config.model, config.data, config.optimizer
-    for path in ("model.hidden_dropout", "model.attention_dropout"):
-        if get(path) > 0.99:  # rates are multiples of 1/256, and 256/256 would drop everything
-            raise UserError(f"config.{path} must be at most 0.99, not {get(path)}")
-    if config.seed >= 2**32:  # JAX would silently take the lower 32 bits
-        raise UserError(f"config.seed={config.seed} must be below 2**32")
+    for path, value in values(CHOICES):
+        if value not in CHOICES[path]:
+            raise UserError(f"config.{path}={value!r}: use one of {', '.join(CHOICES[path])}")
+    for path, value in values(POSITIVE):
+        if not value > 0:
+            raise UserError(f"config.{path} must be positive, not {value}")
+    for path, value in values(NOT_NEGATIVE):
+        if not value >= 0:
+            raise UserError(f"config.{path} must not be negative, but is {value}")
+    for path, value in values(FRACTIONS):
+        if not 0 <= value < 1:
+            raise UserError(f"config.{path} must be in [0, 1), not {value}")
+
+
+def _check_model(model: ModelConfig) -> None:
+    for name in ("hidden_dropout", "attention_dropout"):
+        if getattr(model, name) > 0.99:  # rates are multiples of 1/256: 256/256 drops everything
+            raise UserError(f"config.model.{name} must be at most 0.99, not {getattr(model, name)}")
     if model.hidden_size % model.num_heads:
         raise UserError(
             f"config.model.hidden_size={model.hidden_size} is not a multiple of "
             f"config.model.num_heads={model.num_heads}"
         )
+
+
+def _check(config: Config) -> None:
+    _check_values(config)
+    _check_model(config.model)
+    model, data, optimizer = config.model, config.data, config.optimizer
+    _check_run(config)
     if model.type_vocab_size < 2 and data.pairs != "none":
         raise UserError(
             f"config.model.type_vocab_size={model.type_vocab_size}: pairs need 2 token types"
@@ -607,13 +754,19 @@ def _check(config: Config) -> None:
             f"config.data.batch_size={data.batch_size} is not a multiple of "
             f"config.optimizer.gradient_accumulation={optimizer.gradient_accumulation}"
         )
-    if optimizer.name == "lamb" and not optimizer.bias_correction:
-        raise UserError("config.optimizer.bias_correction=False: lamb always corrects; set it True")
     if optimizer.warmup_steps > config.steps:
         raise UserError(
             f"config.optimizer.warmup_steps={optimizer.warmup_steps} exceeds "
             f"config.steps={config.steps}"
         )
+
+
+def _check_run(config: RunConfig | FinetuneConfig) -> None:
+    """What holds for any run."""
+    if config.seed >= 2**32:  # JAX would silently take the lower 32 bits
+        raise UserError(f"config.seed={config.seed} must be below 2**32")
+    if config.optimizer.name == "lamb" and not config.optimizer.bias_correction:
+        raise UserError("config.optimizer.bias_correction=False: lamb always corrects; set it True")
     sizes = (config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UserError(f"config.mesh sizes must be positive, at most one of them -1, not {sizes}")

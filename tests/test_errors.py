@@ -374,7 +374,7 @@ def test_store(name, made, tmp_path, fails):
     ("changes", "message"),
     [
         (["model.num_layers=2"], r"run of another model .*: model\.num_layers: 1 -> 2\. Choose"),
-        (["seed=1", "data.masking=span"], r": data\.masking: 'token' -> 'span'; seed: 0 -> 1\. Ch"),
+        (["seed=1", "data.masking=span"], r": seed: 0 -> 1; data\.masking: 'token' -> 'span'\. Ch"),
         (["data.store={made}/one"], r"other data: store_fingerprint: '\w+' -> '\w+'\. Choose"),
     ],
 )
