@@ -17,7 +17,15 @@ from functools import cached_property
 
 import numpy as np
 from etils import epath
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from bert_jax.errors import UserError
 
@@ -133,6 +141,17 @@ class WordPiece:
                 end += 1
             offsets.append((start, end))
         return encoding.ids, np.array(offsets, np.int32).reshape(-1, 2)
+
+    def to_tokenizer(self) -> Tokenizer:
+        """The same for Hugging Face `tokenizers`: it adds [CLS] and [SEP], and '[MASK]' is one."""
+        tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{CLS}:0 $A:0 {SEP}:0",
+            pair=f"{CLS}:0 $A:0 {SEP}:0 $B:1 {SEP}:1",
+            special_tokens=[(CLS, self.cls_id), (SEP, self.sep_id)],
+        )
+        return tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text; case, accents and spacing that `encode` dropped do not come back."""

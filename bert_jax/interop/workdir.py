@@ -7,18 +7,24 @@ from etils import epath
 
 from bert_jax.config import read_model_config
 from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.errors import UserError
+from bert_jax.interop.configs import check_vocabulary
 from bert_jax.interop.portable import Portable
+from bert_jax.interop.tensors import check_params, clear_padding
 from bert_jax.train.checkpoints import Checkpoints
 
 CONFIG_FILE = "config.json"
 
 
-def read_workdir(path: epath.Path, step: int | None = None) -> Portable:
-    """Reads a model without the optimizer's state.
+def read_workdir(
+    path: epath.Path, step: int | None = None, *, lowercase: bool | None = None
+) -> Portable:
+    """Reads a model without the optimizer's state, and without what no training defines.
 
     Args:
       path: of a training run, or what `write_workdir` wrote.
       step: which checkpoint; None for the newest.
+      lowercase: of the vocabulary, which the directory says: only allowed to agree.
 
     Raises:
       UserError: nothing of the kind is there, or it is damaged.
@@ -26,7 +32,13 @@ def read_workdir(path: epath.Path, step: int | None = None) -> Portable:
     config, labels = read_model_config(path / CONFIG_FILE)
     with Checkpoints(path, read_only=True) as checkpoints:
         params, _ = checkpoints.read_params(step)
-    return Portable(config, load_wordpiece(path), params, labels)
+    wordpiece = load_wordpiece(path, lowercase=lowercase)
+    check_vocabulary(path / CONFIG_FILE, config, wordpiece)
+    try:
+        check_params(config, params)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Portable(config, wordpiece, clear_padding(config, params), labels)
 
 
 def write_workdir(path: epath.Path, model: Portable) -> None:

@@ -1,0 +1,131 @@
+"""Checkpoints of google-research/bert, both ways: bert_model.ckpt, bert_config.json, vocab.txt.
+
+They have TensorFlow 1's names and format; TensorFlow is imported for these alone.
+"""
+
+import os
+import re
+from functools import partial
+from typing import Any
+
+from etils import epath
+
+from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.errors import UserError
+from bert_jax.interop.configs import (
+    check_vocabulary,
+    config_fields,
+    model_config,
+    read_json,
+    write_json,
+)
+from bert_jax.interop.portable import Portable
+from bert_jax.interop.tensors import Report, Stored, read_params, write_tensors
+from bert_jax.model.heads import PARTS, parts_of
+
+CONFIG_FILE = "bert_config.json"
+PREFIX = "bert_model.ckpt"
+LAYER_NORM_EPS = 1e-12  # a constant of Google's code
+# Adam's moments, in Google's code and in TensorFlow's own optimizer, LAMB's, and counters.
+OPTIMIZER = re.compile(r"(^|/)((adam|lamb)_[mv]|Adam(_1)?|beta[12]_power|global_step)$")
+GELU = (
+    "hidden_act: gelu is taken for the exact function, with which Google trained its first models; "
+    "its later code computes the tanh approximation under that name"
+)
+
+
+def is_checkpoint(path: epath.Path) -> bool:
+    """Whether `path` is the prefix of a checkpoint's files."""
+    return (path.parent / f"{path.name}.index").exists()
+
+
+def read_google(
+    path: epath.Path, *, lowercase: bool | None, strict: bool, report: Report
+) -> Portable:
+    """Reads a checkpoint.
+
+    Args:
+      path: local directory with one checkpoint, or the prefix of one, as in DIR/bert_model.ckpt.
+      lowercase, strict, report: as of `read_huggingface`.
+
+    Raises:
+      UserError: not a BERT encoder, damaged, or TensorFlow is not installed.
+    """
+    directory = path if path.is_dir() else path.parent
+    fields = read_json(directory / CONFIG_FILE)
+    config = model_config(directory / CONFIG_FILE, fields)
+    wordpiece = load_wordpiece(directory, lowercase=lowercase)
+    check_vocabulary(directory / CONFIG_FILE, config, wordpiece)
+    if path.is_dir():
+        prefixes = sorted(file.with_suffix("") for file in path.glob("*.index"))
+        if len(prefixes) != 1:
+            names = ", ".join(prefix.name for prefix in prefixes) or "none"
+            raise UserError(f"{path}: one checkpoint is due, there is {names}; name it in the path")
+        path = prefixes[0]
+    tf = _tensorflow()
+    try:
+        reader = tf.train.load_checkpoint(str(path))
+        dtypes = reader.get_variable_to_dtype_map()
+        stored = {
+            name: Stored(tuple(shape), dtypes[name].name, partial(reader.get_tensor, name))
+            for name, shape in sorted(reader.get_variable_to_shape_map().items())
+        }
+        slots = [name for name in stored if OPTIMIZER.search(name)]
+        if slots:
+            report(f"ignored: {len(slots)} variables of the optimizer, as {slots[0]}")
+        stored = {name: tensor for name, tensor in stored.items() if name not in slots}
+        # Google has no class that scores tokens.
+        parts = [part for part in PARTS if part != "token_classifier"]
+        params = read_params(stored, "google", config, parts, strict=strict, report=report)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (tf.errors.OpError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged or cut short ({reason})") from error
+    if config.hidden_act == "gelu":
+        report(GELU)
+    labels = params.get("sequence_classifier", {}).get("bias", ())
+    return Portable(config, wordpiece, params, tuple(f"LABEL_{i}" for i in range(len(labels))))
+
+
+def write_google(path: epath.Path, model: Portable, report: Report) -> None:
+    """Writes what Google's code takes as --init_checkpoint, and a tokenizer_config.json.
+
+    Args:
+      path: empty local directory.
+      model: to write.
+      report: is told what cannot be said in this format.
+
+    Raises:
+      UserError: the format has no place for a part or for the config, or TensorFlow is missing.
+    """
+    if "token_classifier" in parts_of(model.params):
+        raise UserError("Google's format has no token_classifier: leave it out by --architecture")
+    fields: dict[str, Any] = config_fields(model.config)
+    eps = fields.pop("layer_norm_eps")
+    if eps != LAYER_NORM_EPS:
+        raise UserError(f"layer_norm_eps is {eps}; Google's code has {LAYER_NORM_EPS}")
+    write_json(path / CONFIG_FILE, fields | {"hidden_act": "gelu"})
+    report(GELU)
+    if model.labels:
+        report(f"left out: the names of the classes, {', '.join(model.labels)}")
+    model.wordpiece.save(path)
+    names, tensors = zip(*write_tensors("google", model.config, model.params, report))
+    _tensorflow().raw_ops.SaveV2(
+        prefix=str(path / PREFIX),
+        tensor_names=names,
+        shape_and_slices=[""] * len(names),
+        tensors=tensors,
+    )
+
+
+def _tensorflow():
+    for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"):
+        os.environ.setdefault(name, "3" if "LOG" in name else "0")
+    try:
+        import tensorflow
+    except ImportError as error:
+        raise UserError(
+            "Google's checkpoints need TensorFlow: pip install 'bert-jax[tf]'"
+        ) from error
+    return tensorflow

@@ -1,0 +1,258 @@
+"""Directories of Hugging Face `transformers`, of any class of BERT, both ways.
+
+Nothing that a file says is executed: a pickle is read by PyTorch's `weights_only` loader alone.
+"""
+
+import contextlib
+import re
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.numpy
+from etils import epath
+
+from bert_jax.errors import UserError
+from bert_jax.interop.configs import (
+    check_vocabulary,
+    config_fields,
+    model_config,
+    read_json,
+    write_json,
+)
+from bert_jax.interop.portable import Portable
+from bert_jax.interop.tensors import Report, Stored, read_params, same_values, write_tensors
+from bert_jax.interop.tokenizer import read_wordpiece, write_wordpiece
+from bert_jax.model.heads import PARTS, parts_of
+
+ARCHITECTURES = {  # class -> the parts that it has beside the encoder
+    "BertModel": ("pooler",),
+    "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
+    "BertForMaskedLM": ("masked_lm",),
+    "BertForNextSentencePrediction": ("pooler", "next_sentence"),
+    "BertForSequenceClassification": ("pooler", "sequence_classifier"),
+    "BertForTokenClassification": ("token_classifier",),
+    "BertForQuestionAnswering": ("answer_span",),
+}
+CLASSIFIERS = ("sequence_classifier", "token_classifier")  # both are `classifier` in a file
+CONFIG_FILE = "config.json"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # either may be shards with an index
+# A class without heads has no `bert.` in front, and old checkpoints have TensorFlow's names.
+RENAMED = (
+    (re.compile(r"^(?=(embeddings|encoder|pooler)\.)"), "bert."),
+    (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
+    (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
+)
+CONSTANTS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
+TIED = {  # copy -> what it is a copy of
+    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+    "cls.predictions.decoder.bias": "cls.predictions.bias",
+}
+# JAX makes bfloat16 known to numpy.
+DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def read_huggingface(
+    path: epath.Path, *, lowercase: bool | None, strict: bool, report: Report
+) -> Portable:
+    """Reads a directory that `save_pretrained` wrote.
+
+    Args:
+      path: local directory.
+      lowercase: needed where no tokenizer file says, and only allowed to agree.
+      strict: refuse tensors that have no place in the model, instead of leaving them out.
+      report: is told of everything that is not taken as it is.
+
+    Raises:
+      UserError: not a BERT encoder, or damaged.
+    """
+    fields = read_json(path / CONFIG_FILE)
+    config = model_config(path / CONFIG_FILE, fields)
+    wordpiece = read_wordpiece(path, lowercase=lowercase)
+    check_vocabulary(path / CONFIG_FILE, config, wordpiece)
+    architectures = [name for name in fields.get("architectures") or () if name in ARCHITECTURES]
+    try:
+        with _open_weights(Path(path)) as stored:
+            stored = _without_copies(_usual_names(stored), report)
+            parts = _possible_parts(architectures, stored)
+            params = read_params(stored, "huggingface", config, parts, strict=strict, report=report)
+        labels = _labels(fields, params)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    for name in architectures:
+        for part in set(ARCHITECTURES[name]) - set(parts_of(params)):
+            report(f"missing: {part}, which a {name} has")
+    return Portable(config, wordpiece, params, labels)
+
+
+def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None:
+    """Writes what `AutoModel` and `AutoTokenizer` load without a warning.
+
+    Args:
+      path: empty local directory.
+      model: whose class is the one that has just its parts.
+      report: is told what transformers will add.
+
+    Raises:
+      UserError: no class has just these parts.
+    """
+    architecture = architecture_of(parts_of(model.params))
+    if not parts_of(model.params):
+        report("missing: pooler; transformers adds a random one, but for add_pooling_layer=False")
+    fields = {
+        "architectures": [architecture],
+        "model_type": "bert",
+        **config_fields(model.config),
+        "pad_token_id": model.wordpiece.pad_id,
+        "tie_word_embeddings": True,
+    }
+    if labels := model.labels:
+        fields["id2label"] = {str(id_): label for id_, label in enumerate(labels)}
+        fields["label2id"] = {label: id_ for id_, label in enumerate(labels)}
+    write_json(path / CONFIG_FILE, fields)
+    # Of a BertModel the encoder is the whole, and its names have no prefix.
+    prefix = "bert." if architecture == "BertModel" else ""
+    tensors = {
+        name.removeprefix(prefix): values
+        for name, values in write_tensors("huggingface", model.config, model.params, report)
+    }
+    safetensors.numpy.save_file(tensors, path / WEIGHT_FILES[0], metadata={"format": "pt"})
+    # The library writes files that nobody else may read.
+    shutil.copymode(path / CONFIG_FILE, path / WEIGHT_FILES[0])
+    write_wordpiece(path, model.wordpiece, model.config.max_position_embeddings)
+
+
+def architecture_of(parts: Sequence[str]) -> str:
+    """The class that has just these parts; an encoder alone is a BertModel, too."""
+    for name, has in ARCHITECTURES.items():
+        if set(has) == set(parts or ("pooler",)):
+            return name
+    raise UserError(
+        f"no class of transformers has just {', '.join(parts)}: choose one by --architecture"
+    )
+
+
+@contextlib.contextmanager
+def _open_weights(directory: Path) -> Iterator[dict[str, Stored]]:
+    """All tensors of the weight files, which stay open meanwhile."""
+    with contextlib.ExitStack() as stack:
+        for name in WEIGHT_FILES:
+            open_file = _open_pickle if name.endswith(".bin") else partial(_open_safetensors, stack)
+            index = epath.Path(directory / f"{name}.index.json")
+            if (directory / name).exists():
+                yield open_file(directory / name)
+                return
+            if index.exists():
+                yield _open_shards(directory, read_json(index).get("weight_map"), open_file)
+                return
+        raise UserError(f"neither {' nor '.join(WEIGHT_FILES)} is there")
+
+
+def _open_shards(directory, weight_map, open_file):
+    if not isinstance(weight_map, dict):
+        raise UserError("the index of the shards has no weight_map")
+    stored = {}
+    for shard in sorted(set(weight_map.values())):
+        if Path(shard).name != shard or not (directory / shard).exists():
+            raise UserError(f"{shard} is missing, of which the index of the shards tells")
+        stored |= open_file(directory / shard)
+    if missing := weight_map.keys() - stored.keys():
+        raise UserError(f"{min(missing)} is in no shard, though the index has it")
+    return stored
+
+
+def _open_safetensors(stack: contextlib.ExitStack, path: Path) -> dict[str, Stored]:
+    try:
+        file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path.name} is damaged or cut short ({error})") from error
+    stored = {}
+    for name in file.keys():  # noqa: SIM118  (no mapping)
+        tensor = file.get_slice(name)
+        dtype = DTYPES.get(tensor.get_dtype(), tensor.get_dtype())
+        stored[name] = Stored(tuple(tensor.get_shape()), dtype, partial(file.get_tensor, name))
+    return stored
+
+
+def _open_pickle(path: Path) -> dict[str, Stored]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(
+            f"{path.name} needs PyTorch: pip install torch, or save it anew as safetensors"
+        ) from error
+    try:
+        mmap = zipfile.is_zipfile(path)  # as PyTorch writes since 1.6
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:  # damaged bytes raise anything
+        raise UserError(
+            f"{path.name} is damaged or holds more than tensors, of which nothing is executed"
+        ) from error
+    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+        raise UserError(f"{path.name} is not a state_dict: a mapping of names to tensors")
+    return {
+        name: Stored(
+            tuple(tensor.shape),
+            str(tensor.dtype).removeprefix("torch."),
+            lambda tensor=tensor: tensor.float().numpy(),
+        )
+        for name, tensor in state.items()
+    }
+
+
+def _usual_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    usual = {}
+    for name, tensor in stored.items():
+        for pattern, replacement in RENAMED:
+            name = pattern.sub(replacement, name)
+        if name in usual:
+            raise UserError(f"{name} is there twice, under names old and new")
+        usual[name] = tensor
+    return usual
+
+
+def _without_copies(stored: Mapping[str, Stored], report: Report) -> dict[str, Stored]:
+    """The tensors without those that follow from others."""
+    stored = dict(stored)
+    for name in CONSTANTS:
+        if stored.pop(name, None):
+            report(f"ignored: {name} (a constant)")
+    for name, original in TIED.items():
+        if name not in stored:
+            continue
+        copy = stored.pop(name)
+        if not same_values(copy, stored.setdefault(original, copy)):
+            raise UserError(f"{name} differs from {original}; BERT has one table for both")
+        report(f"ignored: {name} (tied to {original})")
+    return stored
+
+
+def _possible_parts(architectures: Sequence[str], stored: Mapping[str, Stored]) -> list[str]:
+    """All parts, but of the two classifiers the one that the architecture names."""
+    parts = [part for part in PARTS if part not in CLASSIFIERS]
+    if any(name.startswith("classifier.") for name in stored):
+        named = {part for name in architectures for part in ARCHITECTURES[name]}
+        classifiers = [part for part in CLASSIFIERS if part in named]
+        if not classifiers:
+            raise UserError(
+                "there is a classifier, but the architectures of config.json name neither "
+                "BertForSequenceClassification nor BertForTokenClassification"
+            )
+        parts += classifiers[:1]
+    return parts
+
+
+def _labels(fields: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes of a classifier."""
+    heads = [params[part] for part in CLASSIFIERS if part in params]
+    if not heads:
+        return ()
+    ids = [str(id_) for id_ in range(len(heads[0]["bias"]))]
+    labels = fields.get("id2label") or {id_: f"LABEL_{id_}" for id_ in ids}
+    if sorted(labels) != sorted(ids):
+        raise UserError(f"id2label names {len(labels)} classes; the classifier has {len(ids)}")
+    return tuple(str(labels[id_]) for id_ in ids)

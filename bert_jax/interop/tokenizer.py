@@ -1,0 +1,106 @@
+"""The tokenizer files of Hugging Face, both ways."""
+
+import json
+
+from etils import epath
+from tokenizers import Tokenizer
+
+from bert_jax.data.wordpiece import (
+    CONFIG_FILE,
+    SPECIAL_TOKENS,
+    UNK,
+    VOCAB_FILE,
+    WordPiece,
+    load_wordpiece,
+)
+from bert_jax.errors import UserError
+from bert_jax.interop.configs import read_json, write_json
+
+TOKENIZER_FILE = "tokenizer.json"
+# What a tokenizer.json must say to be that of BERT.
+REQUIRED = {
+    "normalizer": {"type": "BertNormalizer", "clean_text": True},
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "model": {
+        "type": "WordPiece",
+        "unk_token": UNK,
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 100,
+    },
+}
+# What tokenizer_config.json and the normalizer of a tokenizer.json call the same.
+NORMALIZER = {
+    "do_lower_case": "lowercase",
+    "strip_accents": "strip_accents",
+    "tokenize_chinese_chars": "handle_chinese_chars",
+}
+
+
+def read_wordpiece(path: epath.Path, *, lowercase: bool | None = None) -> WordPiece:
+    """The vocabulary of a tokenizer.json, a vocab.txt or both.
+
+    Args:
+      path: local directory.
+      lowercase: needed where no file says, and only allowed to agree.
+
+    Raises:
+      UserError: no vocabulary of BERT, or the files contradict each other or `lowercase`.
+    """
+    file, config_file = path / TOKENIZER_FILE, path / CONFIG_FILE
+    if not file.exists():
+        return load_wordpiece(path, lowercase=lowercase)
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library has no exception of its own
+        raise UserError(f"{file}: not a tokenizer ({error})") from error
+    fields = json.loads(tokenizer.to_str())
+    for section, due in REQUIRED.items():
+        found = fields[section] or {}
+        for name, value in due.items():
+            if found.get(name) != value:
+                found = found.get(name)
+                raise UserError(f"{file}: {section}.{name} is {found!r}; BERT's is {value!r}")
+    ids = fields["model"]["vocab"]
+    vocab = tuple(sorted(ids, key=ids.get))
+    if sorted(ids.values()) != list(range(tokenizer.get_vocab_size(with_added_tokens=True))):
+        raise UserError(f"{file}: the ids of the vocabulary are not 0, 1, ... {len(vocab) - 1}")
+
+    configured = read_json(config_file) if config_file.exists() else {}
+    options = {}
+    for name, theirs in NORMALIZER.items():
+        here, there = fields["normalizer"][theirs], configured.get(name)
+        if None not in (here, there) and here != there:
+            raise UserError(
+                f"{path}: {name} is {there} in {CONFIG_FILE}, but {here} in {TOKENIZER_FILE}"
+            )
+        options[name] = there if here is None else here
+    if lowercase not in (None, options["do_lower_case"]):
+        raise UserError(
+            f"{path}: do_lower_case is {options['do_lower_case']}; the flag says the opposite"
+        )
+    if (path / VOCAB_FILE).exists():
+        beside = load_wordpiece(path, lowercase=options["do_lower_case"])
+        if beside.vocab != vocab:
+            raise UserError(f"{path}: {VOCAB_FILE} and {TOKENIZER_FILE} are other vocabularies")
+    return WordPiece(
+        vocab,
+        lowercase=options["do_lower_case"],
+        tokenize_chinese_chars=options["tokenize_chinese_chars"],
+        strip_accents=options["strip_accents"],
+    )
+
+
+def write_wordpiece(path: epath.Path, wordpiece: WordPiece, max_length: int) -> None:
+    """Writes what `AutoTokenizer` reads, in its old form and in its new one.
+
+    Args:
+      path: local directory.
+      wordpiece: to write.
+      max_length: to which transformers truncates.
+    """
+    wordpiece.save(path)
+    special = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
+    config = read_json(path / CONFIG_FILE) | special | {"model_max_length": max_length}
+    write_json(path / CONFIG_FILE, config)
+    write_json(path / "special_tokens_map.json", special)
+    wordpiece.to_tokenizer().save(str(path / TOKENIZER_FILE))
