@@ -32,6 +32,15 @@ def example(text_a, text_b=None, label=None, index="0"):
     return Example(text_a, text_b, label, index, "a.tsv, line 2")
 
 
+def labelled(task, labels):
+    """Examples with these classes or scores; None = not known."""
+    names = task.label_names or None
+    return [
+        example("a", label=label if names is None or label is None else names[label])
+        for label in labels
+    ]
+
+
 def ids(text):
     return [WORDPIECE.vocab.index(token) for token in text.split()]
 
@@ -64,10 +73,10 @@ def test_unknown_labels_stay_but_do_not_count(tmp_path):
     features = task.features(task.read(source), WORDPIECE, 8)
     np.testing.assert_array_equal(features.labels, np.float32([3.5, np.nan, 0, 5]))
     assert features.counts["unlabelled"] == 1
-    assert task.metrics(np.float32([7, 0, 0, 10]), features.labels)["pearson"] == pytest.approx(1)
-    classes = SENTIMENT.features([example("a", label="1"), example("b")], WORDPIECE, 8)
-    assert classes.labels.tolist() == [1, -1]
-    assert SENTIMENT.metrics(np.array([1, 1]), classes.labels) == {"accuracy": 1.0}
+    assert task.metrics(np.float32([7, 0, 0, 10]), task.read(source))["pearson"] == pytest.approx(1)
+    examples = [example("a", label="1"), example("b")]
+    assert SENTIMENT.features(examples, WORDPIECE, 8).labels.tolist() == [1, -1]
+    assert SENTIMENT.metrics(np.array([1, 1]), examples) == {"accuracy": 1.0}
 
 
 def test_features_of_texts_and_pairs():
@@ -133,7 +142,7 @@ def test_class_metrics_are_those_of_their_definitions():
     cases += [np.array([[1, 1, 1], [i, j, j]]) for i in (0, 1) for j in (0, 1)]
     cases += [np.array([[0, 1, 1], [i, i, i]]) for i in (0, 1)]
     for labels, predictions in cases:
-        found = task.metrics(predictions, labels)
+        found = task.metrics(predictions, labelled(task, labels))
         assert found == pytest.approx(by_hand(labels, predictions)), (labels, predictions)
         assert all(type(value) is float for value in found.values())
 
@@ -145,22 +154,23 @@ def test_correlations_are_those_of_their_definitions():
         labels = random.integers(0, 6, n).astype(np.float32)
         labels[:2] = 0, 5
         predictions = (labels + random.normal(size=n)).astype(np.float32)
-        assert SIMILARITY.metrics(predictions, labels) == pytest.approx(
+        assert SIMILARITY.metrics(predictions, labelled(SIMILARITY, labels)) == pytest.approx(
             {
                 "pearson": np.corrcoef(labels, predictions)[0, 1],
                 "spearman": np.corrcoef(ranks(labels), ranks(predictions))[0, 1],
             }
         )
     for labels, predictions in (([1, 2, 3], [2, 2, 2]), ([2, 2], [1, 3]), ([1], [1])):
-        found = SIMILARITY.metrics(np.float32(predictions), np.float32(labels))
+        found = SIMILARITY.metrics(np.float32(predictions), labelled(SIMILARITY, labels))
         assert found == {"pearson": 0, "spearman": 0}
 
 
 def test_confusion_and_classes():
     task = ClassificationTask(labels=("x", "y", "z"), metric_names=("accuracy", "macro_f1"))
-    labels, predictions = np.array([0, 0, 1, 0, -1]), np.array([0, 1, 1, 0, 1])
-    assert task.confusion_matrix(predictions, labels).tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
-    x, y, z = task.per_class(predictions, labels)
+    examples, predictions = labelled(task, [0, 0, 1, 0, None]), np.array([0, 1, 1, 0, 1])
+    matrix = task.confusion_matrix(predictions, examples)
+    assert matrix.tolist() == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    x, y, z = task.per_class(predictions, examples)
     assert x == {
         "label": "x",
         "precision": 1.0,
@@ -170,15 +180,15 @@ def test_confusion_and_classes():
     }
     assert (y["precision"], y["recall"], y["support"]) == (0.5, 1.0, 1)
     assert z == {"label": "z", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
-    found = task.metrics(predictions, labels)
+    found = task.metrics(predictions, examples)
     assert found == pytest.approx({"accuracy": 0.75, "macro_f1": (0.8 + 2 / 3) / 2})
 
 
 def test_baselines_and_predictions():
-    train, dev = np.array([1, 1, 0, -1]), np.array([0, 1, 0, 0, 0])
+    train, dev = labelled(SENTIMENT, [1, 1, 0, None]), labelled(SENTIMENT, [0, 1, 0, 0, 0])
     assert SENTIMENT.baseline(train, dev) == {"accuracy": 0.2}
-    scores = np.float32([1, np.nan, 4])
-    assert SIMILARITY.baseline(scores, np.float32([0, 1, 2])) == {"pearson": 0, "spearman": 0}
+    train, dev = labelled(SIMILARITY, [1, None, 4]), labelled(SIMILARITY, [0, 1, 2])
+    assert SIMILARITY.baseline(train, dev) == {"pearson": 0, "spearman": 0}
     assert SENTIMENT.predictions(np.float32([[1, 2], [3, 0]])).tolist() == [1, 0]
     assert SIMILARITY.predictions(np.float32([[1.5], [-2]])).tolist() == [1.5, -2]
 

@@ -225,40 +225,50 @@ class ClassificationTask:
         known = [-1 if e.label is None else self._class_of(e.label, e.place) for e in examples]
         return np.array(known, np.int32)
 
-    def predictions(self, logits: np.ndarray) -> np.ndarray:
-        """Of logits [n, num_labels], the likeliest class, int32 [n], or the score, float32 [n]."""
-        if self.regression:
-            return logits[:, 0].astype(np.float32)
-        return logits.argmax(axis=-1).astype(np.int32)
-
-    def metrics(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Each of the task's metrics, over the examples whose label is known.
+    def predictions(
+        self,
+        logits: Sequence[np.ndarray],
+        features: Features | None = None,
+        examples: Sequence[Example] = (),
+    ) -> np.ndarray:
+        """The likeliest class of each example, int32 [n], or its score, float32 [n].
 
         Args:
-          predictions: [n], of `predictions`.
-          labels: [n], of `Features`.
+          logits: Of each example, [num_labels].
+          features, examples: Not needed, as they are by tasks that cut examples into windows.
         """
-        predictions, labels = _known(predictions, labels)
+        del features, examples
+        if self.regression:
+            return np.stack(logits)[:, 0].astype(np.float32)
+        return np.stack(logits).argmax(axis=-1).astype(np.int32)
+
+    def metrics(self, predictions: np.ndarray, examples: Sequence[Example]) -> dict[str, float]:
+        """Each of the task's metrics, over the examples whose label is known."""
+        predictions, labels = self._known(predictions, examples)
         return {name: float(self._metrics[name](labels, predictions)) for name in self.metric_names}
 
-    def baseline(self, train_labels: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def baseline(
+        self, train_examples: Sequence[Example], examples: Sequence[Example]
+    ) -> dict[str, float]:
         """The metrics of always predicting the commonest class, or the mean score, of training."""
-        known, _ = _known(train_labels, train_labels)
+        _, known = self._known(np.zeros(len(train_examples)), train_examples)
         guess = known.mean() if self.regression else np.bincount(known).argmax()
-        return self.metrics(np.full(len(labels), guess), labels)
+        return self.metrics(np.full(len(examples), guess), examples)
 
-    def confusion_matrix(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def confusion_matrix(self, predictions: np.ndarray, examples: Sequence[Example]) -> np.ndarray:
         """int64 [num_labels, num_labels]: examples by their class and the predicted one."""
-        predictions, labels = _known(predictions, labels)
+        predictions, labels = self._known(predictions, examples)
         return sklearn.metrics.confusion_matrix(labels, predictions, labels=range(self.num_labels))
 
-    def per_class(self, predictions: np.ndarray, labels: np.ndarray) -> list[dict[str, Any]]:
+    def per_class(
+        self, predictions: np.ndarray, examples: Sequence[Example]
+    ) -> list[dict[str, Any]]:
         """`label`, `precision`, `recall`, `f1` and `support` (examples) of each class.
 
         A share of nothing is 0: the precision of a class never predicted, the recall of one without
         examples.
         """
-        predictions, labels = _known(predictions, labels)
+        predictions, labels = self._known(predictions, examples)
         columns = sklearn.metrics.precision_recall_fscore_support(
             labels, predictions, labels=range(self.num_labels), zero_division=0
         )
@@ -268,6 +278,14 @@ class ClassificationTask:
                 self.label_names, *(column.tolist() for column in columns), strict=True
             )
         ]
+
+    def _known(
+        self, predictions: np.ndarray, examples: Sequence[Example]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions and labels of the examples with a label."""
+        labels = self._labels(examples)
+        known = ~np.isnan(labels) if self.regression else labels >= 0
+        return predictions[known], labels[known]
 
     def write_predictions(
         self, path: epath.PathLike, examples: Sequence[Example], predictions: np.ndarray
@@ -316,12 +334,6 @@ def _score(label: Any, place: str) -> float:
     if not math.isfinite(score):
         raise UserError(f"{place}: label {label!r} is not a finite number, as a regression needs")
     return score
-
-
-def _known(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Those of the examples with a label."""
-    known = labels >= 0 if np.issubdtype(labels.dtype, np.integer) else ~np.isnan(labels)
-    return predictions[known], labels[known]
 
 
 def _correlation(correlate: Metric) -> Metric:
