@@ -288,7 +288,7 @@ class AnsweringTask:
 
     def _best_spans(self, starts: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
         """(first, last) of the `n_best_size` best spans, best first."""
-        ends = np.pad(ends, (0, self.max_answer_length - 1), constant_values=-np.inf)
+        ends = np.pad(ends, (0, self.max_answer_length), constant_values=-np.inf)
         ends = np.lib.stride_tricks.sliding_window_view(ends, self.max_answer_length)
         scores = starts[:, None] + ends[: len(starts)]  # [first token, length - 1]
         order = np.argsort(-scores, axis=None, kind="stable")[: self.n_best_size]
