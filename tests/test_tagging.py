@@ -1,0 +1,373 @@
+"""Tagging: CoNLL files, what the model gets, and how entities are counted."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from bert_jax.data.documents import find_sources, read_documents
+from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece, load_wordpiece
+from bert_jax.errors import UserError
+from bert_jax.tasks.tagging import (
+    Entity,
+    Prediction,
+    Sentence,
+    TaggingTask,
+    find_entities,
+    split_words,
+)
+
+pytestmark = pytest.mark.core
+
+LETTERS = WordPiece((*SPECIAL_TOKENS, *"abcdefgh", *(f"##{c}" for c in "xyz")), lowercase=True)
+PLACES = TaggingTask(labels=("O", "B-LOC", "I-LOC"))
+IOBES = TaggingTask(scheme="BIOES")
+
+
+def ids(text):
+    return [LETTERS.vocab.index(token) for token in text.split()]
+
+
+def sentence(tags, words=None):
+    return Sentence(words or ["a"] * len(tags.split()), tags.split(), "a.conll, line 1")
+
+
+def predicted(tags, probability=1.0):
+    return Prediction(tags.split(), np.full(len(tags.split()), probability, np.float32))
+
+
+def gold_logits(task, features):
+    """Logits of a model that knows the labels."""
+    return [9 * np.eye(task.num_labels, dtype=np.float32)[labels] for labels in features.labels]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="a.conll"):
+        content = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / name).write_bytes(content)
+        return str(tmp_path / name)
+
+    return write
+
+
+def words_and_tags(sentences):
+    return [(" ".join(s.words), " ".join(s.tags)) for s in sentences]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "U.N. B-ORG\nin O\nRome B-LOC\n\n# O\n1 O\n",
+        "\ufeffU.N.\tB-ORG\r\nin\tO\r\nRome\tB-LOC\r\n\t\r\n  \n#\tO\r\n1\tO",
+        "-DOCSTART- O\n\nU.N.  NNP  B-ORG \nin IN O\nRome NNP B-LOC\n\n# # O\n1 CD O\n\n",
+        "# id 7\nU.N. B-ORG\nin O\n# a comment\nRome B-LOC\n\n# text = # 1\n# O\n1 O\n",
+        "U.N. B-ORG\nin O\nRome B-LOC\n-DOCSTART- -X- O\n# O\n1 O\n",
+    ],
+)
+def test_conll_files(write, content):
+    sentences = TaggingTask().read(write(content))
+    assert words_and_tags(sentences) == [("U.N. in Rome", "B-ORG O B-LOC"), ("# 1", "O O")]
+
+
+def test_columns_encodings_and_places(write):
+    path = write("\nB-X 1 \xe9t\xe9 p\nO 2 a\xa0b p\n".encode("latin-1"))
+    task = TaggingTask(word_column=-2, tag_column=1, encoding="latin-1")
+    assert task.read(path) == [
+        Sentence(["\xe9t\xe9", "a\xa0b"], ["B-X", "O"], f"{path}, line 2"),
+    ]
+    unlabelled = TaggingTask(word_column=1).read(write("# id\na\n#\nb\n\nc\n"), labelled=False)
+    assert [(s.words, s.tags) for s in unlabelled] == [(["a", "#", "b"], None), (["c"], None)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a O\nb I-LOC\n", "a.conll, line 2: tag 'I-LOC' does not fit .* BIO has 'B-LOC' there"),
+        ("a B-PER\nb I-LOC\n", "a.conll, line 2: tag 'I-LOC' does not fit its neighbours"),
+        ("a B-PER\n\nb I-PER\n", "a.conll, line 3: tag 'I-PER' does not fit its neighbours"),
+        ("a S-LOC\n", "a.conll, line 1: 'S-LOC' is no tag of BIO; check scheme and tag_column"),
+        ("a O\nb NNP\n", "a.conll, line 2: 'NNP' is no tag of BIO"),
+        ("a O\nb\n", "a.conll, line 2: 1 columns, and 2 in the lines before"),
+        ("a\n", "a.conll, line 1: 1 columns, of 2 or more; columns are separated by tabs"),
+        ("a\tO\nb c\tB-X\n d e B-X\n", "a.conll, line 3: 3 columns, and 2 in the lines before"),
+        ("a\tO\n\tO\n", "a.conll, line 2: the word is empty"),
+        (b"a O\n\n\xe9 O\n", "a.conll, line 3: byte 1 of the line is not UTF-8; set `encoding`"),
+        ("# nothing\n\n", "a.conll: no sentence there"),
+    ],
+)
+def test_bad_files(write, content, message):
+    with pytest.raises(UserError, match=message):
+        TaggingTask().read(write(content))
+
+
+def test_bad_options(tmp_path):
+    with pytest.raises(UserError, match="scheme: 'IOB1' is neither BIO nor BIOES; IOB1 is read as"):
+        TaggingTask(scheme="IOB1")
+    with pytest.raises(UserError, match="columns count from 1"):
+        TaggingTask(word_column=0)
+    with pytest.raises(UserError, match=r"no\.conll: no such file"):
+        TaggingTask().read(str(tmp_path / "no.conll"))
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tags", "repaired"),
+    [
+        # IOB1: B- only where an entity follows another of its type.
+        ("BIO", "I-A I-A O I-A B-A I-A I-B", "B-A I-A O B-A B-A I-A B-B"),
+        ("BIO", "O I-A-B I-A-B B-A-B", "O B-A-B I-A-B B-A-B"),
+        ("BIO", "B-A I-A O B-B", "B-A I-A O B-B"),
+        ("BIOES", "S-A B-A E-A O B-B I-B E-B", "S-A B-A E-A O B-B I-B E-B"),
+        ("BIOES", "B-A O I-A E-B", "S-A O S-A S-B"),
+        ("BIOES", "B-A I-A B-A E-A E-A S-B I-B", "B-A E-A B-A E-A S-A S-B S-B"),
+    ],
+)
+def test_repair(write, scheme, tags, repaired):
+    content = "".join(f"a {tag}\n" for tag in tags.split())
+    task = TaggingTask(scheme=scheme, repair=True)
+    (found,) = task.read(write(content))
+    changed = sum(a != b for a, b in zip(tags.split(), repaired.split()))
+    assert (found.tags, found.num_repaired) == (repaired.split(), changed)
+    features = task.with_labels_of([found]).features([found], LETTERS, 30)
+    assert features.counts["tags_repaired"] == changed
+    if changed:
+        with pytest.raises(UserError, match="does not fit its neighbours"):
+            TaggingTask(scheme=scheme).read(write(content))
+
+
+def test_labels_are_all_tags_of_the_types_in_training(write):
+    train = [sentence("O B-PER"), sentence("B-A-LOC I-A-LOC"), Sentence(["a"], None, "")]
+    task = TaggingTask().with_labels_of(train)
+    assert task.label_names == ("O", "B-A-LOC", "I-A-LOC", "B-PER", "I-PER")
+    assert task.num_labels == 5
+    assert task.with_labels_of([sentence("B-X")]) is task
+    tags = IOBES.with_labels_of([sentence("S-PER")]).labels
+    assert tags == ("O", "B-PER", "I-PER", "E-PER", "S-PER")
+    message = "tag 'B-ORG' is none of O, B-A-LOC, I-A-LOC, B-PER, I-PER, the labels given or those"
+    with pytest.raises(UserError, match=f"a.conll, line 2: {message}"):
+        task.read(write("a O\nb B-ORG\n"))
+    with pytest.raises(UserError, match=f"a.conll, line 1: {message}"):
+        task.features([sentence("O B-ORG")], LETTERS, 9)
+    with pytest.raises(UserError, match="have no tag but O"):
+        TaggingTask().with_labels_of([sentence("O O")])
+
+
+def test_features_token_by_token():
+    examples = [
+        Sentence(["ax", "b!", "\x00"], ["B-LOC", "I-LOC", "O"], ""),
+        Sentence(["a", "b", "cxy", "d"], ["O", "O", "O", "B-LOC"], ""),
+        Sentence(["a"], None, ""),
+        Sentence(["axy", "b", "c"], ["O", "O", "B-LOC"], "", predicate=(0, 2), num_repaired=1),
+    ]
+    features = PLACES.features(examples, LETTERS, 9)
+    assert [window.tolist() for window in features.input_ids] == [
+        ids("[CLS] a ##x b [UNK] [UNK] [SEP]"),
+        ids("[CLS] a b c ##x ##y d [SEP]"),
+        ids("[CLS] a [SEP]"),
+        ids("[CLS] a ##x [SEP] a ##x ##y c [SEP]"),
+        ids("[CLS] ##x ##y [SEP] a ##x ##y c [SEP]"),
+        ids("[CLS] ##y b [SEP] a ##x ##y c [SEP]"),
+        ids("[CLS] b c [SEP] a ##x ##y c [SEP]"),
+    ]
+    assert features.b_start.tolist() == [7, 8, 3, 4, 4, 4, 4]
+    assert [labels.tolist() for labels in features.labels] == [
+        [-1, 1, -1, 2, -1, 0, -1],
+        [-1, 0, 0, 0, -1, -1, 1, -1],
+        [-1, -1, -1],
+        [-1, 0, *[-1] * 7],
+        [-1] * 9,
+        [-1, -1, 0, *[-1] * 6],
+        [-1, -1, 1, *[-1] * 6],
+    ]
+    assert [words.tolist() for words in features.words[:3]] == [
+        [-1, 0, -1, 1, -1, 2, -1],
+        [-1, 0, 1, 2, -1, -1, 3, -1],
+        [-1, 0, -1],
+    ]
+    assert features.example.tolist() == [0, 1, 2, 3, 3, 3, 3]
+    assert all(labels.dtype == np.int32 for labels in features.labels)
+    assert features.counts == {
+        "examples": 4,
+        "windowed": 1,
+        "tags_repaired": 1,
+        "unknown_words": 1,
+    }
+    with pytest.raises(UserError, match="max_seq_length: 8 leaves no room for words"):
+        PLACES.features(examples, LETTERS, 8)
+
+
+def test_the_predicate_is_marked_in_a_column(write):
+    path = write("He - B-A0\nmay - O\nnot _ O\ngive give B-V\nin x I-V\n\nNo 0 O\nverb - O\n")
+    task = TaggingTask(predicate_column=2)
+    examples = task.read(path)
+    assert [example.predicate for example in examples] == [(3, 4), ()]
+    (first, second) = task.with_labels_of(examples).features(examples, LETTERS, 20).input_ids
+    assert (len(first), len(second)) == (2 + 5 + 3, 2 + 2)
+
+
+@pytest.mark.parametrize("max_seq_length", [16, 128])
+def test_every_word_of_real_text_is_tagged_once(sotu_store, max_seq_length):
+    wordpiece = load_wordpiece(sotu_store)
+    speeches = itertools.islice(read_documents(find_sources(["corpus:sotu"])), 0, None, 25)
+    draw, examples = random.Random(0), []
+    for text in speeches:
+        words = text.split()
+        for length in (1, 7, 60, 300):
+            tags = draw.choices(PLACES.labels, k=length)
+            examples.append(Sentence(words[:length], tags, ""))
+            words = words[length:]
+    features = PLACES.features(examples, wordpiece, max_seq_length)
+    assert max(map(len, features.input_ids)) == max_seq_length
+    counted = [
+        (e, w) for e, words in zip(features.example, features.words) for w in words if w >= 0
+    ]
+    assert sorted(counted) == [(e, w) for e, s in enumerate(examples) for w in range(len(s.words))]
+    for window, words in zip(features.input_ids, features.words):
+        assert not wordpiece.is_continuation[window[words >= 0]].any()
+        # A word has a quarter of the window on both sides, but for the ends of the sentence.
+        inside = words[words >= 0]
+        if len(inside) and inside[0] > 0:
+            assert np.flatnonzero(words >= 0)[0] >= max_seq_length // 4 - 1
+    predictions = PLACES.predictions(gold_logits(PLACES, features), features, examples)
+    assert [p.tags for p in predictions] == [s.tags for s in examples]
+    assert PLACES.metrics(predictions, examples)["accuracy"] == 1
+
+
+def test_predictions_have_probabilities():
+    examples = [Sentence(["a", "bx"], None, "")]
+    features = PLACES.features(examples, LETTERS, 9)
+    logits = np.log([[9, 1, 1], [1, 2, 1], [3, 1, 1], [1, 9, 9], [1, 1, 1]])
+    (prediction,) = PLACES.predictions([logits], features, examples)
+    assert prediction.tags == ["B-LOC", "O"]
+    np.testing.assert_allclose(prediction.probabilities, [0.5, 0.6], rtol=1e-6)
+
+
+# Counted by hand: entities in the gold tags, in the predicted ones, and in both.
+@pytest.mark.parametrize(
+    ("task", "gold", "guess", "counts"),
+    [
+        (PLACES, "B-LOC I-LOC O", "B-LOC I-LOC O", (1, 1, 1)),
+        (PLACES, "B-LOC I-LOC O", "B-LOC O O", (1, 1, 0)),  # half an entity is none
+        (PLACES, "B-LOC I-LOC O", "B-PER I-PER O", (1, 1, 0)),
+        (PLACES, "B-LOC I-LOC O", "I-LOC I-LOC O", (1, 1, 1)),  # as conlleval
+        (PLACES, "B-LOC I-LOC O", "O I-LOC O", (1, 1, 0)),
+        (PLACES, "B-LOC B-LOC", "B-LOC I-LOC", (2, 1, 0)),
+        (PLACES, "B-LOC B-PER", "B-LOC I-PER", (2, 2, 2)),
+        (PLACES, "B-LOC I-LOC", "B-LOC I-PER", (1, 2, 0)),
+        (PLACES, "O B-A-B I-A-B", "O B-A-B I-A-B", (1, 1, 1)),
+        (PLACES, "O O", "O B-LOC", (0, 1, 0)),
+        (PLACES, "O O", "O O", (0, 0, 0)),
+        (IOBES, "B-LOC E-LOC S-PER", "B-LOC E-LOC S-PER", (2, 2, 2)),
+        (IOBES, "B-LOC I-LOC E-LOC", "I-LOC I-LOC E-LOC", (1, 0, 0)),  # strict: no beginning
+        (IOBES, "B-LOC I-LOC E-LOC", "B-LOC I-LOC I-LOC", (1, 0, 0)),  # no end
+        (IOBES, "B-LOC E-LOC", "S-LOC E-LOC", (1, 1, 0)),
+        (IOBES, "B-LOC E-LOC", "B-LOC E-PER", (1, 0, 0)),
+        (IOBES, "O O", "O O", (0, 0, 0)),
+    ],
+)
+def test_entities_are_counted_as_conlleval_or_strictly(task, gold, guess, counts, recwarn):
+    num_gold, num_guessed, right = counts
+    examples, predictions = [sentence(gold)], [predicted(guess)]
+    metrics = task.metrics(predictions, examples)
+    assert metrics["precision"] == (right / num_guessed if num_guessed else 0)
+    assert metrics["recall"] == (right / num_gold if num_gold else 0)
+    assert metrics["f1"] == pytest.approx(2 * right / max(1, num_gold + num_guessed))
+    same = [a == b for a, b in zip(gold.split(), guess.split())]
+    assert metrics["accuracy"] == np.mean(same)
+    rows = task.per_class(predictions, examples)
+    assert sum(row["support"] for row in rows) == num_gold
+    assert not recwarn
+
+
+def test_an_entity_does_not_reach_into_the_next_sentence():
+    examples = [sentence("O B-LOC"), sentence("B-LOC O"), Sentence(["a"], None, "")]
+    predictions = [predicted("O B-LOC"), predicted("I-LOC O"), predicted("O")]
+    assert PLACES.metrics(predictions, examples)["f1"] == 1
+
+
+def test_per_class():
+    examples = [sentence("B-LOC I-LOC O B-PER")]
+    assert PLACES.per_class([predicted("B-LOC I-LOC B-PER B-PER")], examples) == [
+        {"label": "LOC", "precision": 1, "recall": 1, "f1": 1, "support": 1},
+        {"label": "PER", "precision": 0.5, "recall": 1, "f1": pytest.approx(2 / 3), "support": 1},
+    ]
+
+
+def test_baseline_is_the_commonest_tag_of_the_word():
+    train = [sentence("B-LOC O O O", ["Rome", "is", "in", "Rome"]), sentence("B-LOC", ["Rome"])]
+    test = [sentence("B-LOC O B-LOC", ["Rome", "and", "Oslo"])]
+    assert PLACES.baseline(train, test) == {
+        "f1": pytest.approx(2 / 3),
+        "precision": 1.0,
+        "recall": 0.5,
+        "accuracy": pytest.approx(2 / 3),
+        "share_of_o": pytest.approx(1 / 3),
+    }
+
+
+def test_predictions_are_a_conll_file(tmp_path):
+    examples = [sentence("B-LOC O", ["New York", "#"]), sentence("O", ["a"])]
+    path = tmp_path / "predictions.conll"
+    PLACES.write_predictions(path, examples, [predicted("O O"), predicted("B-LOC")])
+    assert [file.name for file in tmp_path.iterdir()] == ["predictions.conll"]
+    gold = TaggingTask(tag_column=2).read(str(path))
+    assert words_and_tags(gold) == words_and_tags(examples)
+    assert words_and_tags(TaggingTask().read(str(path))) == [("New York #", "O O"), ("a", "B-LOC")]
+    PLACES.write_predictions(path, [Sentence(["a"], None, "")], [predicted("O")])
+    assert path.read_text() == "a\tO\n"
+
+
+def test_entities_of_plain_text():
+    vocab = (*SPECIAL_TOKENS, *"a,中国.", "sao", "paulo", "visit", "##s", "rome")
+    wordpiece = WordPiece(vocab, lowercase=True)
+    text = "Visits São\u0303\tPaulo, Rome ❤️中国. \x00"
+    words = split_words(wordpiece, text)
+    assert [text[start:end] for start, end in words] == [
+        *("Visits", "São\u0303", "Paulo", ",", "Rome", "❤️", "中", "国", "."),
+    ]
+    alone = wordpiece.encode([text[start:end] for start, end in words])
+    assert wordpiece.encode([text]) == [list(itertools.chain.from_iterable(alone))]
+    tags = predicted("O B-LOC I-LOC O I-LOC O B-LOC I-PER O")
+    tags.probabilities[:] = np.linspace(0, 0.8, 9)
+    found = find_entities(text, words, tags)
+    assert [entity[:4] for entity in found] == [
+        ("LOC", "São\u0303\tPaulo", 7, 17),
+        ("LOC", "Rome", 19, 23),
+        ("LOC", "中", 26, 27),
+        ("PER", "国", 27, 28),
+    ]
+    assert [entity.score for entity in found] == pytest.approx([0.15, 0.4, 0.6, 0.7])
+    assert isinstance(found[0], Entity)
+    assert split_words(wordpiece, " \x00") == []
+
+
+def test_tfds(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class TinyConll(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            tags = tfds.features.ClassLabel(names=["O", "B-LOC", "I-LOC"])
+            features = {
+                "tokens": tfds.features.Sequence(tfds.features.Text()),
+                "ner": tfds.features.Sequence(tags),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"dev": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield 0, {"tokens": ["em", "São", "Paulo"], "ner": ["O", "B-LOC", "I-LOC"]}
+
+    TinyConll(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    task = TaggingTask(data_dir=str(tmp_path))
+    place = "tfds:tiny_conll:dev, example 0, word 0"
+    assert task.read("tfds:tiny_conll:dev") == [
+        Sentence(["em", "São", "Paulo"], ["O", "B-LOC", "I-LOC"], place)
+    ]
+    assert task.read("tfds:tiny_conll:dev", labelled=False)[0].tags is None
