@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from etils import epath
 
 from bert_jax.__main__ import main
 from bert_jax.config import ModelConfig
-from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.inference import load_bert
 from bert_jax.inference.exported import read_exported, write_exported
@@ -24,6 +25,7 @@ from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import PARTS
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.parallel.topologies import topology_devices
 from bert_jax.train.build import build_model
 
 pytestmark = pytest.mark.core
@@ -47,17 +49,18 @@ CONFIG = ModelConfig(
     scan_layers=True,
     remat="dots",
 )
+WORDPIECE = WordPiece((*SPECIAL_TOKENS, *(f"word{n}" for n in range(995))), lowercase=True)
 LABELS = ("red", "green", "blue")
 
 
 @pytest.fixture(scope="module")
-def source(sotu_store, tmp_path_factory):
+def source(tmp_path_factory):
     """Directory of a model with every head."""
     path = epath.Path(tmp_path_factory.mktemp("source"))
     init = build_model(CONFIG, None, PARTS, len(LABELS)).init
     params = jax.device_get(init(jax.random.key(0)))
     params["masked_lm"]["bias"] = np.linspace(-1, 1, 1024, dtype=np.float32)  # of the padding, too
-    write_workdir(path, Portable(CONFIG, load_wordpiece(sotu_store), params, LABELS))
+    write_workdir(path, Portable(CONFIG, WORDPIECE, params, LABELS))
     return path
 
 
@@ -164,3 +167,133 @@ def test_runs_with_jax_and_numpy_alone(source, exported, tmp_path):
             found = results[f"{size}/{name}"]
             assert found.dtype == np.float32
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5, err_msg=name)
+
+
+def test_no_padding_of_the_vocabulary_is_left(exported):
+    arrays = np.load(exported / "params.npz")
+    assert arrays["bert/embeddings/word/embedding"].shape == (1000, 32)
+    assert not [name for name in arrays.files if 1024 in arrays[name].shape]
+    assert load_bert.load(exported).masked_lm(np.zeros((3, 32), np.float32)).shape == (3, 1000)
+
+
+def test_rows_are_shared_by_devices(exported):
+    """No device is named in an exported function: layouts follow from the arguments."""
+    mesh = make_mesh()
+    model, functions = read_exported(epath.Path(exported))
+    params = jax.device_put(model.params, rules.replicated(mesh))
+    ids = jax.device_put(np.full((16, 8), 7, np.int32), rules.batch_sharding(mesh))
+    states = functions["encoder"](params, ids, ids * 0, ids * 0, ids)
+    assert {shard.data.shape for shard in states.addressable_shards} == {(3, 2, 8, 32)}
+
+
+def test_compiles_for_a_tpu(exported):
+    pytest.importorskip("libtpu", reason="the compiler for TPUs is in libtpu")
+    sharding = jax.sharding.SingleDeviceSharding(topology_devices("v5e:1x1")[0])
+
+    def abstract(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    model, functions = read_exported(epath.Path(exported))
+    params, hidden = jax.tree.map(abstract, (model.params, np.zeros((8, 32), np.float32)))
+    program = functions["next_sentence"].lower(params, hidden).compile().as_text()
+    assert "TPU" in program or ":T(" in program  # tiled layouts, which only TPUs have
+
+
+def rewrite(directory: Path, **changes) -> None:
+    file = directory / "export.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+BROKEN = {
+    "no manifest": (lambda d: (d / "export.json").unlink(), "export.json: no such file"),
+    "half a manifest": (
+        lambda d: (d / "export.json").write_text((d / "export.json").read_text()[:200]),
+        r"export.json: not JSON \(.*\); copy or export",
+    ),
+    "another format": (lambda d: rewrite(d, format="other"), "not the manifest of an exported"),
+    "newer": (lambda d: rewrite(d, version=2), "format version 2, this reads 1"),
+    "no files": (
+        lambda d: (d / "export.json").write_text('{"format": "bert_jax export", "version": 1}'),
+        "export.json: files, functions, jax, labels, model, pad_id missing",
+    ),
+    "missing parameters": (lambda d: (d / "params.npz").unlink(), "params.npz: no such file"),
+    "half of the parameters": (
+        lambda d: (d / "params.npz").write_bytes((d / "params.npz").read_bytes()[:10_000]),
+        "params.npz: damaged; copy or export",
+    ),
+    "missing function": (lambda d: (d / "pooler.stablehlo").unlink(), "pooler.stablehlo: no such"),
+    "changed function": (
+        lambda d: (d / "encoder.stablehlo").write_bytes((d / "pooler.stablehlo").read_bytes()),
+        "encoder.stablehlo: damaged; copy or export",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_broken(exported, tmp_path, what):
+    damage, message = BROKEN[what]
+    directory = tmp_path / "model"
+    shutil.copytree(exported, directory)
+    damage(directory)
+    with pytest.raises(ValueError, match=message) as raised:
+        load_bert.load(directory)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(UserError, match=message):
+        read_exported(epath.Path(directory))
+
+
+def test_program_of_another_jax(exported, tmp_path, monkeypatch):
+    """What a JAX cannot read is said at once, and not when it is called."""
+    directory = tmp_path / "model"
+    shutil.copytree(exported, directory)
+    rewrite(directory, jax="99.0")
+
+    def fails(serialized):
+        raise ValueError("unknown\nversion")
+
+    monkeypatch.setattr(jax.export, "deserialize", fails)
+    with pytest.raises(UserError, match=r"cannot read what jax 99.0 wrote \(unknown version\)"):
+        read_exported(epath.Path(directory))
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.zeros((1, 65)), "65 tokens, the model takes 64"),
+        (np.zeros(5), r"must be \[batch, length\], not \[5\]"),
+        (np.full((1, 5), 1000), "beyond the vocabulary, which has 1000 tokens"),
+    ],
+)
+def test_bad_arguments(exported, ids, message):
+    with pytest.raises(ValueError, match=message):
+        load_bert.load(exported).encoder(ids)
+
+
+def test_missing_head(source, tmp_path):
+    model = read(source)
+    model = model._replace(params={"bert": model.params["bert"]})
+    write_exported(tmp_path / "model", model, ["cpu"])
+    bert = load_bert.load(tmp_path / "model")
+    with pytest.raises(AttributeError, match="no masked_lm; this model has encoder, attention, po"):
+        bert.masked_lm(np.zeros((1, 32)))
+
+
+def test_nothing_is_half_written(source, tmp_path, monkeypatch, capsys):
+    arguments = ["export", f"--model={source}", f"--output={tmp_path / 'model'}"]
+    assert main([*arguments, "--platforms=cpu,gpu"]) == 2
+    assert "no platform 'gpu' to export for; use cpu, tpu, cuda" in capsys.readouterr().err
+
+    def fails(*_, **__):
+        raise RuntimeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", fails)
+        with pytest.raises(RuntimeError):
+            main(arguments)
+    assert not list(tmp_path.iterdir())
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes").touch()
+    assert main(arguments) == 2
+    assert f"{tmp_path / 'model'}: not empty" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes"]

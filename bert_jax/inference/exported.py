@@ -110,7 +110,8 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
     arrays = {"/".join(key.key for key in path): array for path, array in leaves}
     np.savez(directory / load_bert.PARAMS, **arrays)
     files = [directory / load_bert.PARAMS]
-    config = dataclasses.replace(model.config, attention="xla", scan_layers=False, remat="none")
+    # Scanned, since whoever loads it compiles it again for every shape.
+    config = dataclasses.replace(model.config, attention="xla", scan_layers=True, remat="none")
     graphdef = build_model(config, None, parts_of(params), len(model.labels)).graphdef
     functions = {}
     for name, function in part_functions(graphdef, parts_of(params)).items():

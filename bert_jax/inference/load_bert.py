@@ -151,12 +151,14 @@ def read(directory: Any) -> Exported:
     for name in manifest["functions"]:
         serialized = bytearray((directory / f"{name}.stablehlo").read_bytes())
         try:
-            functions[name] = jax.jit(export.deserialize(serialized).call)
+            exported = export.deserialize(serialized)
+            exported.mlir_module()  # a program of a newer JAX would fail only when it is called
         except Exception as error:  # of several types, none of them for this
             raise ValueError(
                 f"{directory}: jax {jax.__version__} cannot read what jax {manifest['jax']} wrote "
                 f"({' '.join(str(error).split())}): export the model again, or change jax"
             ) from error
+        functions[name] = jax.jit(exported.call)
     return Exported(manifest, params, functions)
 
 
