@@ -44,7 +44,7 @@ HELDOUT_FILE = re.compile(r"eval|heldout", re.IGNORECASE)
 HELDOUT_SHARE = 0.01
 # Enough for the frequencies of words; all of a large corpus would take hours.
 MAX_COUNTED_EXAMPLES = 10_000
-MAX_MAPPED_FILES = 256  # each takes a file descriptor
+MAX_MAPPED_FILES = 512  # each takes a file descriptor
 
 _WEIGHTS = "masked_lm_weights"
 _LENGTH_BYTES = 8
@@ -286,8 +286,9 @@ class _Records:
         except DecodeError:
             raise UserError(f"{self.where(number)}: not a tf.train.Example") from None
         if missing := [name for name in FEATURES if name not in found]:
-            has = ", ".join(sorted(found)) or "nothing"
-            raise UserError(f"{self.where(number)}: no {', '.join(missing)}, but {has}")
+            raise UserError(
+                f"{self.where(number)}: lacks {', '.join(missing)}; it has {', '.join(found)}"
+            )
         return {
             name: (found[name].float_list if name == _WEIGHTS else found[name].int64_list).value
             for name in FEATURES
