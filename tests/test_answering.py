@@ -405,8 +405,9 @@ def test_writes_what_the_official_scripts_take(tmp_path):
     questions = [Question("1", "q", "a “Ü”", (("Ü", 3),)), Question("2", "q", "a b")]
     features = SQUAD2.features(questions, LETTERS, 99)
     predictions = SQUAD2.predictions(gold_logits(features), features, questions)
-    SQUAD2.write_predictions(tmp_path, questions, predictions)
-    files = {path.name: json.loads(path.read_text("utf-8")) for path in tmp_path.iterdir()}
+    directory = tmp_path / "predictions"
+    SQUAD2.write_predictions(directory, questions, predictions)
+    files = {path.name: json.loads(path.read_text("utf-8")) for path in directory.iterdir()}
     assert set(files) == {"predictions.json", "nbest_predictions.json", "null_odds.json"}
     assert files["predictions.json"] == {"1": "Ü", "2": ""}
     assert files["null_odds.json"] == {"1": -18.0, "2": 18.0}

@@ -126,6 +126,16 @@ class AnsweringTask:
     repair: bool = False
     data_dir: str | None = None
 
+    head = "answer_span"
+    num_labels = 2  # outputs at each token: that the answer begins, and ends, there
+    label_names = ()
+    predictions_suffix = ""  # a directory
+
+    def with_labels_of(self, examples: Sequence[Question]) -> "AnsweringTask":
+        """Itself: answers are not classes."""
+        del examples
+        return self
+
     def read(self, source: str, *, labelled: bool = True) -> list[Question]:
         """The questions of a JSON file of SQuAD's format, or of `tfds:squad/v1.1[:SPLIT]`.
 
@@ -343,7 +353,7 @@ class AnsweringTask:
         if not self.unanswerable:
             return Prediction(best, best, (best,), 0.0)
         null = _answer("", None, None, 0.0, 0.0)
-        return Prediction(null, best, (null,), math.inf)
+        return Prediction(null, best, (null,), self.null_threshold + 1)
 
     def write_predictions(
         self,
@@ -365,11 +375,13 @@ class AnsweringTask:
         }
         if self.unanswerable:
             files["null_odds.json"] = {id_: p.null_odds for id_, p in by_id.items()}
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            unfinished = epath.Path(directory) / f"{name}.tmp"
+            unfinished = directory / f"{name}.tmp"
             text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
             unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(epath.Path(directory) / name)
+            unfinished.replace(directory / name)
 
 
 def _answer(

@@ -114,6 +114,9 @@ class TaggingTask:
     encoding: str = "utf-8"
     data_dir: str | None = None
 
+    head = "token_classifier"
+    predictions_suffix = ".conll"
+
     def __post_init__(self):
         if 0 in (self.word_column, self.tag_column, self.predicate_column):
             raise UserError("word_column, tag_column, predicate_column: columns count from 1")
