@@ -105,6 +105,8 @@ def test_bad_files(write, content, message):
 def test_bad_options(tmp_path):
     with pytest.raises(UserError, match="scheme: 'IOB1' is neither BIO nor BIOES; IOB1 is read as"):
         TaggingTask(scheme="IOB1")
+    with pytest.raises(UserError, match="encoding: cannot read lines of 'utf8000'"):
+        TaggingTask(encoding="utf8000").read(__file__)
     with pytest.raises(UserError, match="columns count from 1"):
         TaggingTask(word_column=0)
     with pytest.raises(UserError, match=r"no\.conll: no such file"):

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax.data.documents import dataset_and_split
+from bert_jax.data.documents import dataset_and_split, decoded_lines
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
@@ -140,7 +140,8 @@ class AnsweringTask:
         """The questions of a JSON file of SQuAD's format, or of `tfds:squad/v1.1[:SPLIT]`.
 
         Args:
-          source: A file, local or gs://, or a dataset; its split is `train` by default.
+          source: A file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset; its
+            split is `train` by default.
           labelled: False: answers are not looked at, if there are any.
 
         Raises:
@@ -485,15 +486,13 @@ def _tfds_records(source: str, data_dir: str | None) -> Iterator[tuple[str, dict
 
 def _json_records(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, record) of each question of a file of SQuAD's format."""
+    path = epath.Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"{source}: no such file")
+    with path.open("rb") as file:
+        text = "".join(line for _, line in decoded_lines(path, file))
     try:
-        articles = json.loads(epath.Path(source).expanduser().read_bytes())["data"]
-    except OSError as error:
-        raise UserError(f"{source}: cannot be read ({error})") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{source}: byte {error.start + 1} is not UTF-8; convert the file, for example with "
-            "iconv -t utf-8"
-        ) from error
+        articles = json.loads(text)["data"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{source}: not a JSON object with "data", as SQuAD has it') from error
     for a, article in enumerate(articles, 1):

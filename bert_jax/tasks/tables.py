@@ -85,6 +85,15 @@ def read_rows(
     format = format or suffixes(path)[0].removeprefix(".")
     if format not in _FORMATS:
         raise UserError(f"{path}: format {format!r} is none of {', '.join(_FORMATS)}; set `format`")
+    yield from _FORMATS[format](path, read_lines(path, encoding), columns)
+
+
+def read_lines(path: epath.Path, encoding: str) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line of a file, plain or compressed.
+
+    Raises:
+      UserError: No such file, or not in that encoding. The message has the line.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file")
     try:
@@ -95,7 +104,7 @@ def read_rows(
         raise UserError(f"encoding: cannot read lines of {encoding!r}; convert {path} to utf-8")
     with path.open("rb") as file:
         remedy = "set `encoding` (latin-1?) or convert the file, for example with iconv -t utf-8"
-        yield from _FORMATS[format](path, decoded_lines(path, file, encoding, remedy), columns)
+        yield from decoded_lines(path, file, encoding, remedy)
 
 
 def _tsv_rows(path: epath.Path, lines: Lines, columns: Collection[str]) -> Iterator[Row]:

@@ -25,11 +25,11 @@ from seqeval.metrics import classification_report, f1_score, precision_score, re
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import IOBES
 
-from bert_jax.data.documents import dataset_and_split, decoded_lines
+from bert_jax.data.documents import dataset_and_split
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
 from bert_jax.tasks.features import Features
-from bert_jax.tasks.tables import read_rows
+from bert_jax.tasks.tables import read_lines, read_rows
 from bert_jax.tasks.windows import make_windows, widest_context
 
 
@@ -160,27 +160,21 @@ class TaggingTask:
 
     def _conll_sentences(self, source: str, labelled: bool) -> Iterator[Sentence]:
         path = epath.Path(source).expanduser()
-        if not path.exists():
-            raise UserError(f"{path}: no such file")
-        remedy = "set `encoding` (latin-1?) or convert the file, for example with iconv -t utf-8"
-        with path.open("rb") as file:
-            rows = self._rows(path, decoded_lines(path, file, self.encoding, remedy), labelled)
-            for blank, group in itertools.groupby(rows, key=lambda row: row is None):
-                if blank:
-                    continue
-                numbers, records = zip(*group)
-                predicate = ()
-                if self.predicate_column is not None:
-                    marks = _column(records, self.predicate_column)
-                    predicate = tuple(
-                        i for i, mark in enumerate(marks) if mark not in _NO_PREDICATE
-                    )
-                yield self._sentence(
-                    _column(records, self.word_column),
-                    _column(records, self.tag_column) if labelled else None,
-                    [f"{path}, line {number}" for number in numbers],
-                    predicate,
-                )
+        rows = self._rows(path, read_lines(path, self.encoding), labelled)
+        for between, group in itertools.groupby(rows, key=lambda row: row is None):
+            if between:
+                continue
+            numbers, records = zip(*group)
+            predicate = ()
+            if self.predicate_column is not None:
+                marks = _column(records, self.predicate_column)
+                predicate = tuple(i for i, mark in enumerate(marks) if mark not in _NO_PREDICATE)
+            yield self._sentence(
+                _column(records, self.word_column),
+                _column(records, self.tag_column) if labelled else None,
+                [f"{path}, line {number}" for number in numbers],
+                predicate,
+            )
 
     def _rows(
         self, path: epath.Path, lines: Iterator[tuple[int, str]], labelled: bool
