@@ -116,6 +116,8 @@ def test_impossible_question_with_an_answer(write):
     path = write(squad(("a", [answer("he", 31)], {"is_impossible": True})))
     with pytest.raises(UserError, match="the question is impossible and has 1 answers"):
         SQUAD2.read(path)
+    with pytest.raises(UserError, match="doc_stride: 0 must be at least 1"):
+        AnsweringTask(doc_stride=0)
     with pytest.raises(UserError, match=r"no\.json: no such file"):
         SQUAD2.read(path.replace("dev", "no"))
 

@@ -16,7 +16,7 @@ import re
 import string
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,13 +31,12 @@ from bert_jax.tasks.tables import read_rows
 from bert_jax.tasks.windows import make_windows, widest_context
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """A question on a text.
 
     Attributes:
       id: Its key in files of predictions.
-      question: One line.
+      question: A text.
       context: The text that holds the answer.
       answers: Text of every gold answer, and the character of the context where it begins.
         None at all: the context holds no answer (SQuAD 2.0), or it is not known.
@@ -115,6 +114,9 @@ class AnsweringTask:
       repair: An answer that is not at its stated place, but elsewhere in the context exactly once,
         is taken from there; otherwise that is an error.
       data_dir: Where TFDS keeps its datasets; None for its default.
+
+    Raises:
+      UserError: A length or size that is not positive.
     """
 
     unanswerable: bool = False
@@ -131,6 +133,11 @@ class AnsweringTask:
     label_names = ()
     predictions_suffix = ""  # a directory
 
+    def __post_init__(self):
+        for name in ("doc_stride", "max_query_length", "max_answer_length", "n_best_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} must be at least 1")
+
     def with_labels_of(self, examples: Sequence[Question]) -> "AnsweringTask":
         """Itself: answers are not classes."""
         del examples
@@ -140,8 +147,8 @@ class AnsweringTask:
         """The questions of a JSON file of SQuAD's format, or of `tfds:squad/v1.1[:SPLIT]`.
 
         Args:
-          source: A file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset; its
-            split is `train` by default.
+          source: A file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset;
+            its split is `train` by default.
           labelled: False: answers are not looked at, if there are any.
 
         Raises:
@@ -176,8 +183,7 @@ class AnsweringTask:
             kind = "impossible" if is_impossible else "possible"
             raise UserError(f"{place}: the question is {kind} and has {len(answers)} answers")
         moved = [self._found(place, question.context, answer) for answer in answers]
-        return replace(
-            question,
+        return question._replace(
             answers=tuple((answer["text"], at) for answer, at in zip(answers, moved)),
             num_repaired=sum(at != answer["answer_start"] for answer, at in zip(answers, moved)),
         )
@@ -222,20 +228,22 @@ class AnsweringTask:
         for index, (example, query) in enumerate(zip(examples, queries)):
             counts["questions_cut"] += len(query) > self.max_query_length
             counts["answers_repaired"] += example.num_repaired
-            head = [wordpiece.cls_id, *query[: self.max_query_length], wordpiece.sep_id]
+            prefix = [wordpiece.cls_id, *query[: self.max_query_length], wordpiece.sep_id]
             ids, offsets = encode(example.context)
-            windows = make_windows(len(ids), max_seq_length - len(head) - 1, self.doc_stride)
+            windows = make_windows(len(ids), max_seq_length - len(prefix) - 1, self.doc_stride)
             widest = widest_context(windows)
             counts["windowed"] += len(windows) > 1
             span = _token_span(example, offsets)
             counts["answers_without_token"] += bool(example.answers) and span is None
             for number, (start, end) in enumerate(windows):
                 whole = span is not None and start <= span[0] and span[1] < end
-                columns["labels"].append([len(head) - start + i for i in span] if whole else [0, 0])
-                columns["input_ids"].append(
-                    np.array([*head, *ids[start:end], wordpiece.sep_id], np.int32)
+                columns["labels"].append(
+                    [len(prefix) - start + i for i in span] if whole else [0, 0]
                 )
-                columns["b_start"].append(len(head))
+                columns["input_ids"].append(
+                    np.array([*prefix, *ids[start:end], wordpiece.sep_id], np.int32)
+                )
+                columns["b_start"].append(len(prefix))
                 columns["example"].append(index)
                 columns["offsets"].append(offsets[start:end])
                 columns["is_widest"].append(widest[start:end] == number)
