@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+import jax
 from etils import epath
 
 from bert_jax.inference.exported import PLATFORMS, write_exported
@@ -29,6 +30,8 @@ def main(argv: Sequence[str]) -> None:
         "none of them needs to be here",
     )
     arguments = parser.parse_args(argv)
+    # The programs name the files that they were made of: not where on this machine these are.
+    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
     model = read(epath.Path(arguments.model), arguments.step)
     write_exported(arguments.output, model, arguments.platforms.split(","))
     print(arguments.output)

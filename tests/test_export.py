@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+import bert_jax
 from bert_jax.__main__ import main
 from bert_jax.config import ModelConfig
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
@@ -176,6 +177,14 @@ def test_no_padding_of_the_vocabulary_is_left(exported):
     assert load_bert.load(exported).masked_lm(np.zeros((3, 32), np.float32)).shape == (3, 1000)
 
 
+def test_nothing_tells_where_it_was_made(exported, source):
+    for file in exported.iterdir():
+        if file.is_file():
+            content = file.read_bytes()
+            places = (Path(__file__).parents[1], sys.prefix, source)
+            assert not [place for place in places if str(place).encode() in content], file
+
+
 def test_rows_are_shared_by_devices(exported):
     """No device is named in an exported function: layouts follow from the arguments."""
     mesh = make_mesh()
@@ -297,3 +306,23 @@ def test_nothing_is_half_written(source, tmp_path, monkeypatch, capsys):
     assert main(arguments) == 2
     assert f"{tmp_path / 'model'}: not empty" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "model").iterdir()] == ["notes"]
+
+
+def test_fp32_stays_fp32_on_a_tpu(exported):
+    """Whose matrix units would round the factors to bf16."""
+    program = jax.export.deserialize(bytearray((exported / "encoder.stablehlo").read_bytes()))
+    lines = program.mlir_module().splitlines()
+    products = [line for line in lines if "stablehlo.dot_general" in line]
+    assert len(products) >= 8
+    assert all("precision = [HIGHEST, HIGHEST]" in line for line in products)
+
+
+def test_guesses_are_those_of_the_source(source, exported):
+    texts = ["word1 word2 [MASK] word3", "word4 [MASK]", "[MASK] word5 [MASK] word6"]
+    for found, expected in zip(
+        bert_jax.load(exported).fill_mask(texts), bert_jax.load(source).fill_mask(texts)
+    ):
+        for guesses, others in zip(found, expected, strict=True):
+            assert [guess.token for guess in guesses] == [guess.token for guess in others]
+            probabilities = ([guess.probability for guess in x] for x in (guesses, others))
+            np.testing.assert_allclose(*probabilities, rtol=1e-5)

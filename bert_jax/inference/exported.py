@@ -116,7 +116,10 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
     functions = {}
     for name, function in part_functions(graphdef, parts_of(params)).items():
         arguments = _abstract_arguments(name, config)
-        exported = export.export(jax.jit(function), platforms=platforms)(params, *arguments)
+        # Hardware that would round the factors of fp32 products to bf16 is told not to.
+        precision = "float32" if config.compute_dtype == "float32" else None
+        with jax.default_matmul_precision(precision):
+            exported = export.export(jax.jit(function), platforms=platforms)(params, *arguments)
         files.append(directory / f"{name}.stablehlo")
         files[-1].write_bytes(exported.serialize())
         names = list(inspect.signature(function).parameters)[1:]

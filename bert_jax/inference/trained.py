@@ -108,11 +108,12 @@ class TrainedBert:
         self._num_devices = mesh.size
         platform = mesh.devices.flat[0].platform
         self._tokens_per_device = TOKENS_PER_DEVICE.get(platform, TOKENS_PER_ACCELERATOR)
-        self._vectors, self._follows, self._best_words = (
+        self._vectors, self._follows, self._attention, self._best_words = (
             jax.jit(functools.partial(function, self.functions), static_argnames=names)
             for function, names in (
                 (_vectors, ("pooling", "layers")),
                 (_follows, ()),
+                (_attention, ()),
                 (_best_words, ("top_k",)),
             )
         )
@@ -237,6 +238,18 @@ class TrainedBert:
                 ]
 
         return self._run(map(self._tokenize_masked, _checked(texts, pair=False)), start, finish)
+
+    def attention(self, text: Text) -> np.ndarray:
+        """How much each token of a text or pair takes of each other one, in every head.
+
+        Returns:
+          fp32 [num_layers, heads, query, key], which sums to 1 over `key`; queries and keys are the
+          `tokens` of the text.
+        """
+        (batch,) = self._batches([self.tokenize(*_checked([text]))])
+        found = self._attention(self.params, self._put(batch))
+        (row,), (length,) = batch.row, batch.stop
+        return jax.device_get(found[:, row])[..., :length, :length]
 
     def tokenize(self, text: Text) -> Example:
         """A text or pair as the model takes it, cut to its positions."""
@@ -387,6 +400,12 @@ def _follows(functions, params, rows):
     pooled = _vectors(functions, params, rows, pooling="pooled", layers=(-1,))[:, :, 0]
     logits = _on_last_axis(functions["next_sentence"], params, pooled)
     return jax.nn.softmax(logits)[..., 0]
+
+
+def _attention(functions, params, rows):
+    """[num_layers, rows, heads, query, key]."""
+    hidden = _hidden_states(functions, params, rows)
+    return functions["attention"](params, hidden, rows["segment_ids"])
 
 
 def _best_words(functions, params, rows, *, top_k):
