@@ -11,17 +11,16 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from portables import make_portable
 
 import bert_jax
 from bert_jax.__main__ import main
-from bert_jax.config import ModelConfig
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.inference import load_bert
 from bert_jax.inference.exported import read_exported, write_exported
 from bert_jax.inference.functions import part_functions
 from bert_jax.interop.formats import read
-from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import PARTS
 from bert_jax.parallel import rules
@@ -31,37 +30,15 @@ from bert_jax.train.build import build_model
 
 pytestmark = pytest.mark.core
 
-CONFIG = ModelConfig(
-    vocab_size=1000,
-    num_layers=2,
-    hidden_size=32,
-    num_heads=4,
-    intermediate_size=64,
-    max_position_embeddings=64,
-    type_vocab_size=2,
-    hidden_act="gelu",
-    position_embedding="learned",
-    hidden_dropout=0.1,
-    attention_dropout=0.1,
-    layer_norm_eps=1e-12,
-    initializer_range=0.2,
-    compute_dtype="float32",
-    attention="auto",
-    scan_layers=True,
-    remat="dots",
-)
 WORDPIECE = WordPiece((*SPECIAL_TOKENS, *(f"word{n}" for n in range(995))), lowercase=True)
-LABELS = ("red", "green", "blue")
+HIDDEN, POSITIONS = 128, 128
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """Directory of a model with every head."""
     path = epath.Path(tmp_path_factory.mktemp("source"))
-    init = build_model(CONFIG, None, PARTS, len(LABELS)).init
-    params = jax.device_get(init(jax.random.key(0)))
-    params["masked_lm"]["bias"] = np.linspace(-1, 1, 1024, dtype=np.float32)  # of the padding, too
-    write_workdir(path, Portable(CONFIG, WORDPIECE, params, LABELS))
+    write_workdir(path, make_portable(WORDPIECE, PARTS))
     return path
 
 
@@ -85,7 +62,7 @@ def make_rows(batch: int, length: int) -> dict[str, np.ndarray]:
 def live_results(source, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What every function of the model gives, by name."""
     model = read(source)
-    graphdef = build_model(model.config, None, PARTS, len(LABELS)).graphdef
+    graphdef = build_model(model.config, None, PARTS, len(model.labels)).graphdef
     functions = {name: jax.jit(f) for name, f in part_functions(graphdef, PARTS).items()}
     ids = rows["input_ids"]
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
@@ -97,7 +74,7 @@ def live_results(source, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     for name in ("next_sentence", "sequence_classifier"):
         results[name] = functions[name](params, results["pooler"])
     for name in ("masked_lm", "token_classifier", "answer_span"):
-        results[name] = functions[name](params, states[-1].reshape(-1, 32))
+        results[name] = functions[name](params, states[-1].reshape(-1, HIDDEN))
         results[name] = results[name].reshape(*ids.shape, -1)
     results["masked_lm"] = results["masked_lm"][..., :1000]
     return jax.device_get(results)
@@ -121,7 +98,7 @@ import flatbuffers
 assert flatbuffers.__file__.startswith(directory)
 
 bert = load(directory)
-assert bert.labels == ["red", "green", "blue"]
+assert bert.labels == ["negative", "neutral", "positive"]
 results = {}
 rows = np.load(rows)
 for size in "small", "large":
@@ -148,7 +125,7 @@ def only_jax_and_numpy(directory: Path) -> None:
 
 
 def test_runs_with_jax_and_numpy_alone(source, exported, tmp_path):
-    rows = {"small": make_rows(2, 11), "large": make_rows(5, 64)}
+    rows = {"small": make_rows(2, 11), "large": make_rows(5, POSITIONS)}
     flat = {f"{size}/{k}": v for size, arrays in rows.items() for k, v in arrays.items()}
     np.savez(tmp_path / "rows.npz", **flat)
     (tmp_path / "alone.py").write_text(ALONE)
@@ -172,9 +149,9 @@ def test_runs_with_jax_and_numpy_alone(source, exported, tmp_path):
 
 def test_no_padding_of_the_vocabulary_is_left(exported):
     arrays = np.load(exported / "params.npz")
-    assert arrays["bert/embeddings/word/embedding"].shape == (1000, 32)
+    assert arrays["bert/embeddings/word/embedding"].shape == (1000, HIDDEN)
     assert not [name for name in arrays.files if 1024 in arrays[name].shape]
-    assert load_bert.load(exported).masked_lm(np.zeros((3, 32), np.float32)).shape == (3, 1000)
+    assert load_bert.load(exported).masked_lm(np.zeros((3, HIDDEN), np.float32)).shape == (3, 1000)
 
 
 def test_nothing_tells_where_it_was_made(exported, source):
@@ -192,7 +169,7 @@ def test_rows_are_shared_by_devices(exported):
     params = jax.device_put(model.params, rules.replicated(mesh))
     ids = jax.device_put(np.full((16, 8), 7, np.int32), rules.batch_sharding(mesh))
     states = functions["encoder"](params, ids, ids * 0, ids * 0, ids)
-    assert {shard.data.shape for shard in states.addressable_shards} == {(3, 2, 8, 32)}
+    assert {shard.data.shape for shard in states.addressable_shards} == {(3, 2, 8, HIDDEN)}
 
 
 def test_compiles_for_a_tpu(exported):
@@ -203,7 +180,7 @@ def test_compiles_for_a_tpu(exported):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     model, functions = read_exported(epath.Path(exported))
-    params, hidden = jax.tree.map(abstract, (model.params, np.zeros((8, 32), np.float32)))
+    params, hidden = jax.tree.map(abstract, (model.params, np.zeros((8, HIDDEN), np.float32)))
     program = functions["next_sentence"].lower(params, hidden).compile().as_text()
     assert "TPU" in program or ":T(" in program  # tiled layouts, which only TPUs have
 
@@ -268,7 +245,7 @@ def test_program_of_another_jax(exported, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        (np.zeros((1, 65)), "65 tokens, the model takes 64"),
+        (np.zeros((1, 129)), "129 tokens, the model takes 128"),
         (np.zeros(5), r"must be \[batch, length\], not \[5\]"),
         (np.full((1, 5), 1000), "beyond the vocabulary, which has 1000 tokens"),
     ],
@@ -284,7 +261,7 @@ def test_missing_head(source, tmp_path):
     write_exported(tmp_path / "model", model, ["cpu"])
     bert = load_bert.load(tmp_path / "model")
     with pytest.raises(AttributeError, match="no masked_lm; this model has encoder, attention, po"):
-        bert.masked_lm(np.zeros((1, 32)))
+        bert.masked_lm(np.zeros((1, HIDDEN)))
 
 
 def test_nothing_is_half_written(source, tmp_path, monkeypatch, capsys):
