@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 from bert import get_config
 from flax import nnx
-from huggingface_weights import from_huggingface, to_huggingface
+from portables import make_config
 from tiny import make_model
 
-from bert_jax.config import build_config
+from bert_jax.config import ModelConfig, build_config
 from bert_jax.data.batches import Batches
 from bert_jax.data.store import open_store
+from bert_jax.interop.tensors import Stored, read_params, write_tensors
+from bert_jax.model.heads import PRETRAINING
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.train.build import build_masking, sampling_options
 from bert_jax.train.optimizers import adamw, learning_rate_schedule
@@ -63,6 +65,7 @@ class Pair(NamedTuple):
 
     reference: Any
     objective: PreTraining
+    config: ModelConfig
     params: Params
 
 
@@ -87,21 +90,32 @@ def pair(request, text) -> Pair:
     with torch.no_grad():  # biases and LayerNorms as well: zeros and ones would hide mistakes
         for name, weight in reference.named_parameters():
             weight.normal_(1.0 if name.endswith("LayerNorm.weight") else 0.0, 0.1)
-    graphdef, init = make_model(
-        vocab_size=vocab_size,
-        num_layers=layers,
-        hidden_size=hidden,
-        num_heads=heads,
-        intermediate_size=intermediate,
-        max_position_embeddings=128,
-    )
-    shapes = jax.eval_shape(init, jax.random.key(0))
-    params = from_huggingface(arrays(reference.named_parameters()), shapes)
-    return Pair(reference, dataclasses.replace(text.objective, graphdef=graphdef), params)
+    sizes = {
+        "num_layers": layers,
+        "hidden_size": hidden,
+        "num_heads": heads,
+        "intermediate_size": intermediate,
+        "max_position_embeddings": 128,
+    }
+    graphdef, _ = make_model(vocab_size=vocab_size, **sizes)
+    config = make_config(vocab_size, **sizes)
+    stored = {
+        name: Stored(array.shape, "float32", array.copy)
+        for name, array in arrays(reference.named_parameters()).items()
+    }
+    options = {"strict": True, "report": pytest.fail}
+    params = read_params(stored, "huggingface", config, PRETRAINING, **options)
+    params = jax.tree.map(jnp.asarray, params)
+    return Pair(reference, dataclasses.replace(text.objective, graphdef=graphdef), config, params)
 
 
 def arrays(named_tensors) -> dict[str, np.ndarray]:
     return {name: tensor.detach().numpy().copy() for name, tensor in named_tensors}
+
+
+def to_huggingface(pair: Pair, params: Params) -> dict[str, np.ndarray]:
+    """Parameters, or anything of their shapes, by the names of the reference."""
+    return dict(write_tensors("huggingface", pair.config, params, report=pytest.fail))
 
 
 def reference_inputs(masked) -> dict[str, Any]:
@@ -177,7 +191,7 @@ def test_loss_and_gradients(text, pair):
     assert float(loss) == pytest.approx(expected.item(), rel=1e-5)
 
     theirs = arrays((name, weight.grad) for name, weight in pair.reference.named_parameters())
-    ours = to_huggingface(gradients, theirs)
+    ours = to_huggingface(pair, gradients)
     for bias in pop_key_biases(ours) + pop_key_biases(theirs):
         assert np.linalg.norm(bias) < 1e-6
     assert_close(ours, theirs)
@@ -217,7 +231,7 @@ def test_ten_steps_of_adamw(text, pair):
         assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=TOLERANCE)
 
     theirs = arrays(weights.items())
-    ours = to_huggingface(state.params, theirs)
+    ours = to_huggingface(pair, state.params)
     assert_close(ours, theirs)
     pop_key_biases(theirs)
     moved, expected = (
