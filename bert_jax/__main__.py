@@ -12,7 +12,7 @@ VERBS = {
     "prepare": "tokenise documents into a store to train from",
     "pretrain": "train BERT on a token store",
     "evaluate": "score a checkpoint on held-out documents",
-    "predict": "use a trained model: fill-mask",
+    "predict": "use a trained model: fill-mask, next-sentence, features",
     "export": "write a model as StableHLO, to run without bert_jax",
     "convert": "bring a model into another format: Hugging Face's, Google's, ours",
     "plan": "compile a training step for TPUs that are not there: memory, speed, collectives",

@@ -1,124 +1,224 @@
 """Uses a trained model on text."""
 
 import argparse
-import functools
+import json
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
-from flax import nnx
+from tqdm import tqdm
 
 from bert_jax.errors import UserError
-from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train.build import Trained, load_trained
-
-MASK = "[MASK]"
-TEXTS_AT_ONCE = 64
-
-
-class Guess(NamedTuple):
-    """A word for a mask, with its probability."""
-
-    token: str
-    probability: float
+from bert_jax.inference.text_lines import FORMATS, Line, TextLines
+from bert_jax.inference.trained import POOLINGS, TrainedBert, load
+from bert_jax.inference.vector_files import check_output, vector_file
+from bert_jax.report.attention_maps import MAX_TOKENS, draw_picture, write_page
 
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="bert-jax predict", description=__doc__)
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
+    for add_task in (_add_fill_mask, _add_next_sentence, _add_features, _add_attention):
+        add_task(tasks)
+    arguments = parser.parse_args(argv)
+    arguments.run(arguments)
+
+
+def _add_fill_mask(tasks: Any) -> None:
     task = tasks.add_parser(
         "fill-mask",
         help="guess the words behind [MASK]",
         description="Guesses the words behind every [MASK] of a text.",
-        epilog="example: bert-jax predict fill-mask --workdir=runs/quickstart "
+        epilog="example: bert-jax predict fill-mask --model=runs/quickstart "
         '"The president of the United [MASK]."',
     )
-    task.add_argument("--workdir", required=True, metavar="DIR", help="of the training run")
-    task.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: newest)")
+    task.set_defaults(run=_fill_mask)
+    _add_model(task)
     task.add_argument("--top-k", type=int, default=5, metavar="K", help="guesses for each mask")
     task.add_argument("texts", nargs="*", metavar="TEXT", help="default: lines of standard input")
-    arguments = parser.parse_args(argv)
 
+
+def _fill_mask(arguments: argparse.Namespace) -> None:
     texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise UserError("no TEXT on the command line nor on standard input")
-    trained = load_trained(epath.Path(arguments.workdir), make_mesh(), arguments.step)
-    if not 1 <= arguments.top_k <= len(trained.wordpiece.vocab):
-        raise UserError(f"--top-k={arguments.top_k}: from 1 to {len(trained.wordpiece.vocab)}")
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        batch = texts[start : start + TEXTS_AT_ONCE]
-        for text, masks in zip(batch, fill_mask(trained, batch, arguments.top_k)):
-            print(text)
-            for guesses in masks:
-                print("   " + "  ".join(f"{g.token} {g.probability:.1%}" for g in guesses))
+    for text, masks in zip(texts, _load(arguments).fill_mask_stream(texts, arguments.top_k)):
+        print(text)
+        for guesses in masks:
+            print("   " + "  ".join(f"{g.token} {g.probability:.1%}" for g in guesses))
 
 
-def fill_mask(trained: Trained, texts: Sequence[str], top_k: int = 5) -> list[list[list[Guess]]]:
-    """Guesses the words behind every [MASK] of every text.
-
-    Args:
-      trained: model, parameters and vocabulary.
-      texts: each with at least one "[MASK]".
-      top_k: guesses for each mask, most probable first.
-
-    Raises:
-      UserError: a text has no [MASK] or is longer than the model's positions.
-    """
-    wordpiece = trained.wordpiece
-    rows = [_encode_masked(trained, text) for text in texts]
-    shape = (len(rows), max(map(len, rows)))
-    input_ids = np.full(shape, wordpiece.pad_id, np.int32)
-    segment_ids = np.zeros(shape, np.int32)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row)] = row
-        segment_ids[index, : len(row)] = 1
-    positions = [np.flatnonzero(row == wordpiece.mask_id) for row in input_ids]
-    masked = np.zeros((len(rows), max(map(len, positions))), np.int32)
-    for index, found in enumerate(positions):
-        masked[index, : len(found)] = found
-
-    graphdef = trained.model.graphdef
-    probabilities, tokens = jax.device_get(
-        _best_words(trained.params, input_ids, segment_ids, masked, graphdef, top_k)
+def _add_next_sentence(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "next-sentence",
+        help="say how probable it is that B follows A",
+        description="Prints pairs of texts as JSON lines, with the probability that B follows A.",
+        epilog="example: printf 'Let us begin.\\tLet us go forward.\\n' | "
+        "bert-jax predict next-sentence --model=runs/quickstart",
     )
-    return [
-        [
-            [Guess(wordpiece.vocab[t], float(p)) for t, p in zip(tokens[i, j], probabilities[i, j])]
-            for j in range(len(found))
-        ]
-        for i, found in enumerate(positions)
-    ]
+    task.set_defaults(run=_next_sentence)
+    _add_model(task)
+    _add_input(task, default="tsv", formats=("tsv", "jsonl"))
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "top_k"))
-def _best_words(params, input_ids, segment_ids, masked, graphdef, top_k):
-    """Probabilities and ids [rows, masks, top_k]; compiled once for each shape."""
-    logits, _ = nnx.merge(graphdef, params)(
-        input_ids,
-        jnp.zeros_like(input_ids),
-        jnp.broadcast_to(jnp.arange(input_ids.shape[1]), input_ids.shape),
-        segment_ids,
-        masked,
-        jnp.zeros((input_ids.shape[0], 1), jnp.int32),
+def _next_sentence(arguments: argparse.Namespace) -> None:
+    lines, bert = _lines(arguments, pairs=True), _load(arguments)
+    for line, probability in _with_results(lines, bert.next_sentence_stream):
+        print(json.dumps(line.fields | {"probability": round(probability, 6)}, ensure_ascii=False))
+    _report_skipped(lines)
+
+
+def _add_features(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "features",
+        help="turn texts into vectors",
+        description="Turns texts, or pairs of texts, into vectors, one line after the other.",
+        epilog="example: bert-jax predict features --model=runs/quickstart sentences.txt "
+        "--output=sentences.npy",
     )
-    return jax.lax.top_k(jax.nn.softmax(logits), top_k)
+    task.set_defaults(run=_features)
+    _add_model(task)
+    _add_input(task, default="text", formats=("text", "tsv", "jsonl"))
+    task.add_argument(
+        "--output",
+        metavar="FILE",
+        help=".jsonl, .npy (one array) or .parquet (default: JSON lines on standard output)",
+    )
+    task.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        default="mean",
+        help="mean of all tokens, vector of [CLS], pooler's output, or every token (default: mean)",
+    )
+    task.add_argument(
+        "--layers",
+        type=_layers,
+        default=-1,
+        metavar="N[,N...]",
+        help="0 is the embeddings, negative ones count from the end, as in --layers=-4,-1 "
+        "(default: -1, the last)",
+    )
 
 
-def _encode_masked(trained: Trained, text: str) -> list[int]:
-    wordpiece, limit = trained.wordpiece, trained.config.model.max_position_embeddings
-    pieces = text.split(MASK)
-    if len(pieces) == 1:
-        raise UserError(f"no {MASK} in {text!r}: put one where a word is to be guessed")
-    ids = [wordpiece.cls_id]
-    for index, piece in enumerate(wordpiece.encode(pieces)):
-        ids += ([wordpiece.mask_id] if index else []) + list(piece)
-    ids.append(wordpiece.sep_id)
-    if len(ids) > limit:
-        raise UserError(
-            f"{text[:40]!r}... has {len(ids)} tokens, the model has {limit} positions: shorten it"
-        )
-    return ids
+def _features(arguments: argparse.Namespace) -> None:
+    check_output(arguments.output, arguments.pooling)
+    lines, bert = _lines(arguments), _load(arguments)
+
+    def encode(texts: Iterable[Any]) -> Iterator[Any]:
+        return bert.encode_stream(texts, arguments.pooling, arguments.layers)
+
+    size = None if lines.name == "-" else epath.Path(lines.name).stat().length
+    with (
+        vector_file(arguments.output) as write,
+        # No bar where nobody watches.
+        tqdm(total=size, unit="B", unit_scale=True, mininterval=0.5, disable=None) as bar,
+    ):
+        for line, vectors in _with_results(lines, encode):
+            write(line, vectors, bert.tokens(line.text) if arguments.pooling == "tokens" else None)
+            bar.update(line.size)
+    _report_skipped(lines)
+
+
+def _add_attention(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "attention",
+        help="show what attends to what",
+        description="Writes a page to explore the attention of a text, or of a pair of texts, and "
+        "beside it a PNG of all heads of all layers.",
+        epilog="example: bert-jax predict attention --model=runs/quickstart "
+        '"Let us begin." "Let us go forward." --output=attention.html',
+    )
+    task.set_defaults(run=_attention)
+    _add_model(task)
+    task.add_argument("text_a", metavar="TEXT")
+    task.add_argument("text_b", nargs="?", metavar="SECOND_TEXT")
+    task.add_argument(
+        "--output", type=epath.Path, required=True, metavar="FILE.html", help="of the page"
+    )
+
+
+def _attention(arguments: argparse.Namespace) -> None:
+    page, picture = arguments.output, arguments.output.with_suffix(".png")
+    if page.suffix != ".html":
+        raise UserError(f"--output={page}: a name that ends in .html is due")
+    bert = _load(arguments)
+    pair = arguments.text_a, arguments.text_b
+    text = arguments.text_a if arguments.text_b is None else pair
+    tokens = bert.tokens(text)
+    if len(tokens) > MAX_TOKENS:
+        raise UserError(f"the text has {len(tokens)} tokens, maps hold {MAX_TOKENS}: shorten it")
+    attention = bert.attention(text)
+    title = f"Attention of {epath.Path(arguments.model).resolve().name}"
+    write_page(page, tokens, bert.tokenize(text).b_start, attention, title=title)
+    labelled = draw_picture(picture, tokens, attention, title=title)
+    print(page)
+    print(
+        f"{picture}{'' if labelled else ': without the tokens, which would be too small to read'}"
+    )
+
+
+def _add_model(task: argparse.ArgumentParser) -> None:
+    add = task.add_argument
+    add(
+        "--model",
+        required=True,
+        metavar="DIR",
+        help="of a training run, of Hugging Face or Google, or one that convert or export wrote",
+    )
+    add("--step", type=int, metavar="N", help="which checkpoint of a run (default: newest)")
+    add(
+        "--compute-dtype",
+        choices=("float32", "bfloat16"),
+        help="of matrix products (default: that of the run, or float32)",
+    )
+
+
+def _load(arguments: argparse.Namespace) -> TrainedBert:
+    return load(arguments.model, arguments.step, compute_dtype=arguments.compute_dtype)
+
+
+def _add_input(task: argparse.ArgumentParser, default: str, formats: Sequence[str]) -> None:
+    add = task.add_argument
+    add("input", nargs="?", default="-", metavar="FILE", help="default: standard input")
+    add(
+        "--format",
+        choices=formats,
+        help="text: a line each; tsv: pairs, with a tab between; jsonl: objects with text, or "
+        f"text_a and text_b (default: by the suffix of FILE, or {default})",
+    )
+    add("--skip-bad-lines", action="store_true", help="leave out what is no text, and count it")
+    task.set_defaults(default_format=default)
+
+
+def _lines(arguments: argparse.Namespace, *, pairs: bool = False) -> TextLines:
+    suffix = Path(arguments.input).suffix
+    text_format = arguments.format or FORMATS.get(suffix, arguments.default_format)
+    return TextLines(arguments.input, text_format, pairs, arguments.skip_bad_lines)
+
+
+def _report_skipped(lines: TextLines) -> None:
+    if lines.skipped:
+        print(f"bad lines skipped: {lines.skipped}; {lines.first_skipped}", file=sys.stderr)
+
+
+def _with_results(
+    lines: Iterable[Line], stream: Callable[[Iterable[Any]], Iterator[Any]]
+) -> Iterator[tuple[Line, Any]]:
+    """Each line with the result of its text, from a stream that reads ahead and keeps the order."""
+    waiting: deque[Line] = deque()
+
+    def texts() -> Iterator[Any]:
+        for line in lines:
+            waiting.append(line)
+            yield line.text
+
+    for result in stream(texts()):
+        yield waiting.popleft(), result
+
+
+def _layers(text: str) -> int | list[int]:
+    layers = [int(layer) for layer in text.split(",")]
+    return layers if len(layers) > 1 else layers[0]

@@ -32,7 +32,7 @@ echo "== 4/5 Drawing the curves"
 bert_jax plot "$workdir/run"
 
 echo "== 5/5 Filling in masks"
-bert_jax predict fill-mask --workdir="$workdir/run" \
+bert_jax predict fill-mask --model="$workdir/run" \
   "The president of the United [MASK]." \
   "We must keep the [MASK] of the world." \
   "The Congress of the [MASK] States has the power to declare [MASK]."

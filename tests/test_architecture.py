@@ -47,6 +47,7 @@ ONLY_IN = {
     },
     "matplotlib": {"bert_jax.report.curves", "bert_jax.report.attention_maps"},
     "safetensors": {"bert_jax.interop.huggingface"},
+    "pyarrow": {"bert_jax.inference.vector_files"},
     "tensorflow": {"bert_jax.interop.google_tf"},
     "torch": {"bert_jax.interop.huggingface"},
     "transformers": set(),

@@ -21,6 +21,8 @@ HELP = {
     "evaluate": ("held-out documents", "--workdir DIR", "--step N", "--store DIR"),
     "predict": ("fill-mask", "guess the words behind [MASK]"),
     "predict fill-mask": ("every [MASK] of a text", "--top-k K", "example: bert-jax predict"),
+    "predict next-sentence": ("that B follows A", "--model DIR", "--skip-bad-lines"),
+    "predict features": ("into vectors", "--pooling", "--layers", "--output FILE", "FILE, or text"),
     "plot": ("losses and accuracies", "WORKDIR", "--output FILE.png"),
     "export": ("StableHLO", "--model DIR", "--output DIR", "--platforms NAMES", "example:"),
     "plan": ["--config", "--topology", "--slices", "--search", "--output"],
@@ -127,7 +129,7 @@ def test_from_text_to_words(tmp_path, capsys):
     assert {"step": 0, "split": "baseline"} | scores["baseline"] == baseline
 
     masked = "The [MASK] is [MASK]."
-    assert main(["predict", "fill-mask", f"--workdir={workdir}", "--top-k=3", masked]) == 0
+    assert main(["predict", "fill-mask", f"--model={workdir}", "--top-k=3", masked]) == 0
     first, *masks = capsys.readouterr().out.splitlines()
     assert first == masked
     assert len(masks) == 2

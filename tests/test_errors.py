@@ -15,9 +15,10 @@ from bert_jax.__main__ import main
 from bert_jax.config import load_config
 from bert_jax.data.store import open_store
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.pretrain import claim_workdir
+from bert_jax.pretrain import identity
 from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.workdirs import claim_workdir
 
 pytestmark = pytest.mark.core
 
@@ -50,7 +51,8 @@ def made(tmp_path_factory):
 
     config = load_config(pretrain(folder)[2:])
     mesh, run = make_mesh(), epath.Path(folder / "run")
-    claim_workdir(run, config, open_store(store))
+    opened = open_store(store)
+    claim_workdir(run, config.to_dict(), identity(opened), opened.wordpiece)
     model = build.build_model(config.model, mesh)
     _, init_state = build.abstract_state(model, build.build_optimizer(config.optimizer), mesh)
     with Checkpoints(run) as checkpoints:
@@ -229,11 +231,11 @@ COMMANDS = {
     "evaluate --workdir={made}/store": r"store/config\.json: no such file",
     "evaluate --workdir={made}/run --step=1": r"no checkpoint of step 1; there are \[2\]",
     "evaluate --workdir={made}/run --store={tmp}": r"no token store there; make one",
-    "predict fill-mask --workdir={tmp} [MASK]": r"/config\.json: no such file",
-    "predict fill-mask --workdir={made}/run Peace.": r"no \[MASK\] in 'Peace\.': put one where",
-    "predict fill-mask --workdir={made}/run [MASK]"
+    "predict fill-mask --model={tmp} [MASK]": r": no model there, neither config\.json .* nor",
+    "predict fill-mask --model={made}/run Peace.": r"no \[MASK\] in 'Peace\.': put one where",
+    "predict fill-mask --model={made}/run [MASK]"
     + 63 * ",": r"has 66 tokens, .* 64 positions: s",
-    "predict fill-mask --workdir={made}/run --top-k=1001 [MASK]": r"--top-k=1001: from 1 to 1000",
+    "predict fill-mask --model={made}/run --top-k=1001 [MASK]": r"top_k=1001: from 1 to 1000",
     "predict translate": r"invalid choice: 'translate' \(choose from '?fill-mask",
     "plot {made}/run": r"run/metrics\.jsonl: no such file; is .*/run the --workdir",
     # sources
@@ -268,7 +270,7 @@ def test_command(command, made, tmp_path, fails):
 
 def test_fill_mask_without_text(made, fails, monkeypatch):
     monkeypatch.setattr("sys.stdin", iter(["\n"]))
-    message = fails("predict", "fill-mask", f"--workdir={made / 'run'}")
+    message = fails("predict", "fill-mask", f"--model={made / 'run'}")
     assert message.endswith("error: no TEXT on the command line nor on standard input")
 
 

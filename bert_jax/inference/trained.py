@@ -246,7 +246,7 @@ class TrainedBert:
           fp32 [num_layers, heads, query, key], which sums to 1 over `key`; queries and keys are the
           `tokens` of the text.
         """
-        (batch,) = self._batches([self.tokenize(*_checked([text]))])
+        (batch,) = self._batches([*self._tokenized(_checked([text]))])
         found = self._attention(self.params, self._put(batch))
         (row,), (length,) = batch.row, batch.stop
         return jax.device_get(found[:, row])[..., :length, :length]

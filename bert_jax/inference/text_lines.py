@@ -1,0 +1,119 @@
+"""Texts and pairs of texts from files, one a line."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, BinaryIO, NamedTuple
+
+from etils import epath
+
+from bert_jax.errors import UserError
+
+# By the suffix of a file:
+#   text   a text a line
+#   tsv    two texts, separated by a tab
+#   jsonl  a JSON object with `text`, or with `text_a` and `text_b`
+FORMATS = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl"}
+
+
+class Line(NamedTuple):
+    """A line.
+
+    Attributes:
+      number: from 1.
+      text: a text or a pair.
+      fields: of the JSON object, or what they would be.
+      size: bytes.
+    """
+
+    number: int
+    text: str | tuple[str, str]
+    fields: dict[str, Any]
+    size: int
+
+
+@dataclass
+class TextLines:
+    """The lines of a file, read as they are asked for.
+
+    Attributes:
+      name: of a file, or "-" for standard input.
+      format: see `FORMATS`.
+      pairs: only pairs will do.
+      skip: leave out what cannot be read, instead of raising.
+      skipped: how many lines were left out.
+      first_skipped: which was the first of them, and why.
+    """
+
+    name: str
+    format: str
+    pairs: bool = False
+    skip: bool = False
+    skipped: int = 0
+    first_skipped: str = ""
+
+    def __iter__(self) -> Iterator[Line]:
+        """Reads on.
+
+        Raises:
+          UserError: a line is not UTF-8, not of the format, or has no text; there is no line.
+        """
+        number = 0
+        with self._open() as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    text, fields = self._parse(line)
+                except ValueError as error:
+                    place = f"{self.name}, line {number}: {error}"
+                    if not self.skip:
+                        raise UserError(f"{place}; mend it or pass --skip-bad-lines") from error
+                    self.first_skipped = self.first_skipped or place
+                    self.skipped += 1
+                else:
+                    yield Line(number, text, fields, len(line))
+        if number == self.skipped:
+            raise UserError(f"{self.name}: no text to read")
+
+    def _open(self) -> AbstractContextManager[BinaryIO]:
+        if self.name == "-":
+            return nullcontext(sys.stdin.buffer)
+        if not epath.Path(self.name).exists():
+            raise UserError(f"{self.name}: no such file")
+        return epath.Path(self.name).open("rb")
+
+    def _parse(self, line: bytes) -> tuple[str | tuple[str, str], dict[str, Any]]:
+        try:
+            content = line.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"byte {error.start + 1} is not UTF-8") from error
+        if self.format == "jsonl":
+            fields = _json_object(content)
+        elif self.format == "tsv":
+            texts = content.split("\t")
+            if len(texts) != 2:
+                raise ValueError(f"{len(texts)} fields; two texts with a tab between them are due")
+            fields = {"text_a": texts[0], "text_b": texts[1]}
+        else:
+            fields = {"text": content}
+        names = ["text"] if "text" in fields and not self.pairs else ["text_a", "text_b"]
+        if missing := [name for name in names if not isinstance(fields.get(name), str)]:
+            there, single = ", ".join(fields), "" if self.pairs else "text, or "
+            raise ValueError(
+                f"no text in {missing[0]}; {single}text_a and text_b are due [{there}]"
+            )
+        texts = tuple(fields[name] for name in names)
+        if not all(text.strip() for text in texts):
+            raise ValueError("empty text")
+        return texts if len(texts) == 2 else texts[0], fields
+
+
+def _json_object(content: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(content)
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")
+    return fields

@@ -1,0 +1,146 @@
+"""Files of vectors, written as they come and renamed when whole."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from bert_jax.errors import UserError
+from bert_jax.inference.text_lines import Line
+
+SUFFIXES = (".jsonl", ".npy", ".parquet")
+ROW_GROUP = 1024
+
+# Takes a line, its vectors and, where these are one a token, the tokens.
+Write = Callable[[Line, np.ndarray, Sequence[str] | None], object]
+
+
+def check_output(path: str | None, pooling: str) -> None:
+    """Raises UserError if such vectors cannot be written to such a file."""
+    if path is None:
+        return
+    suffix = Path(path).suffix
+    if suffix not in SUFFIXES or "://" in path:
+        raise UserError(f"--output={path}: a local file that ends in {', '.join(SUFFIXES)} is due")
+    if suffix == ".npy" and pooling == "tokens":
+        raise UserError(f"--output={path}: texts differ in tokens; take .jsonl or .parquet")
+    if suffix == ".parquet":
+        _pyarrow()
+
+
+@contextlib.contextmanager
+def vector_file(path: str | None) -> Iterator[Write]:
+    """A file that comes into being when the block ends well; its suffix says what it is.
+
+    - .jsonl, and None, which is standard output: the fields of the line, and `vector`, of [hidden]
+      or [layers, hidden], or `tokens` and `vectors` with one such for each token; 7 decimals.
+    - .npy: one fp32 array of all vectors, [lines, hidden] or [lines, layers, hidden].
+    - .parquet: `line`, its number, `text_a`, `text_b` or null, and fp32 lists as in .jsonl.
+    """
+    if path is None:
+        with _jsonl(sys.stdout.buffer) as write:
+            yield write
+        return
+    writer = {".jsonl": _jsonl, ".npy": _npy, ".parquet": _parquet}[Path(path).suffix]
+    unfinished = Path(f"{path}.unfinished")
+    try:
+        with unfinished.open("wb") as file, writer(file) as write:
+            yield write
+        unfinished.rename(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _jsonl(file: BinaryIO) -> Iterator[Write]:
+    def write(line: Line, vectors: np.ndarray, tokens: Sequence[str] | None) -> None:
+        values = vectors.astype(float).round(7).tolist()
+        new = {"vector": values} if tokens is None else {"tokens": tokens, "vectors": values}
+        file.write(json.dumps(line.fields | new, ensure_ascii=False).encode() + b"\n")
+
+    yield write
+    file.flush()
+
+
+@contextlib.contextmanager
+def _npy(file: BinaryIO) -> Iterator[Write]:
+    count, shape = 0, ()
+
+    def header() -> None:
+        # The format leaves room for a first axis of any length, so this can be written over.
+        description = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
+        np.lib.format.write_array_header_1_0(file, description)
+
+    def write(line: Line, vectors: np.ndarray, tokens: Sequence[str] | None) -> None:
+        nonlocal count, shape
+        if not count:
+            shape = vectors.shape
+            header()
+        count += 1
+        file.write(vectors.astype("<f4").tobytes())
+
+    yield write
+    file.seek(0)
+    header()
+
+
+@contextlib.contextmanager
+def _parquet(file: BinaryIO) -> Iterator[Write]:
+    pa, parquet = _pyarrow()
+    rows: list[tuple[Line, np.ndarray, Sequence[str] | None]] = []
+    writer = None
+
+    def flush() -> None:
+        nonlocal writer
+        lines, vectors, tokens = zip(*rows)
+        texts = [[line.text] if isinstance(line.text, str) else line.text for line in lines]
+        columns = {
+            "line": pa.array([line.number for line in lines], pa.int64()),
+            "text_a": pa.array([text[0] for text in texts], pa.string()),
+            "text_b": pa.array([(*text, None)[1] for text in texts], pa.string()),
+        }
+        if tokens[0] is None:
+            columns["vector"] = _lists(pa, np.stack(vectors))
+        else:
+            offsets = np.cumsum([0, *map(len, tokens)], dtype=np.int32)
+            columns["tokens"] = pa.array(tokens, pa.list_(pa.string()))
+            values = _lists(pa, np.concatenate(vectors))
+            columns["vectors"] = pa.ListArray.from_arrays(offsets, values)
+        table = pa.table(columns)
+        writer = writer or parquet.ParquetWriter(file, table.schema)
+        writer.write_table(table)
+        rows.clear()
+
+    def write(*row: Any) -> None:
+        rows.append(row)
+        if len(rows) == ROW_GROUP:
+            flush()
+
+    try:
+        yield write
+        if rows:
+            flush()
+    finally:
+        if writer:
+            writer.close()
+
+
+def _lists(pa: Any, array: np.ndarray) -> Any:
+    """An array of lists of a fixed size, nested as the axes of `array` behind the first."""
+    values = pa.array(array.ravel())
+    for size in reversed(array.shape[1:]):
+        values = pa.FixedSizeListArray.from_arrays(values, size)
+    return values
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError("Parquet needs pyarrow: pip install 'bert-jax[parquet]'") from error
+    return pyarrow, parquet
