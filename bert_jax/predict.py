@@ -155,9 +155,7 @@ def _attention(arguments: argparse.Namespace) -> None:
     write_page(page, tokens, bert.tokenize(text).b_start, attention, title=title)
     labelled = draw_picture(picture, tokens, attention, title=title)
     print(page)
-    print(
-        f"{picture}{'' if labelled else ': without the tokens, which would be too small to read'}"
-    )
+    print(picture if labelled else f"{picture}, without the tokens: so many would not be readable")
 
 
 def _add_model(task: argparse.ArgumentParser) -> None:

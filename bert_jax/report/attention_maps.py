@@ -22,7 +22,7 @@ DPI = 100
 def write_page(
     path: epath.PathLike,
     tokens: Sequence[str],
-    token_type_ids: Sequence[int],
+    b_start: int,
     attention: np.ndarray,
     *,
     title: str,
@@ -34,14 +34,14 @@ def write_page(
     Args:
       path: of the page.
       tokens: at most `MAX_TOKENS`, without padding.
-      token_type_ids: 0 for the tokens of the first text, 1 for those of the second.
+      b_start: where the tokens of the second text begin; the number of tokens if there is none.
       attention: [num_layers, heads, query, key] floats, probabilities over the last axis.
       title: of the page.
     """
     data = {
         "title": title,
         "tokens": list(tokens),
-        "token_type_ids": [int(token_type) for token_type in token_type_ids],
+        "b_start": b_start,
         "scale": SCALE,
         "attention": np.rint(np.asarray(attention) * SCALE).astype(int).tolist(),
     }
