@@ -6,7 +6,6 @@ import numpy as np
 from bert_jax.config import build_model_config
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import clear_padding
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.train.build import build_model
 
@@ -52,4 +51,7 @@ def make_portable(wordpiece: WordPiece, parts, size: str = "tiny", **changes) ->
         return random.normal(mean, 0.1, like.shape).astype(np.float32)
 
     params = jax.tree_util.tree_map_with_path(draw, shapes)
-    return Portable(config, wordpiece, clear_padding(config, params), labels)
+    for table in (params["bert"]["embeddings"]["word"], params.get("masked_lm", {})):
+        for name in {"embedding", "bias"} & table.keys():  # as after a conversion
+            table[name][config.vocab_size :] = 0
+    return Portable(config, wordpiece, params, labels)

@@ -359,7 +359,7 @@ def test_padding_never_leaks(wordpiece, tmp_path):
     assert tensors["bert.embeddings.word_embeddings.weight"].shape == (1003, 128)
     assert tensors["cls.predictions.bias"].shape == (1003,)
     assert max(np.abs(array).max() for array in tensors.values()) < 100
-    assert_same(formats.read(tmp_path / "ours"), model)
+    assert_same(formats.read(tmp_path / "theirs"), model)
 
 
 def test_parts_of_an_architecture(wordpiece, tmp_path, capsys):

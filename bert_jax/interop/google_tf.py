@@ -28,10 +28,13 @@ PREFIX = "bert_model.ckpt"
 LAYER_NORM_EPS = 1e-12  # a constant of Google's code
 # Adam's moments, in Google's code and in TensorFlow's own optimizer, LAMB's, and counters.
 OPTIMIZER = re.compile(r"(^|/)((adam|lamb)_[mv]|Adam(_1)?|beta[12]_power|global_step)$")
-GELU = (
-    "hidden_act: gelu is taken for the exact function, with which Google trained its first models; "
-    "its later code computes the tanh approximation under that name"
-)
+# Google trained its first models with the exact GELU and later ones with an approximation, and
+# calls both by one name. Hugging Face takes it for the exact one.
+GELU_READ = "hidden_act: gelu is read as the exact function; Google's later code approximates it"
+GELU_WRITTEN = {
+    "gelu": "hidden_act: written as gelu, which Google's later code approximates by tanh",
+    "gelu_tanh": "hidden_act: gelu_tanh is written as gelu, which others read as exact",
+}
 
 
 def is_checkpoint(path: epath.Path) -> bool:
@@ -83,7 +86,7 @@ def read_google(
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: damaged or cut short ({reason})") from error
     if config.hidden_act == "gelu":
-        report(GELU)
+        report(GELU_READ)
     labels = params.get("sequence_classifier", {}).get("bias", ())
     return Portable(config, wordpiece, params, tuple(f"LABEL_{i}" for i in range(len(labels))))
 
@@ -106,7 +109,7 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
     if eps != LAYER_NORM_EPS:
         raise UserError(f"layer_norm_eps is {eps}; Google's code has {LAYER_NORM_EPS}")
     write_json(path / CONFIG_FILE, fields | {"hidden_act": "gelu"})
-    report(GELU)
+    report(GELU_WRITTEN[model.config.hidden_act])
     if model.labels:
         report(f"left out: the names of the classes, {', '.join(model.labels)}")
     model.wordpiece.save(path)

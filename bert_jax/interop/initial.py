@@ -36,13 +36,14 @@ def initial_params(
 
     Returns:
       Nested dict of numpy arrays without the heads that are to start at random, and a line about
-      each part that is not taken over.
+      each tensor or part that is not taken over.
 
     Raises:
       UserError: they cannot be read, or are of another model or vocabulary than the run's, or lack
         a head and `config.init_missing_heads` is not set.
     """
-    source = read(config.init_from)
+    lines: list[str] = []
+    source = read(config.init_from, report=lines.append)
     if source.wordpiece.vocab_hash != wordpiece.vocab_hash:
         raise UserError(
             f"config.init_from={config.init_from}: its vocabulary of {_describe(source.wordpiece)} "
@@ -62,7 +63,7 @@ def initial_params(
             f"--config.init_missing_heads=True starts with random ones"
         )
     unused = [part for part in found if part not in parts]
-    lines = [f"{part}: not in {config.init_from}, starts at random" for part in missing]
+    lines += [f"{part}: not in {config.init_from}, starts at random" for part in missing]
     lines += [f"{part}: in {config.init_from}, not used" for part in unused]
     return _without(source.params, unused), lines
 

@@ -174,19 +174,6 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
             )
 
 
-def clear_padding(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters with 0 in the rows that pad the vocabulary, which no training defines."""
-
-    def clear(path, array):
-        ours, leaf = "/".join(path[:-1]), path[-1]
-        if MODULES[ours][1][leaf].startswith("V"):
-            rows = np.arange(len(array)) < config.vocab_size
-            array = np.where(rows.reshape(-1, *[1] * (array.ndim - 1)), array, np.float32(0))
-        return array
-
-    return unflatten_dict({path: clear(path, a) for path, a in flatten_dict(params).items()})
-
-
 def _check(stored, tensors, config, strict, report):
     layers = 1 + max((int(m[1]) for m in map(LAYER.search, stored) if m), default=-1)
     if layers not in (0, config.num_layers):

@@ -10,7 +10,7 @@ from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.interop.configs import check_vocabulary
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import check_params, clear_padding
+from bert_jax.interop.tensors import check_params
 from bert_jax.train.checkpoints import Checkpoints
 
 CONFIG_FILE = "config.json"
@@ -19,7 +19,7 @@ CONFIG_FILE = "config.json"
 def read_workdir(
     path: epath.Path, step: int | None = None, *, lowercase: bool | None = None
 ) -> Portable:
-    """Reads a model without the optimizer's state, and without what no training defines.
+    """Reads a model without the optimizer's state.
 
     Args:
       path: of a training run, or what `write_workdir` wrote.
@@ -38,7 +38,7 @@ def read_workdir(
         check_params(config, params)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return Portable(config, wordpiece, clear_padding(config, params), labels)
+    return Portable(config, wordpiece, params, labels)
 
 
 def write_workdir(path: epath.Path, model: Portable) -> None:
