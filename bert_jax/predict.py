@@ -110,11 +110,10 @@ def _features(arguments: argparse.Namespace) -> None:
     def encode(texts: Iterable[Any]) -> Iterator[Any]:
         return bert.encode_stream(texts, arguments.pooling, arguments.layers)
 
-    size = None if lines.name == "-" else epath.Path(lines.name).stat().length
     with (
         vector_file(arguments.output) as write,
         # No bar where nobody watches.
-        tqdm(total=size, unit="B", unit_scale=True, mininterval=0.5, disable=None) as bar,
+        tqdm(total=lines.size, unit="B", unit_scale=True, mininterval=0.5, disable=None) as bar,
     ):
         for line, vectors in _with_results(lines, encode):
             write(line, vectors, bert.tokens(line.text) if arguments.pooling == "tokens" else None)
@@ -151,7 +150,7 @@ def _attention(arguments: argparse.Namespace) -> None:
     if len(tokens) > MAX_TOKENS:
         raise UserError(f"the text has {len(tokens)} tokens, maps hold {MAX_TOKENS}: shorten it")
     attention = bert.attention(text)
-    title = f"Attention of {epath.Path(arguments.model).resolve().name}"
+    title = f"Attention of {Path(arguments.model).absolute().name}"
     write_page(page, tokens, bert.tokenize(text).b_start, attention, title=title)
     labelled = draw_picture(picture, tokens, attention, title=title)
     print(page)
