@@ -54,6 +54,15 @@ class TextLines:
     skipped: int = 0
     first_skipped: str = ""
 
+    def __post_init__(self):
+        if self.name != "-" and not epath.Path(self.name).exists():
+            raise UserError(f"{self.name}: no such file")
+
+    @property
+    def size(self) -> int | None:
+        """Bytes, if that is known."""
+        return None if self.name == "-" else epath.Path(self.name).stat().length
+
     def __iter__(self) -> Iterator[Line]:
         """Reads on.
 
@@ -79,8 +88,6 @@ class TextLines:
     def _open(self) -> AbstractContextManager[BinaryIO]:
         if self.name == "-":
             return nullcontext(sys.stdin.buffer)
-        if not epath.Path(self.name).exists():
-            raise UserError(f"{self.name}: no such file")
         return epath.Path(self.name).open("rb")
 
     def _parse(self, line: bytes) -> tuple[str | tuple[str, str], dict[str, Any]]:

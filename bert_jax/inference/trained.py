@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 
 from bert_jax.data.wordpiece import MASK
 from bert_jax.errors import UserError
@@ -102,7 +101,7 @@ class TrainedBert:
         """
         mesh = make_mesh(devices=jax.local_devices())
         self.config, self.wordpiece, params, self.labels = model
-        self.functions = _live_functions(model, mesh) if functions is None else functions
+        self.functions = _live_functions(model) if functions is None else functions
         self.params = jax.device_put(params, rules.replicated(mesh))
         self._sharding = rules.batch_sharding(mesh)
         self._num_devices = mesh.size
@@ -353,11 +352,11 @@ class TrainedBert:
         return jax.device_put(batch.rows | more, self._sharding)
 
 
-def _live_functions(model: Portable, mesh: Mesh) -> dict[str, Callable]:
+def _live_functions(model: Portable) -> dict[str, Callable]:
     # Unrolled layers would each copy their slice of the stacked parameters in every call.
     config = dataclasses.replace(model.config, scan_layers=True, remat="none")
     parts = parts_of(model.params)
-    graphdef = build_model(config, mesh, parts, len(model.labels)).graphdef
+    graphdef = build_model(config, None, parts, len(model.labels)).graphdef
     functions = part_functions(graphdef, parts)
     if config.compute_dtype == "float32":
         return {name: _exact(function) for name, function in functions.items()}
