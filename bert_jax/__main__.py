@@ -11,6 +11,7 @@ from bert_jax.errors import TrainingDiverged, UserError
 VERBS = {
     "prepare": "tokenise documents into a store to train from",
     "pretrain": "train BERT on a token store",
+    "finetune": "teach a trained model a task: classes, scores, tags, answers",
     "evaluate": "score a checkpoint on held-out documents",
     "predict": "use a trained model: fill-mask, next-sentence, features",
     "export": "write a model as StableHLO, to run without bert_jax",

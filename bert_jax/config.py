@@ -55,7 +55,8 @@ class DataConfig:
     """What a batch holds.
 
     Attributes:
-      store: directory that `bert-jax prepare` wrote.
+      store: directory that `bert-jax prepare` wrote, or one of pre-masked TFRecords, for which
+        packing must be off and pairs, short_seq_prob, masking and masked_lm_prob have no effect.
       batch_size: rows of the global batch.
       max_seq_length: tokens of a row.
       pairs: "nsp" (next sentence), "sop" (sentence order) or "none" (full sentences, MLM only).
@@ -254,8 +255,8 @@ class TaskConfig:
 
     Attributes:
       name: "classification", "tagging", "answering" or a task of GLUE, "glue/sst2".
-      train, dev, test: files or `tfds:NAME:SPLIT`; without `test` the best model is scored on `dev`
-        alone.
+      train, dev, test: files or `tfds:NAME:SPLIT`; `test` may be empty.
+      test_labelled: the labels of `test` are known, so that it is scored and not only predicted.
       max_seq_length: tokens of an example; longer ones are cut, or windowed where every token
         counts.
       options: of the task; the fields of `bert_jax.tasks.classification.ClassificationTask`,
@@ -266,6 +267,7 @@ class TaskConfig:
     train: str
     dev: str
     test: str
+    test_labelled: bool
     max_seq_length: int
     options: dict[str, Any]
 

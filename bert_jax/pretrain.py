@@ -5,7 +5,6 @@ bert-jax pretrain --config=configs/quickstart.py --workdir=runs/quickstart
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,9 +14,8 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, Stage, differences, load_config, read_config
-from bert_jax.data.batches import Batches, prefetch
-from bert_jax.data.store import Store
+from bert_jax.config import Config, Stage, load_config, read_config
+from bert_jax.data.batches import Batches, PremaskedBatches, prefetch
 from bert_jax.errors import UserError
 from bert_jax.interop.initial import initial_params, replace_params
 from bert_jax.model.heads import PRETRAINING
@@ -34,9 +32,8 @@ from bert_jax.train.loop import EXIT_STOPPED, Outcome, train
 from bert_jax.train.metrics import MetricsWriter, Sums, read_metrics
 from bert_jax.train.profiling import PROFILED_STEPS, Profiler
 from bert_jax.train.state import TrainState, num_params
+from bert_jax.train.workdirs import check_workdir, claim_workdir
 
-# What a start that was cut short may leave in a workdir.
-CLAIM = ("vocab.txt", "tokenizer_config.json", "data.json", "config.json.tmp")
 # A resumed run may change how it computes and reports, but not what it learns from or into.
 FREE_TO_CHANGE = (
     "mesh.",
@@ -98,7 +95,7 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
     hosts.check_shared(workdir)
     with hosts.agreement():
         if hosts.is_primary():
-            check_workdir(workdir, config, store)
+            check_can_go_on(workdir, config, store)
 
     initial = {}
     if config.init_from and latest_step(workdir) is None:
@@ -131,7 +128,7 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
 
     with hosts.agreement():
         if hosts.is_primary():
-            claim_workdir(workdir, config, store)
+            claim_workdir(workdir, config.to_dict(), identity(store), store.wordpiece)
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
         if checkpoints.latest_step() is None:
             state, progress = init_state(jax.random.key(config.seed)), {}
@@ -172,7 +169,7 @@ class Part(NamedTuple):
     """What trains one stage of a run."""
 
     stage: Stage
-    batches: Batches
+    batches: Batches | PremaskedBatches
     heads: tuple[str, ...]
     evaluation: Evaluation
     train_step: Callable
@@ -180,7 +177,7 @@ class Part(NamedTuple):
 
 def build_part(
     stage: Stage,
-    store: Store,
+    store: build.AnyStore,
     model: build.Model,
     optimizer: optax.GradientTransformation,
     abstract_state: TrainState,
@@ -271,60 +268,30 @@ def is_over(config: Config, done: int, budget: Budget, mlm_accuracy: float) -> s
     return ""
 
 
-def check_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
+def check_can_go_on(workdir: epath.Path, config: Config, store: build.AnyStore) -> None:
     """Checks that the workdir is new, or that its run can go on with this config and store.
 
-    A run without a checkpoint has nothing to lose, so any other may take its place: after a start
-    that failed, the same command with the mistake corrected works.
-
     Raises:
-      UserError: the workdir holds a run of another model or other data, whose differences it lists,
-        or one that has more steps already, or something else than a run.
+      UserError: see `check_workdir`; or the run has more steps already.
     """
-    config_path = workdir / "config.json"
-    if not config_path.exists():
-        if workdir.exists() and any(path.name not in CLAIM for path in workdir.iterdir()):
-            raise UserError(f"{workdir} is not empty and holds no run: choose another --workdir")
-        return
     step = latest_step(workdir)
-    if step is None:
-        return
-    changed = differences(read_config(config_path).to_dict(), config.to_dict())
-    changed += differences(json.loads((workdir / "data.json").read_text()), identity(store))
     # A phase that has not begun may change, too.
-    later = (s.name for s in config.stages() if s.name and s.first_step >= step)
-    free = (*FREE_TO_CHANGE, *later)
-    refused = [line for line in changed if not line.startswith(free)]
-    if refused:
-        raise UserError(
-            f"{workdir} holds a run of another model or other data: {'; '.join(refused)}. "
-            f"Choose another --workdir, or give the old values to go on"
-        )
-    if step > config.steps:
+    later = (s.name for s in config.stages() if s.name and s.first_step >= (step or 0))
+    check_workdir(
+        workdir,
+        config.to_dict(),
+        identity(store),
+        free=(*FREE_TO_CHANGE, *later),
+        read=lambda path: read_config(path).to_dict(),
+    )
+    if step is not None and step > config.steps:
         raise UserError(
             f"config.steps={config.steps}, but {workdir} has {step} steps already: "
             f"choose another --workdir or more steps"
         )
-    for line in changed:
-        print(f"changed since the last start: {line}", flush=True)
 
 
-def claim_workdir(workdir: epath.Path, config: Config, store: Store) -> None:
-    """Writes into the workdir what its run is made of.
-
-    `config.json` holds the config, `data.json` the fingerprint of the token store; the vocabulary
-    is copied, so that a workdir is enough to use the model. `config.json` comes last and whole: a
-    workdir without it holds no run.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    store.wordpiece.save(workdir)
-    (workdir / "data.json").write_text(json.dumps(identity(store), indent=2) + "\n")
-    unfinished = workdir / "config.json.tmp"
-    unfinished.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    unfinished.replace(workdir / "config.json")
-
-
-def identity(store: Store) -> dict[str, str]:
+def identity(store: build.AnyStore) -> dict[str, str]:
     """What tells the data of a run from other data."""
     return {"store_fingerprint": store.fingerprint}
 

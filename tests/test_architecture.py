@@ -20,7 +20,8 @@ LAYERS = (
     {"train"},
     {"interop"},
     {"inference"},
-    {"prepare", "pretrain", "evaluate", "predict", "convert", "export", "plan", "plot", "__main__"},
+    {"prepare", "pretrain", "evaluate", "finetune", "predict", "convert", "export"}
+    | {"plan", "plot", "__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms with less freedom than their layer: what they may import of ours, and of others' beside it.

@@ -11,7 +11,6 @@ from bert_jax.inference.functions import part_functions
 from bert_jax.model.heads import PARTS, PRETRAINING, parts_of
 from bert_jax.parallel.rules import parameter_axes
 
-
 pytestmark = pytest.mark.core
 
 

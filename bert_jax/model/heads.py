@@ -14,7 +14,9 @@ from bert_jax.model.bert import (
     initializer,
     layer_norm,
     padded_vocab_size,
+    split_key,
 )
+from bert_jax.model.dropout import dropout
 
 # What a checkpoint can hold beside the encoder.
 PARTS = (
@@ -153,3 +155,39 @@ class BertWithHeads(nnx.Module):
         word_logits = self.masked_lm(masked, self.bert.embeddings.word.embedding[...])
         pooled = self.bert.pool(gather_positions(hidden, cls_positions))
         return word_logits, self.next_sentence(pooled.astype(jnp.float32))
+
+    def score(
+        self,
+        head: str,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        position_ids: jax.Array,
+        segment_ids: jax.Array,
+        cls_positions: jax.Array,
+        dropout_key: jax.Array | None = None,
+        *,
+        head_dropout: float = 0.0,
+        freeze: bool = False,
+    ) -> jax.Array:
+        """What the head of a task makes of examples, or of their tokens.
+
+        Args:
+          head: "sequence_classifier", "token_classifier" or "answer_span".
+          input_ids, token_type_ids, position_ids, segment_ids, cls_positions: as of `__call__`.
+          dropout_key: a typed PRNG key; None turns dropout off.
+          head_dropout: rate on what a classifier reads; a span has none, as in BERT.
+          freeze: let no gradient into the encoder; the pooler is not part of it.
+
+        Returns:
+          fp32 logits, [batch, examples, classes] of a sequence classifier, else
+          [batch, length, classes].
+        """
+        keys = split_key(dropout_key, 2)
+        hidden = self.bert(input_ids, token_type_ids, position_ids, segment_ids, keys[0])
+        if freeze:
+            hidden = jax.lax.stop_gradient(hidden)
+        if head == "sequence_classifier":
+            hidden = self.bert.pool(gather_positions(hidden, cls_positions))
+        if head != "answer_span":
+            hidden = dropout(hidden, head_dropout, keys[1])
+        return getattr(self, head)(hidden.astype(jnp.float32))

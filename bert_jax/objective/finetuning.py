@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bert_jax.model.bert import gather_positions
-from bert_jax.model.dropout import dropout
-from bert_jax.model.heads import IMPOSSIBLE
 from bert_jax.objective.losses import cross_entropy
+
+ELSEWHERE = -1e9  # a logit that no softmax sees
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -55,41 +54,35 @@ class FineTuning:
 
     def logits(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """fp32 [rows, examples, classes] of a sequence classifier, else [rows, length, classes]."""
-        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        model = nnx.merge(self.graphdef, params)
-        hidden = model.bert(
+        return nnx.merge(self.graphdef, params).score(
+            self.head,
             batch["input_ids"],
             batch["token_type_ids"],
             batch["position_ids"],
             batch["segment_ids"],
-            keys[0],
+            batch["cls_positions"],
+            dropout_key,
+            head_dropout=self.dropout_rate,
+            freeze=self.freeze,
         )
-        if self.freeze:
-            hidden = jax.lax.stop_gradient(hidden)
-        if self.head == "sequence_classifier":
-            hidden = model.bert.pool(gather_positions(hidden, batch["cls_positions"]))
-        if self.head != "answer_span":
-            hidden = dropout(hidden, self.dropout_rate, keys[1])
-        return getattr(model, self.head)(hidden.astype(jnp.float32))
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
         """The scalars "task_loss" (nats, or squared error of a score), "_correct" and "_count".
 
         The loss of a span is the mean of those of its two ends, each over the tokens of the
-        example; no score is ever counted as correct.
+        example. A score is never correct: there is no such scalar.
         """
-        logits, labels = self.logits(params, batch, dropout_key), batch["labels"]
-        weights = self.weights(batch)["task"]
+        return self.sums_of(self.logits(params, batch, dropout_key), batch)
+
+    def sums_of(self, logits: jax.Array, batch: Batch) -> Sums:
+        """The same from what `logits` gave."""
+        labels, weights = batch["labels"], self.weights(batch)["task"]
         if self.head == "answer_span":
             ends = [self._end(logits[..., end], labels[..., end], weights, batch) for end in (0, 1)]
             sums = jax.tree.map(lambda start, end: (start + end) / 2, *ends)
         elif labels.dtype == jnp.float32:
             errors = jnp.where(weights > 0, logits[..., 0] - labels, 0)
-            sums = {
-                "loss": jnp.sum(errors**2),
-                "correct": jnp.zeros([]),
-                "count": jnp.sum(weights),
-            }
+            sums = {"loss": jnp.sum(errors**2), "count": jnp.sum(weights)}
         else:
             sums = cross_entropy(logits, labels, weights)
         return {f"task_{name}": value for name, value in sums.items()}
@@ -97,4 +90,4 @@ class FineTuning:
     def _end(self, logits, labels, weights, batch):
         examples = jnp.arange(labels.shape[1]) + 1
         own = batch["segment_ids"][:, None, :] == examples[:, None]
-        return cross_entropy(jnp.where(own, logits[:, None, :], IMPOSSIBLE), labels, weights)
+        return cross_entropy(jnp.where(own, logits[:, None, :], ELSEWHERE), labels, weights)

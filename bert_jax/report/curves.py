@@ -24,10 +24,13 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> N
       output: path of the PNG.
     """
     first = next(iter(runs.values()))
-    panels = [p for p in PANELS if any(p[0] in line for line in first)]
+    panels = _panels(first)
+    rows = -(-len(panels) // 2)
     # Not by pyplot, whose state threads share: this draws anywhere, without a screen.
-    figure = Figure(figsize=(11, 3.6 * (len(panels) // 2)), layout="tight")
-    axes = figure.subplots(len(panels) // 2, 2, squeeze=False)
+    figure = Figure(figsize=(11, 3.6 * rows), layout="tight")
+    axes = figure.subplots(rows, 2, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
     for (metric, title, scale), axis in zip(panels, axes.flat):
         for color, (name, lines) in enumerate(runs.items()):
             _draw_run(axis, lines, metric, scale, f"C{color}", name if len(runs) > 1 else "")
@@ -38,7 +41,7 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> N
             value = line[metric] * scale
             axis.hlines(value, line["step"], end, color="gray", linestyle="--", linewidth=1)
             axis.annotate(
-                _BASELINE_NAMES[metric],
+                _BASELINE_NAMES.get(metric, "baseline"),
                 (end, value),
                 ha="right",
                 va="bottom",
@@ -52,6 +55,16 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> N
     axes.flat[0].legend(fontsize=8)
     with epath.Path(output).open("wb") as file:
         figure.savefig(file, format="png", dpi=110)
+
+
+def _panels(lines: Sequence[Line]) -> list[tuple[str, str, int]]:
+    """Those of pretraining, or one for each metric of a task."""
+    known = [p for p in PANELS if any(p[0] in line for line in lines)]
+    if known:
+        return known
+    heldout = [line for line in lines if line["split"] == "heldout"] or lines
+    names = dict.fromkeys(name for line in heldout for name in line)
+    return [(name, name, 1) for name in names if name not in ("step", "split")]
 
 
 _BASELINE_NAMES = {

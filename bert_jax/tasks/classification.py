@@ -77,6 +77,9 @@ class ClassificationTask:
     data_dir: str | None = None
     skip_incomplete: bool = False
 
+    head = "sequence_classifier"
+    predictions_suffix = ".tsv"
+
     def __post_init__(self):
         if self.regression and self.labels:
             raise UserError("labels: a regression has none; drop them or set regression=False")
@@ -312,7 +315,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def _names(names: Names) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names)
+    return (names,) if isinstance(names, str) and names else tuple(names)
 
 
 def _either(names: Names) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from etils import epath
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from bert_jax.config import (
@@ -19,6 +20,7 @@ from bert_jax.config import (
     DataConfig,
     ModelConfig,
     OptimizerConfig,
+    RunConfig,
     differences,
     read_config,
 )
@@ -45,6 +47,7 @@ DROPOUT_STREAM = 2**31
 # Below it the scores are small and XLA's own fusions are as good.
 SPLASH_MIN_LENGTH = 512
 RNG_IMPLEMENTATIONS = {"threefry": "threefry2x32", "rbg": "rbg"}
+AnyStore = Store | PremaskedStore
 
 
 class Model(NamedTuple):
@@ -135,7 +138,7 @@ def build_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     }[config.name]()
 
 
-def build_schedule(config: Config, first_step: int = 0) -> Callable[..., jax.Array]:
+def build_schedule(config: RunConfig, first_step: int = 0) -> Callable[..., jax.Array]:
     """The learning rate of each step of a run.
 
     With a budget it has a second argument, the number of steps that the time allows, to which the
@@ -157,7 +160,7 @@ def build_schedule(config: Config, first_step: int = 0) -> Callable[..., jax.Arr
     return lambda step: schedule(step - first_step)
 
 
-def dropout_key(config: Config) -> jax.Array | None:
+def dropout_key(config: RunConfig) -> jax.Array | None:
     """The key that the step folds with its number; None if nothing is dropped."""
     if config.model.hidden_dropout == config.model.attention_dropout == 0:
         return None
@@ -183,7 +186,7 @@ def abstract_state(
     return abstract, jax.jit(init, out_shardings=shardings)
 
 
-def open_data(path: epath.PathLike) -> Store | PremaskedStore:
+def open_data(path: epath.PathLike) -> AnyStore:
     """Opens a token store, or a folder of pre-masked TFRecords in its place.
 
     Raises:
@@ -192,7 +195,7 @@ def open_data(path: epath.PathLike) -> Store | PremaskedStore:
     return open_premasked(path) if is_premasked(path) else open_store(path)
 
 
-def configured_store(config: Config) -> Store | PremaskedStore:
+def configured_store(config: Config) -> AnyStore:
     """Opens the store of a config.
 
     Raises:
@@ -212,7 +215,7 @@ def configured_store(config: Config) -> Store | PremaskedStore:
     return store
 
 
-def check_same(config: Config, store: Store | PremaskedStore) -> None:
+def check_same(config: Config, store: AnyStore) -> None:
     """Raises UserError if a process has another config or other data than process 0."""
     mine = config.to_dict() | {"store_fingerprint": store.fingerprint}
     first, *others = map(json.loads, hosts.gather(json.dumps(mine)))
@@ -227,7 +230,19 @@ def check_same(config: Config, store: Store | PremaskedStore) -> None:
 
 def check_mesh(config: Config, mesh: Mesh) -> None:
     """Raises UserError if rows or parameters cannot be split over the mesh."""
-    model = config.model
+    check_model(config.model, mesh)
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = config.data.batch_size // config.optimizer.gradient_accumulation
+    if rows % devices:
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} in "
+            f"{config.optimizer.gradient_accumulation} microbatches gives {rows} rows, which "
+            f"{devices} devices (axes data and fsdp) cannot share equally"
+        )
+
+
+def check_model(model: ModelConfig, mesh: Mesh) -> None:
+    """Raises UserError if parameters cannot be split over the mesh."""
     vocab_size = padded_vocab_size(model.vocab_size)
     for axis, field, size in (
         ("fsdp", "hidden_size", model.hidden_size),
@@ -240,14 +255,6 @@ def check_mesh(config: Config, mesh: Mesh) -> None:
                 f"config.mesh.{axis}={mesh.shape[axis]} must divide config.model.{field}, {size}"
                 + (" with its padding" if size == vocab_size else "")
             )
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = config.data.batch_size // config.optimizer.gradient_accumulation
-    if rows % devices:
-        raise UserError(
-            f"config.data.batch_size={config.data.batch_size} in "
-            f"{config.optimizer.gradient_accumulation} microbatches gives {rows} rows, which "
-            f"{devices} devices (axes data and fsdp) cannot share equally"
-        )
 
 
 def abstract_batch(config: Config, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -282,7 +289,7 @@ def load_params(config: ModelConfig, mesh: Mesh) -> Callable[[Params], Params]:
 
 
 def jit_train_step(
-    config: Config,
+    config: RunConfig,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     state: TrainState,
@@ -363,14 +370,20 @@ def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Tr
         params, step = checkpoints.read_params(step)
     trained_with = config.stage_of(step).config
     model = build_model(config.model, mesh)
-    expected = jax.eval_shape(model.init, jax.random.key(0))
-    shapes, found = (dict(map(_path_and_shape, leaves_with_path(tree))) for tree in (expected, params))
-    if wrong := [path for path in shapes | found if shapes.get(path) != found.get(path)]:
-        raise UserError(
-            f"{workdir / 'checkpoints' / str(step)}: cannot be restored into this model: {wrong[0]} is "
-            f"{found.get(wrong[0], 'missing')}, not {shapes.get(wrong[0], 'expected')}"
-        )
+    _check_shapes(workdir / "checkpoints" / str(step), model, params)
     return Trained(trained_with, load_wordpiece(workdir), model, put_params(params, mesh), step)
+
+
+def _check_shapes(path: epath.Path, model: Model, params: Params) -> None:
+    expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
+    found = flatten_dict(params, sep="/")
+    for name in expected | found:
+        shapes = [tree[name].shape if name in tree else "nothing" for tree in (found, expected)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{path}: cannot be restored into this model: {name} is {shapes[0]}, due is "
+                f"{shapes[1]}; is its config.json that of the run?"
+            )
 
 
 def put_params(params: Params, mesh: Mesh, *, zero1: bool = False) -> Params:
@@ -397,7 +410,7 @@ def sampling_options(config: DataConfig, wordpiece: WordPiece) -> dict[str, Any]
     }
 
 
-def batch_options(config: DataConfig, store: Store | PremaskedStore) -> dict[str, Any]:
+def batch_options(config: DataConfig, store: AnyStore) -> dict[str, Any]:
     """What training and held-out batches of a store have in common.
 
     Raises:
@@ -422,9 +435,7 @@ def batch_options(config: DataConfig, store: Store | PremaskedStore) -> dict[str
     return {"batch_size": config.batch_size}
 
 
-def training_batches(
-    config: Config, store: Store | PremaskedStore, mesh: Mesh
-) -> Batches | PremaskedBatches:
+def training_batches(config: Config, store: AnyStore, mesh: Mesh) -> Batches | PremaskedBatches:
     """This host's rows of every training batch."""
     options = batch_options(config.data, store)
     rows = hosts.local_rows(rules.batch_sharding(mesh), config.data.batch_size)
@@ -432,7 +443,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    config: Config, store: Store | PremaskedStore, mesh: Mesh
+    config: Config, store: AnyStore, mesh: Mesh
 ) -> Iterable[dict[str, np.ndarray]]:
     """This host's rows of the fixed held-out batches; may be iterated again.
 

@@ -9,12 +9,10 @@ from jax.sharding import Mesh
 
 from bert_jax.config import Config
 from bert_jax.data.batches import HELDOUT_SEED
-from bert_jax.data.store import Store
-from bert_jax.data.tfrecords import PremaskedStore
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import rules
 from bert_jax.report.baselines import pretraining_baselines
-from bert_jax.train.build import evaluation_batches, load_params, put_batch
+from bert_jax.train.build import AnyStore, evaluation_batches, load_params, put_batch
 from bert_jax.train.metrics import add_sums, means
 from bert_jax.train.state import Params
 from bert_jax.train.step import make_eval_step
@@ -23,13 +21,7 @@ from bert_jax.train.step import make_eval_step
 class Evaluation:
     """Scores on held-out documents: always the same examples under the same masks."""
 
-    def __init__(
-        self,
-        config: Config,
-        store: Store | PremaskedStore,
-        objective: PreTraining,
-        mesh: Mesh,
-    ):
+    def __init__(self, config: Config, store: AnyStore, objective: PreTraining, mesh: Mesh):
         """Draws the examples; compiles at the first call.
 
         Args:

@@ -38,7 +38,8 @@ def means(sums: Mapping[str, float], heads: Iterable[str]) -> Line:
     line["loss"] = sum(sums[f"{head}_loss"] / sums[f"{head}_count"] for head in present)
     for head in present:
         line[f"{head}_loss"] = sums[f"{head}_loss"] / sums[f"{head}_count"]
-        line[f"{head}_accuracy"] = sums[f"{head}_correct"] / sums[f"{head}_count"]
+        if f"{head}_correct" in sums:
+            line[f"{head}_accuracy"] = sums[f"{head}_correct"] / sums[f"{head}_count"]
     if "mlm_loss" in line:
         line["mlm_perplexity"] = math.exp(min(line["mlm_loss"], 700.0))
     line["padding"] = 1.0 - sums["tokens"] / sums["positions"]
@@ -149,9 +150,9 @@ def progress_line(step: int, steps: int, line: Line) -> str:
         f"step {step:>{len(str(steps))}}/{steps} {step / steps:4.0%}",
         f"loss {line['loss']:.3f}",
     ]
-    for head in ("mlm", "nsp"):
-        if f"{head}_accuracy" in line:
-            parts.append(f"{head} {line[f'{head}_accuracy']:.1%}")
+    for name, value in line.items():
+        if name.endswith("_accuracy"):
+            parts.append(f"{name.removesuffix('_accuracy')} {value:.1%}")
     parts.append(f"{line['tokens_per_second']:,.0f} tokens/s")
     left = (steps - step) / line["steps_per_second"]
     return "  ".join([*parts, f"ETA {format_seconds(left)}"])

@@ -104,6 +104,31 @@ def sgd(*, momentum: float, weight_decay: float, clip_norm: float) -> optax.Grad
     return _clip_and_decay(optax.trace(momentum), weight_decay, clip_norm)
 
 
+def scale_by_depth(
+    num_layers: int, layer_decay: float, freeze: bool
+) -> optax.GradientTransformation:
+    """Makes the lower layers of an encoder learn more slowly than the head on top, or not at all.
+
+    The direction of the top layer is scaled by `layer_decay`, each below by another such factor,
+    and the embeddings by the last, as in ELECTRA (Clark et al. 2020,
+    https://arxiv.org/abs/2003.10555). With `freeze` layers and embeddings stay as they are, weight
+    decay included. Pooler and heads are left alone.
+    """
+
+    def scale(path, update):
+        names = [key.key for key in path]
+        if names[0] != "bert" or names[1] == "pooler":
+            return update
+        if freeze:
+            return jnp.zeros_like(update)
+        if names[1] == "embeddings":
+            return update * layer_decay ** (num_layers + 1)
+        factors = layer_decay ** jnp.arange(num_layers, 0, -1)
+        return update * factors.reshape(-1, *[1] * (update.ndim - 1))
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
+
+
 def _clip_and_decay(
     core: optax.GradientTransformation, weight_decay: float, clip_norm: float
 ) -> optax.GradientTransformation:

@@ -1,0 +1,341 @@
+"""Fine-tuning, from files to results, on models and data of test size."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from finetune import get_config
+from portables import make_config
+from tiny import make_model
+
+from bert_jax.config import build_finetune_config
+from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
+from bert_jax.errors import UserError
+from bert_jax.finetune import finetune
+from bert_jax.interop.portable import Portable
+from bert_jax.interop.workdir import read_workdir, write_workdir
+from bert_jax.objective.finetuning import FineTuning
+from bert_jax.tasks.batches import ExampleBatches
+from bert_jax.tasks.features import Features
+from bert_jax.train import loop
+from bert_jax.train.build import build_model
+from bert_jax.train.metrics import read_metrics
+from bert_jax.train.optimizers import scale_by_depth
+
+WORDS = [f"w{index}" for index in range(40)]
+WORDPIECE = WordPiece((*SPECIAL_TOKENS, *WORDS, ".", "?"), lowercase=True)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A directory with an encoder of random weights."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
+    config = make_config(len(WORDPIECE.vocab), **sizes, initializer_range=0.1)
+    params = build_model(config, None, ("pooler", "masked_lm")).init(jax.random.key(0))
+    path = epath.Path(tmp_path_factory.mktemp("model"))
+    write_workdir(path, Portable(config, WORDPIECE, jax.device_get(params)))
+    return path
+
+
+def sentences(count, seed):
+    """Lists of words."""
+    random = np.random.default_rng(seed)
+    return [random.choice(WORDS, random.integers(3, 12)).tolist() for _ in range(count)]
+
+
+def classes(path, count, seed):
+    """Whether a text has more of the first half of the words."""
+    lines = ["text\tlabel"]
+    for words in sentences(count, seed):
+        early = sum(WORDS.index(word) < 20 for word in words)
+        lines.append(f"{' '.join(words)}\t{'early' if 2 * early > len(words) else 'late'}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def tags(path, count, seed):
+    """Every word of the last quarter is a name."""
+    blocks = []
+    for words in sentences(count, seed):
+        lines = [f"{word}\t{'B-X' if WORDS.index(word) >= 30 else 'O'}" for word in words]
+        blocks.append("\n".join(lines))
+    path.write_text("\n\n".join(blocks) + "\n")
+
+
+def questions(path, count, seed):
+    """The one name of the context."""
+    random = np.random.default_rng(seed)
+    articles = []
+    for number in range(count):
+        words = random.permutation(WORDS[:30])[:10].tolist()
+        at = int(random.integers(10))
+        words[at] = answer = str(random.choice(WORDS[30:]))
+        start = len(" ".join([*words[:at], ""]))
+        answers = [{"text": answer, "answer_start": start}]
+        qas = [{"id": f"{seed}-{number}", "question": f"{words[at - 1]} ?", "answers": answers}]
+        context = " ".join(words)
+        articles.append({"title": "", "paragraphs": [{"context": context, "qas": qas}]})
+    path.write_text(json.dumps({"version": "1.1", "data": articles}))
+
+
+WRITE = {"classification": classes, "tagging": tags, "answering": questions}
+SUFFIX = {"classification": "tsv", "tagging": "conll", "answering": "json"}
+
+
+def recipe(task, model, folder, train=160, **changes):
+    """Writes the data and gives the config."""
+    config = get_config(task)
+    for split, count, seed in (("train", train, 0), ("dev", 40, 1), ("test", 40, 2)):
+        path = folder / f"{split}.{SUFFIX[task]}"
+        WRITE[task](path, count, seed)
+        config.task[split] = str(path)
+    changes = {
+        "init_from": str(model),
+        "task.max_seq_length": 32,
+        "model.compute_dtype": "float32",
+        "batch_size": 16,
+        "epochs": 2.0,
+        "log_every": 10,
+        "optimizer.learning_rate": 3e-3,
+    } | changes
+    if task == "answering":
+        config.task.options.max_query_length = 8
+    config.update_from_flattened_dict(changes)
+    return build_finetune_config(config)
+
+
+LEARNED = {"classification": ("accuracy", 0.7), "tagging": ("f1", 0.7), "answering": ("f1", 0.7)}
+
+
+@pytest.mark.parametrize("task", WRITE)
+def test_a_task_is_learned(task, model, tmp_path):
+    config = recipe(task, model, tmp_path, train=480, epochs=4.0)
+    workdir = epath.Path(tmp_path / "run")
+    assert finetune(config, workdir) == 0
+    results = json.loads((workdir / "results.json").read_text())
+    metric, least = LEARNED[task]
+    for split in ("dev", "test"):
+        assert results[split]["metrics"][metric] > least, results
+        assert metric in results[split]["baseline"]
+    heldout = [line[metric] for line in read_metrics(workdir) if line["split"] == "heldout"]
+    assert results["dev"]["metrics"][metric] == pytest.approx(max(heldout))
+    assert (workdir / "curves.png").exists()
+    assert list(workdir.glob("test_predictions*"))
+
+
+def test_a_regression_is_learned(model, tmp_path, monkeypatch):
+    def scores(path, count, seed):
+        """The share of early words."""
+        rows = [
+            (sum(WORDS.index(word) < 20 for word in words) / len(words), " ".join(words))
+            for words in sentences(count, seed)
+        ]
+        path.write_text("".join(f"{score:.3f}\t{text}\n" for score, text in rows))
+
+    monkeypatch.setitem(WRITE, "classification", scores)
+    config = recipe("classification", model, tmp_path, train=480, epochs=4.0)
+    options = {
+        "text_a": "2",
+        "label": "1",
+        "regression": True,
+        "metric_names": ("pearson", "spearman"),
+    }
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, options=options))
+    assert finetune(config, epath.Path(tmp_path / "run")) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["test"]["metrics"]["pearson"] > 0.5
+
+
+def make_features(kind, seed=0):
+    random = np.random.default_rng(seed)
+    lengths = random.integers(4, 20, 24)
+    ids = [random.integers(5, 40, length).astype(np.int32) for length in lengths]
+    b_start = (lengths // 2).astype(np.int32)
+    labels = {
+        "sequence_classifier": random.integers(0, 3, 24).astype(np.int32),
+        "regression": random.normal(size=24).astype(np.float32),
+        "token_classifier": [random.integers(-1, 3, n).astype(np.int32) for n in lengths],
+        "answer_span": np.stack([lengths // 3, lengths // 2], axis=1).astype(np.int32),
+    }[kind]
+    return Features(ids, b_start, labels)
+
+
+@pytest.mark.core
+@pytest.mark.parametrize(
+    "kind", ["sequence_classifier", "regression", "token_classifier", "answer_span"]
+)
+def test_packing_changes_nothing(kind):
+    head = "sequence_classifier" if kind == "regression" else kind
+    graphdef, init = make_model(
+        parts=("pooler", head), num_labels=1 if kind == "regression" else 3, initializer_range=0.2
+    )
+    params = init(jax.random.key(0))
+    objective = FineTuning(graphdef, head)
+    results = []
+    for packing in (True, False):
+        features = make_features(kind)
+        batches = ExampleBatches(features, pad_id=0, batch_size=24, seed=3, packing=packing)
+        batch = batches.batch(0)
+        assert sorted(batch["example_ids"][batch["example_ids"] >= 0]) == list(range(24))
+
+        def loss(params, batch=batch):
+            sums = objective.sums(params, batch)
+            return sums["task_loss"] / sums["task_count"], sums
+
+        (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        results.append((sums, gradients, len(batch["input_ids"])))
+    (packed, *_, few), (unpacked, *_, many) = results
+    assert few < many == 24
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), packed, unpacked)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6),
+        results[0][1],
+        results[1][1],
+    )
+
+
+def test_batches_are_a_function_of_seed_and_step():
+    features = make_features("sequence_classifier")
+    options = {"pad_id": 0, "batch_size": 7}
+    batches = ExampleBatches(features, seed=1, **options)
+    assert batches.steps_per_epoch == 3
+    epochs = [
+        np.concatenate([batches.batch(step)["example_ids"].ravel() for step in range(e, e + 3)])
+        for e in (0, 3)
+    ]
+    for seen in epochs:
+        seen = seen[seen >= 0]
+        assert len(seen) == len(set(seen.tolist())) == 21
+    assert sorted(epochs[0]) != sorted(epochs[1]) or (epochs[0] != epochs[1]).any()
+    again = ExampleBatches(features, seed=1, **options).batch(4)
+    jax.tree.map(np.testing.assert_array_equal, again, batches.batch(4))
+    # Two hosts with half of the rows each.
+    halves = [
+        ExampleBatches(
+            features,
+            seed=1,
+            row_multiple=2,
+            host_rows=lambda n, part=part: np.arange(n)[part * n // 2 : (part + 1) * n // 2],
+            **options,
+        ).batch(4)
+        for part in (0, 1)
+    ]
+    whole = ExampleBatches(features, seed=1, row_multiple=2, **options).batch(4)
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_array_equal(np.concatenate([a, b]), c), *halves, whole
+    )
+    in_order = ExampleBatches(features, seed=None, **options)
+    seen = np.concatenate([in_order.batch(s)["example_ids"].ravel() for s in range(4)])
+    assert sorted(seen[seen >= 0].tolist()) == list(range(24))
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypatch):
+    config = recipe("classification", model, tmp_path)
+    once, twice = epath.Path(tmp_path / "once"), epath.Path(tmp_path / "twice")
+    assert finetune(config, once) == 0
+
+    class Killed(Exception):
+        pass
+
+    class Clock(loop.StopSignal):
+        def reached(self, step):
+            if step == 13:
+                raise Killed
+            return False
+
+    monkeypatch.setattr(loop, "StopSignal", Clock)
+    with pytest.raises(Killed):
+        finetune(config, twice)
+    monkeypatch.undo()
+    assert finetune(config, twice) == 0
+    for name in ("results.json", "test_predictions.tsv"):
+        assert (once / name).read_text() == (twice / name).read_text()
+    jax.tree.map(
+        np.testing.assert_array_equal, read_workdir(once).params, read_workdir(twice).params
+    )
+
+
+def test_a_frozen_encoder_stays(model, tmp_path):
+    config = recipe("classification", model, tmp_path, freeze=True, epochs=1.0)
+    workdir = epath.Path(tmp_path / "run")
+    assert finetune(config, workdir) == 0
+    before, after = read_workdir(model).params["bert"], read_workdir(workdir).params["bert"]
+    for part in ("embeddings", "encoder"):
+        jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
+    assert np.any(before["pooler"]["kernel"] != after["pooler"]["kernel"])
+
+
+def test_top_layers_start_anew(model, tmp_path):
+    changes = {"reinit_layers": 1, "epochs": 0.05, "optimizer.learning_rate": 1e-30, "seed": 1}
+    config = recipe("classification", model, tmp_path, **changes)
+    assert finetune(config, epath.Path(tmp_path / "run")) == 0
+    before, after = (read_workdir(path).params["bert"] for path in (model, tmp_path / "run"))
+    kernels = [
+        tree["encoder"]["layers"]["attention"]["query"]["kernel"] for tree in (before, after)
+    ]
+    np.testing.assert_array_equal(kernels[0][0], kernels[1][0])
+    assert np.all(kernels[0][1] != kernels[1][1])
+    assert np.any(before["pooler"]["kernel"] != after["pooler"]["kernel"])
+
+
+def test_layers_below_learn_more_slowly():
+    _, init = make_model(parts=("pooler", "sequence_classifier"), num_labels=2)
+    ones = jax.tree.map(lambda x: np.ones(x.shape), jax.eval_shape(init, jax.random.key(0)))
+    scaled, _ = scale_by_depth(2, 0.5, freeze=False).update(ones, None, ones)
+    layers = scaled["bert"]["encoder"]["layers"]["attention"]["query"]["kernel"]
+    assert np.unique(layers[0]) == 0.25
+    assert np.unique(layers[1]) == 0.5
+    assert np.unique(scaled["bert"]["embeddings"]["word"]["embedding"]) == 0.125
+    assert np.unique(scaled["bert"]["pooler"]["kernel"]) == 1
+    assert np.unique(scaled["sequence_classifier"]["kernel"]) == 1
+
+
+def test_seeds_are_summarized(model, tmp_path, capsys):
+    config = recipe("classification", model, tmp_path, seeds=3, epochs=1.0)
+    assert finetune(config, epath.Path(tmp_path / "run")) == 0
+    summary = json.loads((tmp_path / "run" / "results.json").read_text())["dev"]["accuracy"]
+    each = [
+        json.loads((tmp_path / "run" / f"seed{seed}" / "results.json").read_text())
+        for seed in range(3)
+    ]
+    assert summary["values"] == [run["dev"]["metrics"]["accuracy"] for run in each]
+    assert summary["median"] == sorted(summary["values"])[1]
+    assert "dev accuracy, 3 seeds: median" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": "nowhere"}, "nowhere: no model there"),
+        ({"task.name": "tagging "}, r"config\.task\.name='tagging ': use one of"),
+        ({"task.max_seq_length": 128}, r"max_seq_length=128, but .* has 64 positions"),
+        ({"task.train": "gone.tsv"}, r"gone\.tsv: no such file"),
+        ({"batch_size": 512}, r"config\.batch_size=512, but .* has only 160 examples"),
+        ({"layer_decay": 1.5}, r"config\.layer_decay must be at most 1"),
+        ({"task.dev": ""}, r"config\.task\.dev is empty"),
+        ({"epochs": 0.0}, r"config\.epochs must be positive"),
+        ({"init_from": ""}, r"config\.init_from is empty"),
+        ({"task.options.label": "lable"}, r"no column 'lable'; there are \[text, label\]"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message, model, tmp_path):
+    with pytest.raises(UserError, match=message):
+        finetune(recipe("classification", model, tmp_path, **changes), epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_run_is_not_gone_on_with(model, tmp_path):
+    config = recipe("classification", model, tmp_path, epochs=0.1)
+    workdir = epath.Path(tmp_path / "run")
+    assert finetune(config, workdir) == 0
+    with pytest.raises(UserError, match=r"run of another model.*finetune\.epochs: 0\.1 -> 2\.0"):
+        finetune(dataclasses.replace(config, epochs=2.0), workdir)
+
+
+def test_unknown_option(model, tmp_path):
+    config = recipe("classification", model, tmp_path)
+    task = dataclasses.replace(config.task, options={"text": "x"})
+    with pytest.raises(UserError, match=r"options\.text: .*did you mean text_"):
+        finetune(dataclasses.replace(config, task=task), epath.Path(tmp_path / "run"))
