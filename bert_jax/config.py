@@ -521,6 +521,16 @@ def read_config(path: Any) -> Config:
         return build_config(_read_json(path))
 
 
+def read_json(path: Any) -> dict[str, Any]:
+    """The plain fields of the `config.json` of a run, unchecked.
+
+    Args:
+      path: an `epath.Path` or `pathlib.Path`.
+    """
+    with _errors_of(path):
+        return _read_json(path)
+
+
 def read_model_config(path: Any) -> tuple[ModelConfig, tuple[str, ...]]:
     """The model and the names of its classes, from the `config.json` of any directory of ours.
 

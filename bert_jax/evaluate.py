@@ -1,33 +1,51 @@
-"""Scores a checkpoint of a pretraining run on held-out documents."""
+"""Scores a checkpoint: of pretraining on held-out documents, of fine-tuning on examples."""
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
-from bert_jax.config import read_config
+from bert_jax.config import build_finetune_config, read_config, read_json
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
+from bert_jax.interop.formats import read
+from bert_jax.model.heads import parts_of
+from bert_jax.objective.finetuning import FineTuning
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.tasks.registry import build_task
 from bert_jax.train import build
+from bert_jax.train.checkpoints import latest_step
 from bert_jax.train.evaluation import Evaluation
+from bert_jax.train.scoring import Examples, Scoring
 
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="bert-jax evaluate",
-        description="Scores a checkpoint on held-out documents, always the same examples under the "
-        "same masks, beside what a model that ignores context would reach.",
+        description="Scores a checkpoint of pretraining on held-out documents, always the same "
+        "examples under the same masks, or one of fine-tuning on the examples of a split, beside "
+        "what a model that looks at nothing would reach.",
     )
     parser.add_argument("--workdir", required=True, metavar="DIR", help="of the training run")
-    parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: newest)")
+    parser.add_argument(
+        "--step",
+        type=int,
+        metavar="N",
+        help="which checkpoint (default: the newest, of fine-tuning the best)",
+    )
     parser.add_argument(
         "--store",
         metavar="DIR",
         help="token store whose held-out documents to score on (default: that of the training run)",
+    )
+    parser.add_argument(
+        "--data",
+        default="dev",
+        metavar="SOURCE",
+        help="of fine-tuning: train, dev, test, or another file or tfds:NAME:SPLIT (default: dev)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     hosts.add_arguments(parser)
@@ -35,6 +53,26 @@ def main(argv: Sequence[str]) -> None:
     hosts.connect(arguments)
 
     workdir = epath.Path(arguments.workdir)
+    with hosts.agreement():
+        is_task = "finetune" in read_json(workdir / "config.json")
+    evaluate = evaluate_task if is_task else evaluate_pretraining
+    split, step, scores, baselines = evaluate(workdir, arguments)
+    if not hosts.is_primary():
+        return
+    if arguments.json:
+        print(json.dumps({"step": step, split: scores, "baseline": baselines}))
+        return
+    print(f"{f'step {step}':<20}{'model':>10}{'baseline':>10}")
+    for name, value in scores.items():
+        baseline = f"{baselines[name]:>10.4f}" if name in baselines else ""
+        print(f"{name:<20}{value:>10.4f}{baseline}")
+
+
+Result = tuple[str, int, Mapping[str, float], Mapping[str, float]]
+
+
+def evaluate_pretraining(workdir: epath.Path, arguments: argparse.Namespace) -> Result:
+    """ "heldout", the step, its scores and the baselines."""
     with hosts.agreement():
         config = read_config(workdir / "config.json")
         store = build.open_data(arguments.store or config.data.store)
@@ -49,14 +87,34 @@ def main(argv: Sequence[str]) -> None:
     masking = build.build_masking(trained.config.data, trained.wordpiece)
     objective = PreTraining(trained.model.graphdef, masking, trained.config.seed)
     evaluation = Evaluation(trained.config, store, objective, mesh)
+    return "heldout", trained.step, evaluation(trained.params), evaluation.baselines()
 
-    scores, baselines = evaluation(trained.params), evaluation.baselines()
-    if not hosts.is_primary():
-        return
-    if arguments.json:
-        print(json.dumps({"step": trained.step, "heldout": scores, "baseline": baselines}))
-        return
-    print(f"{'step ' + str(trained.step):<16}{'model':>10}{'baseline':>10}")
-    for name, value in scores.items():
-        baseline = f"{baselines[name]:>10.4f}" if name in baselines else ""
-        print(f"{name:<16}{value:>10.4f}{baseline}")
+
+def evaluate_task(workdir: epath.Path, arguments: argparse.Namespace) -> Result:
+    """The split, the step, its scores and the baselines."""
+    with hosts.agreement():
+        config = build_finetune_config(read_json(workdir / "config.json")["finetune"])
+        checkpoint = workdir if arguments.step is not None else workdir / "best"
+        model = read(checkpoint, arguments.step)
+        task = build_task(config.task.name, config.task.options, model.labels)
+        source = getattr(config.task, arguments.data, arguments.data)
+        if not source:
+            raise UserError(f"--data={arguments.data}: the run had none; name a file")
+        examples = task.read(source)
+        features = task.features(examples, model.wordpiece, config.task.max_seq_length)
+        baseline = task.baseline(task.read(config.task.train), examples)
+    mesh = make_mesh()
+    graphdef = build.build_model(
+        model.config, mesh, parts_of(model.params), task.num_labels
+    ).graphdef
+    score = Scoring(
+        task,
+        Examples(examples, features, labelled=True),
+        FineTuning(graphdef, task.head),
+        model.config,
+        mesh,
+        pad_id=model.wordpiece.pad_id,
+        batch_size=4 * config.batch_size,
+    )
+    step = latest_step(checkpoint) if arguments.step is None else arguments.step
+    return arguments.data, step, score(build.put_params(model.params, mesh)).metrics, baseline

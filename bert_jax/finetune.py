@@ -20,7 +20,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import FinetuneConfig, RunConfig, load_finetune_config
+from bert_jax.config import FinetuneConfig, RunConfig, load_finetune_config, read_json
 from bert_jax.data.batches import prefetch
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
@@ -401,10 +401,3 @@ def fingerprint(features: Any) -> str:
     for array in (*features.input_ids, features.b_start, *labels):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
-
-
-def read_json(path: epath.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); the run's config.json is damaged") from error

@@ -7,17 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from bert_jax.config import Stage, load_config
+from bert_jax.config import Stage, load_config, load_finetune_config
 from bert_jax.objective.masking import Masking
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.flops import pretraining_flops_per_example
+from bert_jax.tasks.registry import TASKS, build_task
 from bert_jax.train import build
 
 pytestmark = pytest.mark.core
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-RECIPES = [path.name for path in sorted(CONFIGS.glob("*.py"))]
+RECIPES = [p.name for p in sorted(CONFIGS.glob("*.py")) if not p.name.startswith("finetune")]
 REFERENCE = importlib.import_module("mlperf_large").REFERENCE
 
 
@@ -101,3 +102,17 @@ def test_mlperf_reaches_its_target_within_the_schedule(batch_size):
     assert 0.5 < config.target_rows / batch_size / config.steps < 1
     # The reference looked every 25,000 samples or so; its samples are multiples of that.
     assert config.eval_every * batch_size == pytest.approx(25_000, rel=0.1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_finetuning_recipe_builds(task):
+    arguments = [f"--config={CONFIGS / 'finetune.py'}:{task}", "--config.init_from=model"]
+    if not task.startswith("glue/"):
+        arguments += ["--config.task.train=train.tsv", "--config.task.dev=dev.tsv"]
+    if task == "glue/ax":  # is for testing alone
+        return
+    config = load_finetune_config(arguments).task
+    built = build_task(config.name, config.options)
+    assert type(built) is type(TASKS[task])
+    if task.startswith("glue/"):
+        assert (config.train, config.test_labelled) == (f"tfds:{task}:train", False)
