@@ -104,7 +104,7 @@ class TrainedBert:
         self.functions = _live_functions(model) if functions is None else functions
         self.params = jax.device_put(params, rules.replicated(mesh))
         self._sharding = rules.batch_sharding(mesh)
-        self._num_devices = mesh.size
+        self._mesh = mesh
         platform = mesh.devices.flat[0].platform
         self._tokens_per_device = TOKENS_PER_DEVICE.get(platform, TOKENS_PER_ACCELERATOR)
         self._vectors, self._follows, self._attention, self._best_words = (
@@ -113,7 +113,7 @@ class TrainedBert:
                 (_vectors, ("pooling", "layers")),
                 (_follows, ()),
                 (_attention, ()),
-                (_best_words, ("top_k",)),
+                (_best_words, ("mesh", "top_k")),
             )
         )
 
@@ -219,7 +219,8 @@ class TrainedBert:
             slots = max(batch.rows["cls_positions"].shape[1], 1 << int(slot.max()).bit_length())
             positions = np.zeros((len(batch.rows["input_ids"]), slots), np.int32)
             positions[row, slot] = column
-            return self._best_words(self.params, self._put(batch, positions=positions), top_k=top_k)
+            rows = self._put(batch, positions=positions)
+            return self._best_words(self.params, rows, mesh=self._mesh, top_k=top_k)
 
         def finish(batch: Batch, found: tuple[np.ndarray, np.ndarray]) -> Iterator:
             masks = batch.rows["input_ids"] == mask_id
@@ -326,7 +327,7 @@ class TrainedBert:
           start: sends a batch to the devices and returns what will be there, without waiting.
           finish: from a batch and what was there, as numpy arrays, to a result for each text.
         """
-        smallest = self._tokens_per_device * self._num_devices
+        smallest = self._tokens_per_device * self._mesh.size
         windows = _ahead(
             (len(window), self._batches(window))
             for window in _windows(examples, max(TOKENS_PER_WINDOW, 4 * smallest))
@@ -345,7 +346,7 @@ class TrainedBert:
             pad_id=self.wordpiece.pad_id,
             longest_row=self.config.max_position_embeddings,
             tokens_per_device=self._tokens_per_device,
-            num_devices=self._num_devices,
+            num_devices=self._mesh.size,
         )
 
     def _put(self, batch: Batch, **more: np.ndarray) -> dict[str, jax.Array]:
@@ -407,11 +408,15 @@ def _attention(functions, params, rows):
     return functions["attention"](params, hidden, rows["segment_ids"])
 
 
-def _best_words(functions, params, rows, *, top_k):
+def _best_words(functions, params, rows, *, mesh, top_k):
     """Probabilities and ids [rows, slots, top_k] of the words at `positions` [rows, slots]."""
     hidden = gather_positions(_hidden_states(functions, params, rows)[-1], rows["positions"])
     logits = _on_last_axis(functions["masked_lm"], params, hidden)
-    return jax.lax.top_k(jax.nn.softmax(logits), top_k)
+    # Left to XLA, every device would gather the logits of all rows.
+    spec = rules.spec(("batch",))
+    best = functools.partial(jax.lax.top_k, k=top_k)
+    best = jax.shard_map(best, mesh=mesh, in_specs=spec, out_specs=spec)
+    return best(jax.nn.softmax(logits))
 
 
 def _on_last_axis(function, params, x):
