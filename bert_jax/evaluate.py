@@ -47,6 +47,11 @@ def main(argv: Sequence[str]) -> None:
         metavar="SOURCE",
         help="of fine-tuning: train, dev, test, or another file or tfds:NAME:SPLIT (default: dev)",
     )
+    parser.add_argument(
+        "--predictions",
+        metavar="PATH",
+        help="of fine-tuning: write the predictions there, and do not look at labels",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     hosts.add_arguments(parser)
     arguments = parser.parse_args(argv)
@@ -100,16 +105,17 @@ def evaluate_task(workdir: epath.Path, arguments: argparse.Namespace) -> Result:
         source = getattr(config.task, arguments.data, arguments.data)
         if not source:
             raise UserError(f"--data={arguments.data}: the run had none; name a file")
-        examples = task.read(source)
+        labelled = arguments.predictions is None
+        examples = task.read(source, labelled=labelled)
         features = task.features(examples, model.wordpiece, config.task.max_seq_length)
-        baseline = task.baseline(task.read(config.task.train), examples)
+        baseline = task.baseline(task.read(config.task.train), examples) if labelled else {}
     mesh = make_mesh()
     graphdef = build.build_model(
         model.config, mesh, parts_of(model.params), task.num_labels
     ).graphdef
     score = Scoring(
         task,
-        Examples(examples, features, labelled=True),
+        Examples(examples, features, labelled),
         FineTuning(graphdef, task.head),
         model.config,
         mesh,
@@ -117,4 +123,7 @@ def evaluate_task(workdir: epath.Path, arguments: argparse.Namespace) -> Result:
         batch_size=4 * config.batch_size,
     )
     step = latest_step(checkpoint) if arguments.step is None else arguments.step
-    return arguments.data, step, score(build.put_params(model.params, mesh)).metrics, baseline
+    metrics, predictions = score(build.put_params(model.params, mesh))
+    if arguments.predictions and hosts.is_primary():
+        task.write_predictions(epath.Path(arguments.predictions), examples, predictions)
+    return arguments.data, step, metrics, baseline

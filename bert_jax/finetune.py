@@ -34,7 +34,7 @@ from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.curves import draw_curves
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.classification import ClassificationTask
-from bert_jax.tasks.registry import Task, build_task
+from bert_jax.tasks.registry import Task, build_task, submission_name
 from bert_jax.train import build
 from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints, latest_step
@@ -242,7 +242,7 @@ def train_once(
                 f"go on"
             )
             return EXIT_STOPPED
-    report(workdir, task, data, score, mesh)
+    report(config, workdir, task, data, score, mesh)
     return 0
 
 
@@ -337,6 +337,7 @@ def reinit_layers(params: Params, fresh: Params, num_layers: int) -> Params:
 
 
 def report(
+    config: FinetuneConfig,
     workdir: epath.Path,
     task: Task,
     data: Mapping[str, Examples],
@@ -354,8 +355,9 @@ def report(
         examples = data[split].examples
         metrics, predictions = score[split](params)
         if hosts.is_primary():
-            path = workdir / f"{split}_predictions{task.predictions_suffix}"
-            task.write_predictions(path, examples, predictions)
+            name = submission_name(config.task.name, getattr(config.task, split))
+            name = name or f"{split}_predictions{task.predictions_suffix}"
+            task.write_predictions(workdir / name, examples, predictions)
         if not data[split].labelled:
             continue
         baseline = task.baseline(data["train"].examples, examples)

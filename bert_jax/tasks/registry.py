@@ -43,3 +43,9 @@ def build_task(name: str, options: Mapping[str, Any], labels: Sequence[str] = ()
     if labels and not getattr(task, "labels", labels):
         task = dataclasses.replace(task, labels=tuple(labels))
     return task
+
+
+def submission_name(name: str, source: str) -> str | None:
+    """What GLUE's server calls the predictions on a test split, `tfds:glue/sst2:test` say."""
+    glue = GLUE.get(name.removeprefix("glue/"))
+    return glue.submission.get(source.rpartition(":")[2]) if glue else None
