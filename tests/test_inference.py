@@ -106,6 +106,7 @@ def test_texts_in_shared_rows_are_as_alone(bert, functions, texts):
 
 
 def test_poolings(bert, texts):
+    texts = texts[80:110]
     tokens = bert.encode(texts, "tokens")
     assert {vectors.dtype for vectors in tokens} == {np.dtype(np.float32)}
     mean, cls = bert.encode(texts), bert.encode(texts, "cls")
