@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 HELP = {
     "prepare": ("Tokenise a corpus once", "corpus:sotu", "--vocab-size N", "examples:"),
     "pretrain": ("Pretrains BERT", "--config FILE.py[:ARG]", "--workdir DIR", "Exit code 75"),
+    "finetune": ("Fine-tunes", "--config FILE.py[:ARG]", "--workdir DIR", "Exit code 75", "best"),
+    "convert": ("SOURCE is one of", "--to", "--initialise PART,...", "--no-strict", "--uncased"),
     "evaluate": ("held-out documents", "--workdir DIR", "--step N", "--store DIR"),
     "predict": ("fill-mask", "guess the words behind [MASK]"),
     "predict fill-mask": ("every [MASK] of a text", "--top-k K", "example: bert-jax predict"),
