@@ -240,7 +240,14 @@ def test_run_is_the_one_of_a_disk(bucket, remote_store, local_store, tmp_path, c
 
     params = [build.load_trained(workdir, make_mesh()).params for workdir in (local, remote)]
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get(params))
-    predict.main(["fill-mask", f"--workdir={remote}", "the [MASK] of the union"])
+    predict.main(["fill-mask", f"--model={remote}", "the [MASK] of the union"])
+    assert "%" in capsys.readouterr().out
+    converted = tmp_path / "huggingface"
+    assert __main__.main(["convert", str(remote), str(converted), "--to=huggingface"]) == 0
+    assert json.loads((converted / "config.json").read_text())["model_type"] == "bert"
+    exported = bucket / "exported" / "run"
+    assert __main__.main(["export", f"--model={remote}", f"--output={exported}"]) == 0
+    predict.main(["fill-mask", f"--model={exported}", "the [MASK] of the union"])
     assert "%" in capsys.readouterr().out
 
 
