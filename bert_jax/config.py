@@ -539,7 +539,10 @@ def read_model_config(path: Any) -> tuple[ModelConfig, tuple[str, ...]]:
     """
     with _errors_of(path):
         fields = _read_json(path)
-        return build_model_config(fields.get("model", {})), tuple(fields.get("labels", ()))
+        labels = fields.get("labels", [])
+        if not isinstance(labels, list):
+            raise UserError(f"labels must be a list of names, not {labels!r}")
+        return build_model_config(fields.get("model", {})), tuple(labels)
 
 
 def _read_json(path: Any) -> Any:

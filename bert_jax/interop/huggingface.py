@@ -74,7 +74,8 @@ def read_huggingface(
     config = model_config(path / CONFIG_FILE, fields)
     wordpiece = read_wordpiece(path, lowercase=lowercase)
     check_vocabulary(path / CONFIG_FILE, config, wordpiece)
-    architectures = [name for name in fields.get("architectures") or () if name in ARCHITECTURES]
+    named = fields.get("architectures")
+    architectures = [name for name in ARCHITECTURES if isinstance(named, list) and name in named]
     try:
         with _open_weights(Path(path)) as stored:
             stored = _without_copies(_usual_names(stored), report)
@@ -110,7 +111,7 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
         "pad_token_id": model.wordpiece.pad_id,
         "tie_word_embeddings": True,
     }
-    if labels := model.labels:
+    if labels := model.labels or _names(model.params):
         fields["id2label"] = {str(id_): label for id_, label in enumerate(labels)}
         fields["label2id"] = {label: id_ for id_, label in enumerate(labels)}
     write_json(path / CONFIG_FILE, fields)
@@ -153,11 +154,11 @@ def _open_weights(directory: Path) -> Iterator[dict[str, Stored]]:
 
 
 def _open_shards(directory, weight_map, open_file):
-    if not isinstance(weight_map, dict):
-        raise UserError("the index of the shards has no weight_map")
+    if not isinstance(weight_map, dict) or {type(x) for x in weight_map.values()} - {str}:
+        raise UserError("the index of the shards has no weight_map of names to files")
     stored = {}
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard or not (directory / shard).exists():
+        if Path(shard).name != shard or not (directory / shard).is_file():
             raise UserError(f"{shard} is missing, of which the index of the shards tells")
         stored |= open_file(directory / shard)
     if missing := weight_map.keys() - stored.keys():
@@ -247,12 +248,18 @@ def _possible_parts(architectures: Sequence[str], stored: Mapping[str, Stored]) 
 
 
 def _labels(fields: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the classes of a classifier."""
-    heads = [params[part] for part in CLASSIFIERS if part in params]
-    if not heads:
+    """Names of the classes of a classifier; none of one output, which is a regression."""
+    names = _names(params)
+    if len(names) < 2:
         return ()
-    ids = [str(id_) for id_ in range(len(heads[0]["bias"]))]
-    labels = fields.get("id2label") or {id_: f"LABEL_{id_}" for id_ in ids}
-    if sorted(labels) != sorted(ids):
-        raise UserError(f"id2label names {len(labels)} classes; the classifier has {len(ids)}")
+    ids = [str(id_) for id_ in range(len(names))]
+    labels = fields.get("id2label") or dict(zip(ids, names))
+    if not isinstance(labels, dict) or sorted(labels) != sorted(ids):
+        raise UserError(f"id2label does not name the {len(ids)} classes of the classifier")
     return tuple(str(labels[id_]) for id_ in ids)
+
+
+def _names(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """What transformers calls the outputs of a classifier that have no names."""
+    heads = [params[part] for part in CLASSIFIERS if part in params]
+    return tuple(f"LABEL_{id_}" for id_ in range(len(heads[0]["bias"]))) if heads else ()

@@ -110,6 +110,9 @@ def read_params(
     Raises:
       UserError: tensors are missing, unknown, of wrong shape or type, or not finite.
     """
+    layers = 1 + max((int(m[1]) for m in map(LAYER.search, stored) if m), default=-1)
+    if layers != config.num_layers:
+        raise UserError(f"the tensors have {layers} layers; the config has {config.num_layers}")
     bias = stored.get(CLASSIFIER_BIAS[style])
     num_labels = math.prod(bias.shape) if bias else 0
     found = ["encoder"]
@@ -175,9 +178,6 @@ def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
 
 
 def _check(stored, tensors, config, strict, report):
-    layers = 1 + max((int(m[1]) for m in map(LAYER.search, stored) if m), default=-1)
-    if layers not in (0, config.num_layers):
-        raise UserError(f"the tensors have {layers} layers; the config has {config.num_layers}")
     names = {tensor.name for tensor in tensors}
     if missing := [tensor.name for tensor in tensors if tensor.name not in stored]:
         raise UserError(f"{_some(missing)} missing")
