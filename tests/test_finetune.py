@@ -11,6 +11,7 @@ from finetune import get_config
 from portables import make_config
 from tiny import make_model
 
+from bert_jax.__main__ import main
 from bert_jax.config import build_finetune_config
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
@@ -110,7 +111,7 @@ LEARNED = {"classification": ("accuracy", 0.7), "tagging": ("f1", 0.7), "answeri
 
 
 @pytest.mark.parametrize("task", WRITE)
-def test_a_task_is_learned(task, model, tmp_path):
+def test_a_task_is_learned(task, model, tmp_path, capsys):
     config = recipe(task, model, tmp_path, train=480, epochs=4.0)
     workdir = epath.Path(tmp_path / "run")
     assert finetune(config, workdir) == 0
@@ -122,7 +123,26 @@ def test_a_task_is_learned(task, model, tmp_path):
     heldout = [line[metric] for line in read_metrics(workdir) if line["split"] == "heldout"]
     assert results["dev"]["metrics"][metric] == pytest.approx(max(heldout))
     assert (workdir / "curves.png").exists()
-    assert list(workdir.glob("test_predictions*"))
+
+    capsys.readouterr()
+    assert main(["evaluate", f"--workdir={workdir}", "--data=test", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed == {
+        "step": results["step"],
+        "test": pytest.approx(results["test"]["metrics"], abs=1e-6),
+        "baseline": results["test"]["baseline"],
+    }
+    (written,) = workdir.glob("test_predictions*")
+    again = tmp_path / "again"
+    source = f"--data={tmp_path}/test.{SUFFIX[task]}"
+    assert main(["evaluate", f"--workdir={workdir}", source, f"--predictions={again}"]) == 0
+    if written.is_dir():
+        written, again = written / "predictions.json", again / "predictions.json"
+    if task == "tagging":  # without the known tags
+        lines = [line.split("\t") for line in written.read_text().splitlines()]
+        assert again.read_text() == "\n".join("\t".join(x[:1] + x[2:]) for x in lines) + "\n"
+    else:
+        assert again.read_text() == written.read_text()
 
 
 def test_a_regression_is_learned(model, tmp_path, monkeypatch):

@@ -404,7 +404,7 @@ def test_a_classifier_of_one_output_is_a_regression(wordpiece, tmp_path, transfo
     head = {name: values[..., :1] for name, values in model.params["sequence_classifier"].items()}
     model = model._replace(params=model.params | {"sequence_classifier": head}, labels=())
     write_workdir(epath.Path(tmp_path / "ours"), model)
-    assert main(["convert", str(tmp_path / "ours"), str(tmp_path / "hf"), "--to=huggingface"]) == 0
-    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf")
+    written = convert(tmp_path / "ours", tmp_path / "hf", "huggingface")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(written)
     assert theirs.config.num_labels == 1
-    assert_same(formats.read(tmp_path / "hf"), model)
+    assert_same(formats.read(written), model)
