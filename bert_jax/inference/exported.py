@@ -26,6 +26,7 @@ from bert_jax.errors import UserError
 from bert_jax.inference import load_bert
 from bert_jax.inference.functions import part_functions
 from bert_jax.interop.portable import Portable
+from bert_jax.interop.tensors import num_classes
 from bert_jax.model.heads import parts_of
 from bert_jax.storage import files_below, is_remote
 from bert_jax.train.build import build_model
@@ -50,9 +51,12 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Callable]]:
     """
     try:
         manifest, params, functions = load_bert.read(path)
+        config = build_model_config(manifest["model"])
     except ValueError as error:
         raise UserError(str(error)) from error
-    config, labels = build_model_config(manifest["model"]), tuple(manifest["labels"])
+    except UserError as error:
+        raise UserError(f"{path / load_bert.MANIFEST}: {error}") from error
+    labels = tuple(manifest["labels"])
     return Portable(config, load_wordpiece(path), params, labels), functions
 
 
@@ -96,15 +100,15 @@ def write_exported(
 
 
 def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None:
-    loader = directory / "load_bert.py"
+    # jax.export reads its files with flatbuffers, which JAX does not bring along.
     vendor = directory / "vendor" / "flatbuffers"
     vendor.mkdir(parents=True)
-    loader.write_text(inspect.getsource(load_bert), encoding="utf-8")
     for file in importlib.resources.files("flatbuffers").iterdir():
         if file.name.endswith(".py"):
             (vendor / file.name).write_bytes(file.read_bytes())
-
+    (directory / "load_bert.py").write_text(inspect.getsource(load_bert), encoding="utf-8")
     model.wordpiece.save(directory)
+
     params = _without_padding(model.params, model.config.vocab_size)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     arrays = {"/".join(key.key for key in path): array for path, array in leaves}
@@ -112,7 +116,7 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
     files = [directory / load_bert.PARAMS]
     # Scanned, since whoever loads it compiles it again for every shape.
     config = dataclasses.replace(model.config, attention="xla", scan_layers=True, remat="none")
-    graphdef = build_model(config, None, parts_of(params), len(model.labels)).graphdef
+    graphdef = build_model(config, None, parts_of(params), num_classes(params)).graphdef
     functions = {}
     for name, function in part_functions(graphdef, parts_of(params)).items():
         arguments = _abstract_arguments(name, config)
@@ -171,7 +175,7 @@ def _abstract_arguments(name: str, config: ModelConfig) -> list[jax.ShapeDtypeSt
 
 
 def _describe(array: jax.ShapeDtypeStruct) -> str:
-    """ "float32[n,384]", say."""
+    """As in float32[n,384]."""
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 
 
