@@ -25,6 +25,7 @@ HELP = {
     "predict fill-mask": ("every [MASK] of a text", "--top-k K", "example: bert-jax predict"),
     "predict next-sentence": ("that B follows A", "--model DIR", "--skip-bad-lines"),
     "predict features": ("into vectors", "--pooling", "--layers", "--output FILE", "FILE, or text"),
+    "predict attention": ("of a pair of texts", "TEXT [SECOND_TEXT]", "--output FILE.html"),
     "plot": ("losses and accuracies", "WORKDIR", "--output FILE.png"),
     "export": ("StableHLO", "--model DIR", "--output DIR", "--platforms NAMES", "example:"),
     "plan": ["--config", "--topology", "--slices", "--search", "--output"],
