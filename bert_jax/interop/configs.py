@@ -117,6 +117,11 @@ def config_fields(config: ModelConfig) -> dict[str, Any]:
     return fields | {"hidden_act": written[config.hidden_act]}
 
 
+def default_labels(classes: int) -> tuple[str, ...]:
+    """What transformers calls the outputs of a classifier that have no names."""
+    return tuple(f"LABEL_{id_}" for id_ in range(classes))
+
+
 def check_vocabulary(path: epath.Path, config: ModelConfig, wordpiece: WordPiece) -> None:
     """Raises UserError if the vocabulary beside the config at `path` is of another size."""
     if config.vocab_size != len(wordpiece.vocab):

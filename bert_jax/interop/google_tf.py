@@ -15,12 +15,13 @@ from bert_jax.errors import UserError
 from bert_jax.interop.configs import (
     check_vocabulary,
     config_fields,
+    default_labels,
     model_config,
     read_json,
     write_json,
 )
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import Report, Stored, read_params, write_tensors
+from bert_jax.interop.tensors import Report, Stored, num_classes, read_params, write_tensors
 from bert_jax.model.heads import PARTS, parts_of
 
 CONFIG_FILE = "bert_config.json"
@@ -87,8 +88,9 @@ def read_google(
         raise UserError(f"{path}: damaged or cut short ({reason})") from error
     if config.hidden_act == "gelu":
         report(GELU_READ)
-    labels = params.get("sequence_classifier", {}).get("bias", ())
-    return Portable(config, wordpiece, params, tuple(f"LABEL_{i}" for i in range(len(labels))))
+    classes = num_classes(params)
+    labels = default_labels(classes) if classes > 1 else ()
+    return Portable(config, wordpiece, params, labels)
 
 
 def write_google(path: epath.Path, model: Portable, report: Report) -> None:

@@ -20,12 +20,21 @@ from bert_jax.errors import UserError
 from bert_jax.interop.configs import (
     check_vocabulary,
     config_fields,
+    default_labels,
     model_config,
     read_json,
     write_json,
 )
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import Report, Stored, read_params, same_values, write_tensors
+from bert_jax.interop.tensors import (
+    CLASSIFIERS,
+    Report,
+    Stored,
+    num_classes,
+    read_params,
+    same_values,
+    write_tensors,
+)
 from bert_jax.interop.tokenizer import read_wordpiece, write_wordpiece
 from bert_jax.model.heads import PARTS, parts_of
 
@@ -38,7 +47,6 @@ ARCHITECTURES = {  # class -> the parts that it has beside the encoder
     "BertForTokenClassification": ("token_classifier",),
     "BertForQuestionAnswering": ("answer_span",),
 }
-CLASSIFIERS = ("sequence_classifier", "token_classifier")  # both are `classifier` in a file
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # either may be shards with an index
 # A class without heads has no `bert.` in front, and old checkpoints have TensorFlow's names.
@@ -111,7 +119,7 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
         "pad_token_id": model.wordpiece.pad_id,
         "tie_word_embeddings": True,
     }
-    if labels := model.labels or _names(model.params):
+    if labels := model.labels or default_labels(num_classes(model.params)):
         fields["id2label"] = {str(id_): label for id_, label in enumerate(labels)}
         fields["label2id"] = {label: id_ for id_, label in enumerate(labels)}
     write_json(path / CONFIG_FILE, fields)
@@ -249,17 +257,11 @@ def _possible_parts(architectures: Sequence[str], stored: Mapping[str, Stored]) 
 
 def _labels(fields: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, ...]:
     """Names of the classes of a classifier; none of one output, which is a regression."""
-    names = _names(params)
-    if len(names) < 2:
+    classes = num_classes(params)
+    if classes < 2:
         return ()
-    ids = [str(id_) for id_ in range(len(names))]
-    labels = fields.get("id2label") or dict(zip(ids, names))
+    ids = [str(id_) for id_ in range(classes)]
+    labels = fields.get("id2label") or dict(zip(ids, default_labels(classes)))
     if not isinstance(labels, dict) or sorted(labels) != sorted(ids):
         raise UserError(f"id2label does not name the {len(ids)} classes of the classifier")
     return tuple(str(labels[id_]) for id_ in ids)
-
-
-def _names(params: Mapping[str, Any]) -> tuple[str, ...]:
-    """What transformers calls the outputs of a classifier that have no names."""
-    heads = [params[part] for part in CLASSIFIERS if part in params]
-    return tuple(f"LABEL_{id_}" for id_ in range(len(heads[0]["bias"]))) if heads else ()

@@ -55,6 +55,7 @@ MODULES = {
     "answer_span": ("qa_outputs", {"kernel": "D2", "bias": "2"}),
 }
 GOOGLE_HEADS = {"classifier": "", "qa_outputs": "cls/squad/"}  # of run_classifier, run_squad
+CLASSIFIERS = ("sequence_classifier", "token_classifier")  # one name for both in others' files
 CLASSIFIER_BIAS = {"huggingface": "classifier.bias", "google": "output_bias"}
 LAYER = re.compile(r"encoder[./]layer[._](\d+)[./]")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -114,20 +115,19 @@ def read_params(
     if layers != config.num_layers:
         raise UserError(f"the tensors have {layers} layers; the config has {config.num_layers}")
     bias = stored.get(CLASSIFIER_BIAS[style])
-    num_labels = math.prod(bias.shape) if bias else 0
+    classes = math.prod(bias.shape) if bias else 0
     found = ["encoder"]
     for part in parts:
-        if any(t.name in stored for t in _tensors(style, config, [part], num_labels)):
+        if any(t.name in stored for t in _tensors(style, config, [part], classes)):
             found.append(part)
-    tensors = list(_tensors(style, config, found, num_labels))
+    tensors = list(_tensors(style, config, found, classes))
     _check(stored, tensors, config, strict, report)
 
     arrays = {
-        path: np.zeros(shape, np.float32)
-        for path, shape in _shapes(config, found, num_labels).items()
+        path: np.zeros(shape, np.float32) for path, shape in _shapes(config, found, classes).items()
     }
     for name, _, path, layer, transposed in tensors:
-        values = stored[name].read().astype(np.float32)
+        values = np.asarray(stored[name].read(), np.float32)
         if not np.isfinite(values).all():
             raise UserError(f"{name} has values that are not finite numbers")
         values = values.T if transposed else values
@@ -147,10 +147,16 @@ def write_tensors(
         arrays["bert", "embeddings", "position", "embedding"] = scaled
         config = dataclasses.replace(config, position_embedding="learned")
         report("written as learned positions: the sinusoidal ones")
-    for name, shape, path, layer, transposed in _tensors(style, config, parts, _classes(params)):
+    for name, shape, path, layer, transposed in _tensors(style, config, parts, num_classes(params)):
         values = arrays[path] if layer is None else arrays[path][layer]
         values = values[: shape[-1] if transposed else shape[0]]
         yield name, np.ascontiguousarray(values.T if transposed else values)
+
+
+def num_classes(params: Mapping[str, Any]) -> int:
+    """Outputs of a classifier; 0 without one."""
+    heads = [params[name] for name in CLASSIFIERS if name in params]
+    return len(heads[0]["bias"]) if heads else 0
 
 
 def part_of(path: Sequence[str]) -> str:
@@ -168,7 +174,7 @@ def same_values(one: Stored, other: Stored) -> bool:
 def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
     """Raises UserError if parameters of ours are not those of a model of this config."""
     found = {path: array.shape for path, array in flatten_dict(params).items()}
-    due = _shapes(config, ("encoder", *parts_of(params)), _classes(params))
+    due = _shapes(config, ("encoder", *parts_of(params)), num_classes(params))
     for path in due | found:
         if due.get(path) != found.get(path):
             name = "/".join(path)
@@ -198,16 +204,12 @@ def _check(stored, tensors, config, strict, report):
 
 def _some(names: Sequence[str]) -> str:
     """The first names, and how many there are."""
-    shown = ", ".join(names[:3])
-    return (
-        f"{shown} is"
-        if len(names) == 1
-        else f"{shown}{', ...' * (len(names) > 3)} ({len(names)} tensors) are"
-    )
+    shown = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
+    return f"{shown} is" if len(names) == 1 else f"{shown} ({len(names)} tensors) are"
 
 
-def _tensors(style, config, parts, num_labels) -> Iterator[Tensor]:
-    sizes = _sizes(config, num_labels)
+def _tensors(style, config, parts, classes) -> Iterator[Tensor]:
+    sizes = _sizes(config, classes)
     for ours, (theirs, leaves) in _modules(config, parts):
         for leaf, axes in leaves.items():
             name, transposed = NAMES[style](ours, theirs, leaf)
@@ -217,9 +219,9 @@ def _tensors(style, config, parts, num_labels) -> Iterator[Tensor]:
                 yield Tensor(name.format(layer), shape, (*ours.split("/"), leaf), layer, transposed)
 
 
-def _shapes(config, parts, num_labels) -> dict[tuple[str, ...], tuple[int, ...]]:
+def _shapes(config, parts, classes) -> dict[tuple[str, ...], tuple[int, ...]]:
     """Of our parameters by path."""
-    sizes = _sizes(config, num_labels) | {"V": padded_vocab_size(config.vocab_size)}
+    sizes = _sizes(config, classes) | {"V": padded_vocab_size(config.vocab_size)}
     return {
         (*ours.split("/"), leaf): (config.num_layers,) * ("{}" in theirs)
         + tuple(sizes[axis] for axis in axes)
@@ -237,21 +239,16 @@ def _modules(config, parts):
             yield ours, row
 
 
-def _sizes(config, num_labels):
+def _sizes(config, classes):
     return {
         "V": config.vocab_size,
         "P": config.max_position_embeddings,
         "T": config.type_vocab_size,
         "D": config.hidden_size,
         "F": config.intermediate_size,
-        "C": num_labels,
+        "C": classes,
         "2": 2,
     }
-
-
-def _classes(params):
-    heads = [params[name] for name in ("sequence_classifier", "token_classifier") if name in params]
-    return len(heads[0]["bias"]) if heads else 0
 
 
 def _huggingface_name(ours: str, theirs: str, leaf: str) -> tuple[str, bool]:
