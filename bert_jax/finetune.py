@@ -25,7 +25,7 @@ from bert_jax.data.batches import prefetch
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
 from bert_jax.interop.formats import read
-from bert_jax.interop.initial import replace_params
+from bert_jax.interop.initial import replace_params, without_parts
 from bert_jax.interop.portable import Portable
 from bert_jax.model.heads import parts_of
 from bert_jax.objective.finetuning import FineTuning
@@ -300,22 +300,18 @@ def initial_state(
     state = init_state(jax.random.key(config.seed))
     if config.random_weights:
         return state
-    found = parts_of(source.params)
-    given = dict(source.params)
-    # A head of the same classes goes on; one of others does not fit.
-    if task.head in found and tuple(source.labels) != tuple(task.label_names):
-        del given[task.head]
+    found, wanted = parts_of(source.params), parts_of(state.params)
+    unused = {part for part in found if part not in wanted}
+    if tuple(source.labels) != tuple(task.label_names):
+        unused |= {task.head} & set(found)  # it is of other classes
     if config.reinit_layers:
-        given["bert"] = {name: x for name, x in given["bert"].items() if name != "pooler"}
-    given = {name: given[name] for name in state.params if name in given}
-    bert = {name: x for name, x in given["bert"].items() if name in state.params["bert"]}
-    given["bert"] = bert
-    fresh = [part for part in parts_of(state.params) if part not in parts_of(given)]
-    unused = [part for part in found if part not in parts_of(given)]
+        unused |= {"pooler"} & set(found)
+    fresh = [part for part in wanted if part not in found or part in unused]
     if fresh:
         hosts.print_once(f"starts at random: {', '.join(fresh)}")
     if unused:
-        hosts.print_once(f"not used of {config.init_from}: {', '.join(unused)}")
+        hosts.print_once(f"not used of {config.init_from}: {', '.join(sorted(unused))}")
+    given = without_parts(source.params, unused)
     given = build.put_params(given, mesh, zero1=config.mesh.zero1)
     params = replace_params(state.params, given)
     if config.reinit_layers:

@@ -1,13 +1,16 @@
 """Starts a training from weights that somebody has trained before."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from etils import epath
+
 from bert_jax.config import Config
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.wordpiece import CONFIG_FILE, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.interop.formats import read
+from bert_jax.interop.tokenizer import TOKENIZER_FILE
 from bert_jax.model.heads import parts_of
 
 # What must be as it was for weights to mean the same; the rest is how to compute.
@@ -43,7 +46,11 @@ def initial_params(
         a head and `config.init_missing_heads` is not set.
     """
     lines: list[str] = []
-    source = read(config.init_from, report=lines.append)
+    # A checkpoint of Google does not say its casing; the words themselves are compared below.
+    path = epath.Path(config.init_from)
+    says = (path / CONFIG_FILE).exists() or (path / TOKENIZER_FILE).exists()
+    lowercase = None if says else wordpiece.lowercase
+    source = read(path, lowercase=lowercase, report=lines.append)
     if source.wordpiece.vocab_hash != wordpiece.vocab_hash:
         raise UserError(
             f"config.init_from={config.init_from}: its vocabulary of {_describe(source.wordpiece)} "
@@ -65,7 +72,7 @@ def initial_params(
     unused = [part for part in found if part not in parts]
     lines += [f"{part}: not in {config.init_from}, starts at random" for part in missing]
     lines += [f"{part}: in {config.init_from}, not used" for part in unused]
-    return _without(source.params, unused), lines
+    return without_parts(source.params, unused), lines
 
 
 def replace_params(params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,7 +87,8 @@ def replace_params(params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     }
 
 
-def _without(params: Mapping[str, Any], parts: Sequence[str]) -> dict[str, Any]:
+def without_parts(params: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:
+    """The nested dict `params` without some of `bert_jax.model.heads.PARTS`."""
     bert = {name: value for name, value in params["bert"].items() if name not in parts}
     heads = {name: value for name, value in params.items() if name not in parts}
     return heads | {"bert": bert}
