@@ -138,9 +138,8 @@ def _with_parts(
     wanted = ARCHITECTURES[architecture] if architecture else (*found, *initialise)
     if missing := [part for part in wanted if part not in (*found, *initialise)]:
         names = ",".join(missing)
-        raise UserError(
-            f"SOURCE has no {names}, which {architecture} has; --initialise={names} makes new ones"
-        )
+        new = f"--initialise={names}" if set(missing) <= set(INITIALISED) else "fine-tuning"
+        raise UserError(f"SOURCE has no {names}, which {architecture} has: {new} makes it")
     if useless := [part for part in initialise if part not in wanted]:
         raise UserError(f"--initialise={useless[0]}: {architecture} has none")
     if "next_sentence" in wanted and "pooler" not in wanted:

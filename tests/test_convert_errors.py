@@ -283,7 +283,10 @@ def test_pickle_without_pytorch(source, fails, monkeypatch):
 
 FLAGS = {
     "--architecture=BertForQuestionAnswering": (
-        r"SOURCE has no answer_span, which BertForQuestionAnswering has; --initialise=answer_span"
+        r"SOURCE has no answer_span, which BertForQuestionAnswering has: --initialise=answer_span"
+    ),
+    "--architecture=BertForTokenClassification": (
+        r"no token_classifier, which BertForTokenClassification has: fine-tuning makes it$"
     ),
     "--architecture=BertForCausalLM": r"invalid choice: 'BertForCausalLM'",
     "--initialise=pooler": r"--initialise=pooler: SOURCE has it already",

@@ -125,8 +125,9 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
 
 
 def _tensorflow():
-    for name in ("TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS"):
-        os.environ.setdefault(name, "3" if "LOG" in name else "0")
+    # It would tell of the processor and of oneDNN, which nothing here computes with.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow
     except ImportError as error:

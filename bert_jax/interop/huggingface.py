@@ -93,8 +93,9 @@ def read_huggingface(
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     for name in architectures:
-        for part in set(ARCHITECTURES[name]) - set(parts_of(params)):
-            report(f"missing: {part}, which a {name} has")
+        for part in ARCHITECTURES[name]:
+            if part not in parts_of(params):
+                report(f"missing: {part}, which a {name} has")
     return Portable(config, wordpiece, params, labels)
 
 
