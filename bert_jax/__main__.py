@@ -13,7 +13,7 @@ VERBS = {
     "pretrain": "train BERT on a token store",
     "finetune": "teach a trained model a task: classes, scores, tags, answers",
     "evaluate": "score a checkpoint on held-out documents",
-    "predict": "use a trained model: fill-mask, next-sentence, features, attention",
+    "predict": "use a trained model: masks, pairs, vectors, attention, classes, tags, answers",
     "export": "write a model as StableHLO, to run without bert_jax",
     "convert": "bring a model into another format: Hugging Face's, Google's, ours",
     "plan": "compile a training step for TPUs that are not there: memory, speed, collectives",

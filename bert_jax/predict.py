@@ -21,7 +21,15 @@ from bert_jax.report.attention_maps import MAX_TOKENS, draw_picture, write_page
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="bert-jax predict", description=__doc__)
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
-    for add_task in (_add_fill_mask, _add_next_sentence, _add_features, _add_attention):
+    for add_task in (
+        _add_fill_mask,
+        _add_next_sentence,
+        _add_features,
+        _add_attention,
+        _add_classify,
+        _add_tag,
+        _add_answer,
+    ):
         add_task(tasks)
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
@@ -155,6 +163,116 @@ def _attention(arguments: argparse.Namespace) -> None:
     labelled = draw_picture(picture, tokens, attention, title=title)
     print(page)
     print(picture if labelled else f"{picture}, without the tokens: so many would not be readable")
+
+
+def _add_classify(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "classify",
+        help="give texts a class or a score",
+        description="Prints texts, or pairs of texts, as JSON lines, with what a fine-tuned "
+        "classifier or regression says of them.",
+        epilog="example: bert-jax predict classify --model=runs/sst2/best reviews.txt",
+    )
+    task.set_defaults(run=_classify)
+    _add_model(task)
+    _add_input(task, default="text", formats=("text", "tsv", "jsonl"))
+
+
+def _classify(arguments: argparse.Namespace) -> None:
+    lines, bert = _lines(arguments), _load(arguments)
+    for line, found in _with_results(lines, bert.classify_stream):
+        if isinstance(found, float):
+            said = {"score": round(found, 6)}
+        else:
+            rounded = {label: round(probability, 6) for label, probability in found.items()}
+            label = next(iter(rounded))
+            said = {"label": label, "probability": rounded[label], "probabilities": rounded}
+        print(json.dumps(line.fields | said, ensure_ascii=False))
+    _report_skipped(lines)
+
+
+def _add_tag(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "tag",
+        help="find entities in texts",
+        description="Prints texts as JSON lines, with the entities that a fine-tuned tagger finds, "
+        "their characters (start, end) and scores.",
+        epilog="example: bert-jax predict tag --model=runs/ner/best articles.txt",
+    )
+    task.set_defaults(run=_tag)
+    _add_model(task)
+    _add_input(task, default="text", formats=("text", "jsonl"))
+    _add_max_seq_length(task, 128)
+
+
+def _tag(arguments: argparse.Namespace) -> None:
+    lines, bert = _lines(arguments), _load(arguments)
+
+    def tag(texts: Iterable[str]) -> Iterator[Any]:
+        return bert.tag_stream(texts, arguments.max_seq_length)
+
+    for line, entities in _with_results(lines, tag):
+        found = [entity._asdict() | {"score": round(entity.score, 6)} for entity in entities]
+        print(json.dumps(line.fields | {"entities": found}, ensure_ascii=False))
+    _report_skipped(lines)
+
+
+def _add_answer(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "answer",
+        help="answer questions from a text",
+        description="Prints questions (text_a) on a context (text_b) as JSON lines, with the "
+        "answer in the context, its characters (start, end) and its probability.",
+        epilog="example: printf 'Who spoke?\\tThe president spoke.\\n' | "
+        "bert-jax predict answer --model=runs/squad/best",
+    )
+    task.set_defaults(run=_answer)
+    _add_model(task)
+    _add_input(task, default="tsv", formats=("tsv", "jsonl"))
+    _add_max_seq_length(task, 384)
+    task.add_argument(
+        "--unanswerable", action="store_true", help="there may be no answer, as in SQuAD 2.0"
+    )
+    task.add_argument(
+        "--null-threshold",
+        type=float,
+        default=0.0,
+        metavar="X",
+        help="how much better no answer must score (default: 0)",
+    )
+
+
+def _answer(arguments: argparse.Namespace) -> None:
+    lines, bert = _lines(arguments, pairs=True), _load(arguments)
+
+    def answer(pairs: Iterable[Any]) -> Iterator[Any]:
+        return bert.answer_stream(
+            pairs,
+            arguments.max_seq_length,
+            unanswerable=arguments.unanswerable,
+            null_threshold=arguments.null_threshold,
+        )
+
+    for line, found in _with_results(lines, answer):
+        said = {
+            "answer": found.answer.text,
+            "start": found.answer.start,
+            "end": found.answer.end,
+            "probability": round(found.answer.probability, 6),
+        }
+        print(json.dumps(line.fields | said, ensure_ascii=False))
+    _report_skipped(lines)
+
+
+def _add_max_seq_length(task: argparse.ArgumentParser, default: int) -> None:
+    task.add_argument(
+        "--max-seq-length",
+        type=int,
+        default=default,
+        metavar="N",
+        help="tokens of the windows that long texts are cut into, best as in training "
+        f"(default: {default})",
+    )
 
 
 def _add_model(task: argparse.ArgumentParser) -> None:

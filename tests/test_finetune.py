@@ -11,6 +11,7 @@ from finetune import get_config
 from portables import make_config
 from tiny import make_model
 
+from bert_jax import load
 from bert_jax.__main__ import main
 from bert_jax.config import build_finetune_config
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
@@ -110,6 +111,47 @@ def recipe(task, model, folder, train=160, **changes):
 LEARNED = {"classification": ("accuracy", 0.7), "tagging": ("f1", 0.7), "answering": ("f1", 0.7)}
 
 
+def said_by_classify(path, folder):
+    rows = [line.split("\t") for line in (folder / "test.tsv").read_text().splitlines()[1:]]
+    found = load(path).classify([text for text, _ in rows])
+    assert all(sum(scores.values()) == pytest.approx(1) for scores in found)
+    assert all(list(s.values()) == sorted(s.values(), reverse=True) for s in found)
+    said = [f"{index}\t{next(iter(scores))}" for index, scores in enumerate(found)]
+    return "\n".join(["index\tprediction", *said]) + "\n"
+
+
+def said_by_tag(path, folder):
+    blocks = (folder / "test.conll").read_text().split("\n\n")
+    words = [[line.split("\t")[0] for line in block.splitlines()] for block in blocks]
+    texts = [" ".join(sentence) for sentence in words]
+    found = load(path).tag(texts, max_seq_length=32)
+    for text, entities in zip(texts, found):
+        assert all(text[e.start : e.end] == e.text and e.type == "X" for e in entities)
+    tags = [
+        [f"{word}\t{'B-X' if word in {e.text for e in entities} else 'O'}" for word in sentence]
+        for sentence, entities in zip(words, found)
+    ]
+    return "\n\n".join(map("\n".join, tags)) + "\n"
+
+
+def said_by_answer(path, folder):
+    articles = json.loads((folder / "test.json").read_text())["data"]
+    asked = [
+        (paragraph["qas"][0]["question"], paragraph["context"])
+        for article in articles
+        for paragraph in article["paragraphs"]
+    ]
+    found = load(path).answer(asked, max_seq_length=32, max_query_length=8)
+    for (_, context), prediction in zip(asked, found):
+        assert context[prediction.answer.start : prediction.answer.end] == prediction.answer.text
+    ids = [article["paragraphs"][0]["qas"][0]["id"] for article in articles]
+    said = {id_: prediction.answer.text for id_, prediction in zip(ids, found)}
+    return json.dumps(said, indent=2) + "\n"
+
+
+SAID = {"classification": said_by_classify, "tagging": said_by_tag, "answering": said_by_answer}
+
+
 @pytest.mark.parametrize("task", WRITE)
 def test_a_task_is_learned(task, model, tmp_path, capsys):
     config = recipe(task, model, tmp_path, train=480, epochs=4.0)
@@ -138,6 +180,7 @@ def test_a_task_is_learned(task, model, tmp_path, capsys):
     assert main(["evaluate", f"--workdir={workdir}", source, f"--predictions={again}"]) == 0
     if written.is_dir():
         written, again = written / "predictions.json", again / "predictions.json"
+    assert SAID[task](workdir / "best", tmp_path) == again.read_text()
     if task == "tagging":  # without the known tags
         lines = [line.split("\t") for line in written.read_text().splitlines()]
         assert again.read_text() == "\n".join("\t".join(x[:1] + x[2:]) for x in lines) + "\n"

@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,10 @@ from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.tasks.features import pair_ids
 from bert_jax.train.build import build_model
+
+if TYPE_CHECKING:
+    from bert_jax.tasks.answering import Prediction
+    from bert_jax.tasks.tagging import Entity
 
 Text = str | tuple[str, str]  # a pair is A and B
 
@@ -81,8 +85,8 @@ class TrainedBert:
 
     Texts are strings, or pairs of strings (A, B) for `[CLS] A [SEP] B [SEP]`. What is longer than
     the model's positions is cut, of a pair the longer side, and a warning counts that. Every method
-    has a twin `..._stream`, from any iterable to an iterator: it reads some ten thousand tokens
-    ahead, keeps the order and holds no more than that in memory.
+    for many texts has a twin `..._stream`, from any iterable to an iterator: it reads some ten
+    thousand tokens ahead, keeps the order and holds no more than that in memory.
 
     Attributes:
       config: of the model.
@@ -107,11 +111,12 @@ class TrainedBert:
         self._mesh = mesh
         platform = mesh.devices.flat[0].platform
         self._tokens_per_device = TOKENS_PER_DEVICE.get(platform, TOKENS_PER_ACCELERATOR)
-        self._vectors, self._follows, self._attention, self._best_words = (
+        self._vectors, self._follows, self._logits, self._attention, self._best_words = (
             jax.jit(functools.partial(function, self.functions), static_argnames=names)
             for function, names in (
                 (_vectors, ("pooling", "layers")),
                 (_follows, ()),
+                (_logits, ("head",)),
                 (_attention, ()),
                 (_best_words, ("mesh", "top_k")),
             )
@@ -238,6 +243,113 @@ class TrainedBert:
                 ]
 
         return self._run(map(self._tokenize_masked, _checked(texts, pair=False)), start, finish)
+
+    def classify(self, texts: Sequence[Text]) -> list[dict[str, float]] | list[float]:
+        """What a fine-tuned classifier says of texts or pairs.
+
+        Returns:
+          For each text the probability of every class by name, the most probable first; of a
+          regression its score.
+
+        Raises:
+          UserError: the model has no sequence_classifier.
+        """
+        return list(self.classify_stream(texts))
+
+    def classify_stream(self, texts: Iterable[Text]) -> Iterator[dict[str, float] | float]:
+        """As `classify`, one text after the other."""
+        for logits in self.logits_stream("sequence_classifier", self._tokenized(_checked(texts))):
+            if len(logits) == 1:
+                yield float(logits[0])
+                continue
+            odds = np.exp(logits - logits.max())
+            named = zip(self.labels, (odds / odds.sum()).tolist(), strict=True)
+            yield dict(sorted(named, key=lambda item: -item[1]))
+
+    def tag(self, texts: Sequence[str], max_seq_length: int = 128) -> list[list["Entity"]]:
+        """The entities that a fine-tuned tagger finds, with their characters and scores.
+
+        Args:
+          texts: strings; words are what white space and punctuation separate.
+          max_seq_length: of the windows that a longer text is cut into, best as in training.
+
+        Raises:
+          UserError: the model has no token_classifier.
+        """
+        return list(self.tag_stream(texts, max_seq_length))
+
+    def tag_stream(
+        self, texts: Iterable[str], max_seq_length: int = 128
+    ) -> Iterator[list["Entity"]]:
+        """As `tag`, one text after the other."""
+        # Imported with scikit-learn, which takes a second that other uses need not wait.
+        from bert_jax.tasks.tagging import Sentence, TaggingTask, find_entities, split_words
+
+        scheme = "BIOES" if any(label.startswith("S-") for label in self.labels) else "BIO"
+        task = TaggingTask(labels=self.labels, scheme=scheme)
+        for some in _chunks(_checked(texts, pair=False)):
+            words = [split_words(self.wordpiece, text) for text in some]
+            sentences = [
+                Sentence([text[start:end] for start, end in spans], None, _excerpt(text))
+                for text, spans in zip(some, words)
+            ]
+            predictions = self._predictions(task, sentences, max_seq_length)
+            yield from map(find_entities, some, words, predictions)
+
+    def answer(
+        self, questions: Sequence[tuple[str, str]], max_seq_length: int = 384, **options: Any
+    ) -> list["Prediction"]:
+        """Answers in a text, with their characters and probabilities.
+
+        Args:
+          questions: pairs of a question and the context in which its answer is.
+          max_seq_length: of the windows that a longer context is cut into, best as in training.
+          **options: fields of `bert_jax.tasks.answering.AnsweringTask`, such as `unanswerable`.
+
+        Raises:
+          UserError: the model has no answer_span.
+        """
+        return list(self.answer_stream(questions, max_seq_length, **options))
+
+    def answer_stream(
+        self, questions: Iterable[tuple[str, str]], max_seq_length: int = 384, **options: Any
+    ) -> Iterator["Prediction"]:
+        """As `answer`, one question after the other."""
+        from bert_jax.tasks.answering import AnsweringTask, Question
+
+        task = AnsweringTask(**options)
+        for some in _chunks(_checked(questions, text=False)):
+            asked = [Question(str(number), *pair) for number, pair in enumerate(some)]
+            yield from self._predictions(task, asked, max_seq_length)
+
+    def logits_stream(self, head: str, examples: Iterable[Example]) -> Iterator[np.ndarray]:
+        """What the head of a task makes of tokenised texts.
+
+        Args:
+          head: "sequence_classifier", "token_classifier" or "answer_span".
+          examples: none longer than the model's positions.
+
+        Returns:
+          fp32 [classes] for each, but [tokens, classes] of the latter two.
+        """
+        of_text = head == "sequence_classifier"
+        self.require(*(("pooler", head) if of_text else (head,)))
+
+        def start(batch: Batch) -> jax.Array:
+            return self._logits(self.params, self._put(batch), head=head)
+
+        def finish(batch: Batch, found: np.ndarray) -> Iterable[np.ndarray]:
+            if of_text:
+                return found[batch.row, batch.slot]
+            return [found[r, i:j] for r, i, j in zip(batch.row, batch.start, batch.stop)]
+
+        return self._run(examples, start, finish)
+
+    def _predictions(self, task: Any, examples: Sequence[Any], max_seq_length: int) -> list[Any]:
+        limit = min(max_seq_length, self.config.max_position_embeddings)
+        features = task.features(examples, self.wordpiece, limit)
+        windows = map(Example, features.input_ids, features.b_start)
+        return task.predictions(list(self.logits_stream(task.head, windows)), features, examples)
 
     def attention(self, text: Text) -> np.ndarray:
         """How much each token of a text or pair takes of each other one, in every head.
@@ -402,6 +514,14 @@ def _follows(functions, params, rows):
     return jax.nn.softmax(logits)[..., 0]
 
 
+def _logits(functions, params, rows, *, head):
+    """[rows, slots, classes] of texts or [rows, length, classes] of tokens."""
+    of_text = head == "sequence_classifier"
+    pooling = "pooled" if of_text else "tokens"
+    hidden = _vectors(functions, params, rows, pooling=pooling, layers=(-1,))[:, :, 0]
+    return _on_last_axis(functions[head], params, hidden)
+
+
 def _attention(functions, params, rows):
     """[num_layers, rows, heads, query, key]."""
     hidden = _hidden_states(functions, params, rows)
@@ -440,6 +560,12 @@ def _checked(texts: Iterable[Any], *, text: bool = True, pair: bool = True) -> I
 def _excerpt(text: Any) -> str:
     shown = repr(text)
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
+
+
+def _chunks(texts: Iterator[Any]) -> Iterator[list[Any]]:
+    """So many texts at a time as are cut into windows together."""
+    while chunk := list(itertools.islice(texts, 256)):
+        yield chunk
 
 
 def _windows(examples: Iterable[Example], tokens: int) -> Iterator[list[Example]]:
