@@ -57,7 +57,10 @@ def sentences() -> list[str]:
 def transformers():
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
-    return pytest.importorskip("transformers")
+    library = pytest.importorskip("transformers")
+    with pytest.MonkeyPatch.context() as patch:  # so that pytest sees its warnings
+        patch.setattr(logging.getLogger("transformers"), "propagate", True)
+        yield library
 
 
 def convert(source, target, to, *flags):
@@ -193,9 +196,20 @@ def test_every_class_there_and_back_twice(name, size, wordpiece, tmp_path, trans
 def test_transformers_gives_the_same_logits(name, wordpiece, tmp_path, transformers, caplog):
     model = make_portable(wordpiece, ARCHITECTURES[name])
     write_huggingface(epath.Path(tmp_path), model, report=pytest.fail)
-    logging.getLogger("transformers").propagate = True
-    with caplog.at_level(logging.WARNING):
-        assert_same_logits(transformers, tmp_path, model)
+    assert_same_logits(transformers, tmp_path, model)
+    assert not caplog.records
+
+
+def test_transformers_warns_of_a_pooler_that_is_not_there(
+    wordpiece, tmp_path, transformers, caplog
+):
+    lines = []
+    write_huggingface(epath.Path(tmp_path), make_portable(wordpiece, ()), lines.append)
+    assert [line.partition(";")[0] for line in lines] == ["missing: pooler"]
+    transformers.AutoModel.from_pretrained(tmp_path)
+    assert "pooler.dense.weight" in caplog.text
+    caplog.clear()
+    transformers.AutoModel.from_pretrained(tmp_path, add_pooling_layer=False)
     assert not caplog.records
 
 
