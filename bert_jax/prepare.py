@@ -19,8 +19,9 @@ from bert_jax.data.store import (
     open_store,
     write_store,
 )
-from bert_jax.data.wordpiece import WordPiece, load_wordpiece, train_wordpiece
+from bert_jax.data.wordpiece import WordPiece, train_wordpiece
 from bert_jax.errors import UserError
+from bert_jax.interop.tokenizer import read_wordpiece
 
 _DESCRIPTION = """\
 Tokenise a corpus once, into a folder that `bert-jax pretrain` reads.
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
         unwrap=args.unwrap,
         data_dir=args.data_dir,
     )
-    wordpiece = load_wordpiece(args.vocab, lowercase=args.lowercase) if args.vocab else None
+    wordpiece = read_wordpiece(args.vocab, lowercase=args.lowercase) if args.vocab else None
     provenance = _provenance(args, sources, wordpiece)
     if (args.output / "manifest.json").exists():
         store = open_store(args.output)
@@ -96,8 +97,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
         "--vocab",
+        type=epath.Path,
         metavar="PATH",
-        help="vocabulary to use: a vocab.txt, or a folder with one (a store, a Hugging Face model);"
+        help="vocabulary to use: a vocab.txt, or a folder with one or with a tokenizer.json;"
         " without it, one is trained on the training documents",
     )
     vocabulary.add_argument(

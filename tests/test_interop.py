@@ -422,3 +422,15 @@ def test_a_classifier_of_one_output_is_a_regression(wordpiece, tmp_path, transfo
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(written)
     assert theirs.config.num_labels == 1
     assert_same(formats.read(written), model)
+
+
+def test_prepare_takes_the_tokenizer_that_transformers_saves(wordpiece, tmp_path, transformers):
+    written = make_portable(wordpiece, ())
+    source = epath.Path(tmp_path / "hf")
+    source.mkdir()
+    write_huggingface(source, written, print)
+    (source / "vocab.txt").unlink()
+    (tmp_path / "a.txt").write_text("Fellow citizens.\nA second sentence.\n\nAnother document.\n")
+    command = ["prepare", str(tmp_path / "a.txt"), f"--vocab={source}", "--workers=1"]
+    assert main([*command, f"--output={tmp_path / 'store'}"]) == 0
+    assert open_store(tmp_path / "store").wordpiece == wordpiece
