@@ -181,7 +181,7 @@ def test_bad_line(model, bert, tmp_path, capsys, name):
     assert_close(np.load(output), bert.encode(["one", "two"]))
 
 
-def test_bad_pair(model, tmp_path, capsys):
+def test_bad_pair(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "pairs.tsv").write_text("a\tb\nc\td\te\n")
     (tmp_path / "single.jsonl").write_text('{"text": "a"}\n')
     command = ["predict", "next-sentence", f"--model={model}"]
@@ -191,6 +191,9 @@ def test_bad_pair(model, tmp_path, capsys):
     }.items():
         assert main([*command, str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\tb\nc\n")))
+    assert main(command) == 2
+    assert "standard input, line 2: 1 fields; two texts" in capsys.readouterr().err
 
 
 MISTAKES = {

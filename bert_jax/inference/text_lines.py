@@ -69,13 +69,14 @@ class TextLines:
         Raises:
           UserError: a line is not UTF-8, not of the format, or has no text; there is no line.
         """
+        name = "standard input" if self.name == "-" else self.name
         number = 0
         with self._open() as file:
             for number, line in enumerate(file, 1):
                 try:
                     text, fields = self._parse(line)
                 except ValueError as error:
-                    place = f"{self.name}, line {number}: {error}"
+                    place = f"{name}, line {number}: {error}"
                     if not self.skip:
                         raise UserError(f"{place}; mend it or pass --skip-bad-lines") from error
                     self.first_skipped = self.first_skipped or place
@@ -83,7 +84,7 @@ class TextLines:
                 else:
                     yield Line(number, text, fields, len(line))
         if number == self.skipped:
-            raise UserError(f"{self.name}: no text to read")
+            raise UserError(f"{name}: no text to read")
 
     def _open(self) -> AbstractContextManager[BinaryIO]:
         if self.name == "-":
