@@ -233,8 +233,7 @@ COMMANDS = {
     "evaluate --workdir={made}/run --store={tmp}": r"no token store there; make one",
     "predict fill-mask --model={tmp} [MASK]": r": no model there, neither config\.json .* nor",
     "predict fill-mask --model={made}/run Peace.": r"no \[MASK\] in 'Peace\.': put one where",
-    "predict fill-mask --model={made}/run [MASK]"
-    + 63 * ",": r"has 66 tokens, .* 64 positions: s",
+    "predict fill-mask --model={made}/run [MASK]" + 63 * ",": r"has 66 tokens, .* 64 positions: s",
     "predict fill-mask --model={made}/run --top-k=1001 [MASK]": r"top_k=1001: from 1 to 1000",
     "predict translate": r"invalid choice: 'translate' \(choose from '?fill-mask",
     "plot {made}/run": r"run/metrics\.jsonl: no such file; is .*/run the --workdir",

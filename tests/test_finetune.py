@@ -247,7 +247,7 @@ def test_packing_changes_nothing(kind):
             sums = objective.sums(params, batch)
             return sums["task_loss"] / sums["task_count"], sums
 
-        (_, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, sums), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
         results.append((sums, gradients, len(batch["input_ids"])))
     (packed, *_, few), (unpacked, *_, many) = results
     assert few < many == 24

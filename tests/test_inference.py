@@ -12,17 +12,12 @@ import pytest
 from portables import make_portable
 
 import bert_jax
+from bert_jax.data.packing import TOKENS_PER_SLOT, Example, pack
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.inference import trained
-from bert_jax.inference.batching import (
-    SHORTEST_ROW,
-    TOKENS_PER_SLOT,
-    Example,
-    pack,
-    row_lengths,
-)
+from bert_jax.inference.batching import SHORTEST_ROW, row_lengths
 from bert_jax.inference.functions import part_functions
 from bert_jax.inference.trained import TrainedBert, load
 from bert_jax.interop.workdir import write_workdir

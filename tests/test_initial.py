@@ -17,8 +17,6 @@ from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.metrics import read_metrics
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture(scope="module")
 def trained(sotu_store, tmp_path_factory):

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from bert_jax.data.packing import Batch, Example
 from bert_jax.data.wordpiece import MASK
 from bert_jax.errors import UserError
-from bert_jax.inference.batching import Batch, Example, make_batches
+from bert_jax.inference.batching import make_batches
 from bert_jax.inference.exported import is_exported, read_exported
 from bert_jax.inference.functions import part_functions
 from bert_jax.interop.formats import read
