@@ -6,15 +6,16 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from safetensors.numpy import load_file
 from test_training import recipe
 
+from bert_jax.__main__ import main
 from bert_jax.errors import UserError
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.pretrain import pretrain
 from bert_jax.train import build
-from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.metrics import read_metrics
 
 
@@ -26,6 +27,12 @@ def trained(sotu_store, tmp_path_factory):
     return workdir
 
 
+def tensors(workdir, path):
+    """The parameters without padding."""
+    assert main(["convert", str(workdir), str(path), "--to=huggingface"]) == 0
+    return load_file(path / "model.safetensors")
+
+
 def heldout_losses(workdir):
     return [line["mlm_loss"] for line in read_metrics(workdir) if line["split"] == "heldout"]
 
@@ -34,14 +41,19 @@ def continued(store, source, **changes):
     return recipe(store, init_from=str(source), **changes)
 
 
-@pytest.mark.parametrize("zero1", [True, False])
-def test_weights_are_taken_over(trained, sotu_store, tmp_path, zero1):
+@pytest.mark.parametrize(("source", "zero1"), [("bert_jax", True), ("huggingface", False)])
+def test_weights_are_taken_over(trained, sotu_store, tmp_path, source, zero1):
     """With a learning rate of almost nothing the parameters stay what they were."""
+    path = tmp_path / source
+    assert main(["convert", str(trained), str(path), f"--to={source}"]) == 0
+    workdir = epath.Path(tmp_path / "run")
     changes = {"steps": 1, "optimizer.learning_rate": 1e-30, "mesh.zero1": zero1}
-    assert pretrain(continued(sotu_store, trained, **changes), epath.Path(tmp_path)) == 0
-    with Checkpoints(trained, read_only=True) as old, Checkpoints(tmp_path, read_only=True) as new:
-        jax.tree.map(np.testing.assert_array_equal, old.read_params()[0], new.read_params()[0])
-    assert heldout_losses(tmp_path)[-1] == pytest.approx(heldout_losses(trained)[-1], abs=1e-6)
+    assert pretrain(continued(sotu_store, path, **changes), workdir) == 0
+    before, after = (
+        tensors(run, tmp_path / name) for run, name in ((trained, "a"), (workdir, "b"))
+    )
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert heldout_losses(workdir)[-1] == pytest.approx(heldout_losses(trained)[-1], abs=1e-6)
 
 
 def test_a_resumed_run_does_not_start_anew(trained, sotu_store, tmp_path):
