@@ -31,6 +31,7 @@ from bert_jax.model.heads import parts_of
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.report.confusion import draw_confusion
 from bert_jax.report.curves import draw_curves
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.classification import ClassificationTask
@@ -360,10 +361,17 @@ def report(
         results[split] = {"metrics": metrics, "baseline": baseline}
         hosts.print_once(f"{split} at step {step}: {format_metrics(metrics)}")
         hosts.print_once(f"{split} baseline: {format_metrics(baseline)}")
-        if task.label_names:
-            results[split]["classes"] = task.per_class(predictions, examples)
-        if task.label_names and isinstance(task, ClassificationTask):
-            results[split]["confusion"] = task.confusion_matrix(predictions, examples).tolist()
+        if not task.label_names:
+            continue
+        classes = results[split]["classes"] = task.per_class(predictions, examples)
+        for row in classes:
+            numbers = "  ".join(f"{name} {row[name]:.3f}" for name in ("precision", "recall", "f1"))
+            hosts.print_once(f"{split} {row['label']}: {numbers}  support {row['support']:,}")
+        if isinstance(task, ClassificationTask):
+            matrix = task.confusion_matrix(predictions, examples)
+            results[split]["confusion"] = matrix.tolist()
+            if hosts.is_primary():
+                draw_confusion(matrix, task.label_names, workdir / f"{split}_confusion.png")
     if hosts.is_primary():
         (workdir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
         draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")

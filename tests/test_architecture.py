@@ -46,7 +46,7 @@ ONLY_IN = {
         "bert_jax.data.store",
         "bert_jax.interop.tokenizer",
     },
-    "matplotlib": {"bert_jax.report.curves", "bert_jax.report.attention_maps"},
+    "matplotlib": {f"bert_jax.report.{name}" for name in ("curves", "attention_maps", "confusion")},
     "safetensors": {"bert_jax.interop.huggingface"},
     "pyarrow": {"bert_jax.inference.vector_files"},
     "tensorflow": {"bert_jax.interop.google_tf"},

@@ -165,6 +165,7 @@ def test_a_task_is_learned(task, model, tmp_path, capsys):
     heldout = [line[metric] for line in read_metrics(workdir) if line["split"] == "heldout"]
     assert results["dev"]["metrics"][metric] == pytest.approx(max(heldout))
     assert (workdir / "curves.png").exists()
+    assert (workdir / "test_confusion.png").exists() == (task == "classification")
 
     capsys.readouterr()
     assert main(["evaluate", f"--workdir={workdir}", "--data=test", "--json"]) == 0
