@@ -74,7 +74,9 @@ class Processes:
         finally:
             for process in self.processes:
                 process.kill()
-        without_gloo = [re.sub(r"\[Gloo\].*\n", "", output) for output, _ in outputs]
+        # Its threads may write into each other's lines.
+        gloo = re.compile(r"\[Gloo\].*\n|^.* connected to \d+ peer ranks.*\n", re.MULTILINE)
+        without_gloo = [gloo.sub("", output) for output, _ in outputs]
         codes = [process.returncode for process in self.processes]
         return codes, without_gloo, [error for _, error in outputs]
 
