@@ -23,8 +23,6 @@ from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.loop import EXIT_STOPPED
 from bert_jax.train.metrics import read_metrics
 
-pytestmark = pytest.mark.core
-
 PHASES = (
     {
         "steps": 6,
