@@ -177,6 +177,7 @@ def train_once(
             batch_size=4 * config.batch_size,
         )
         for split, examples in data.items()
+        if split != "train"
     }
 
     description = {
