@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -105,14 +105,17 @@ def finetune(config: FinetuneConfig, workdir: epath.Path) -> int:
         hosts.print_once(f"{name}: {len(examples):,} examples ({counts})")
     if config.seeds == 1:
         return train_once(config, workdir, source, task, data)
-    for seed in range(config.seed, config.seed + config.seeds):
-        hosts.print_once(f"seed {seed}")
-        one = dataclasses.replace(config, seed=seed, seeds=1)
-        code = train_once(one, workdir / f"seed{seed}", source, task, data)
+    runs = {
+        workdir / f"seed{seed}": dataclasses.replace(config, seed=seed, seeds=1)
+        for seed in range(config.seed, config.seed + config.seeds)
+    }
+    for run, one in runs.items():
+        hosts.print_once(f"seed {one.seed}")
+        code = train_once(one, run, source, task, data)
         if code:
             return code
     if hosts.is_primary():
-        summarize_seeds(workdir)
+        summarize_seeds(workdir, runs)
     return 0
 
 
@@ -382,9 +385,9 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
-def summarize_seeds(workdir: epath.Path) -> None:
-    """Writes and prints median, mean and standard deviation of every metric over the seeds."""
-    runs = [json.loads(path.read_text()) for path in sorted(workdir.glob("seed*/results.json"))]
+def summarize_seeds(workdir: epath.Path, runs: Iterable[epath.Path]) -> None:
+    """Writes and prints median, mean and standard deviation of every metric over the runs."""
+    runs = [json.loads((run / "results.json").read_text()) for run in runs]
     summary: dict[str, Any] = {}
     for split in ("dev", "test"):
         if split not in runs[0]:

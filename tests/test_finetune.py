@@ -358,7 +358,12 @@ def test_layers_below_learn_more_slowly():
 
 def test_seeds_are_summarized(model, tmp_path, capsys):
     config = recipe("classification", model, tmp_path, seeds=3, epochs=1.0)
+    # A seed may have been trained by itself, on another device say.
+    alone = dataclasses.replace(config, seed=1, seeds=1)
+    assert finetune(alone, epath.Path(tmp_path / "run" / "seed1")) == 0
+    metrics = (tmp_path / "run" / "seed1" / "metrics.jsonl").read_text()
     assert finetune(config, epath.Path(tmp_path / "run")) == 0
+    assert (tmp_path / "run" / "seed1" / "metrics.jsonl").read_text() == metrics
     summary = json.loads((tmp_path / "run" / "results.json").read_text())["dev"]["accuracy"]
     each = [
         json.loads((tmp_path / "run" / f"seed{seed}" / "results.json").read_text())
