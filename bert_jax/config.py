@@ -517,18 +517,29 @@ def read_config(path: Any) -> Config:
     Args:
       path: an `epath.Path` or `pathlib.Path`.
     """
+    fields = read_json(path)
     with _errors_of(path):
-        return build_config(_read_json(path))
+        return build_config(fields)
 
 
 def read_json(path: Any) -> dict[str, Any]:
-    """The plain fields of the `config.json` of a run, unchecked.
+    """The object in a JSON file of a run or model.
 
     Args:
       path: an `epath.Path` or `pathlib.Path`.
+
+    Raises:
+      UserError: no such file, or it holds something else.
     """
-    with _errors_of(path):
-        return _read_json(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file; is {path.parent} the directory of a run or model?")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); the file is damaged") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: a JSON object is due, not {type(fields).__name__}")
+    return fields
 
 
 def read_model_config(path: Any) -> tuple[ModelConfig, tuple[str, ...]]:
@@ -537,21 +548,12 @@ def read_model_config(path: Any) -> tuple[ModelConfig, tuple[str, ...]]:
     Args:
       path: an `epath.Path` or `pathlib.Path`.
     """
+    fields = read_json(path)
     with _errors_of(path):
-        fields = _read_json(path)
         labels = fields.get("labels", [])
         if not isinstance(labels, list):
             raise UserError(f"labels must be a list of names, not {labels!r}")
         return build_model_config(fields.get("model", {})), tuple(labels)
-
-
-def _read_json(path: Any) -> Any:
-    if not path.exists():
-        raise UserError("no such file; is its directory the --workdir of a training run?")
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"not JSON ({error}); the run's config.json is damaged") from error
 
 
 @contextlib.contextmanager

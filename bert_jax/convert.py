@@ -3,23 +3,21 @@
 import argparse
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bert_jax.config import ModelConfig
 from bert_jax.errors import UserError
 from bert_jax.interop import formats
 from bert_jax.interop.google_tf import write_google
 from bert_jax.interop.huggingface import ARCHITECTURES, write_huggingface
+from bert_jax.interop.initial import without_parts
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import Report, part_of
+from bert_jax.interop.tensors import Report
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import parts_of
-from bert_jax.parallel.mesh import make_mesh
 from bert_jax.storage import is_remote
 from bert_jax.train.build import build_model
 
@@ -144,29 +142,17 @@ def _with_parts(
         raise UserError(f"--initialise={useless[0]}: {architecture} has none")
     if "next_sentence" in wanted and "pooler" not in wanted:
         raise UserError("next_sentence reads the pooler: add it to --initialise")
-    for part in found:
-        if part not in wanted:
-            report(f"left out: {part}, which {architecture} has not")
-    params = _select(model.params, ("encoder", *wanted))
+    unwanted = [part for part in found if part not in wanted]
+    for part in unwanted:
+        report(f"left out: {part}, which {architecture} has not")
+    params = without_parts(model.params, unwanted)
     if initialise:
-        params |= _random_params(model.config, initialise, seed)
+        init = jax.jit(build_model(model.config, None, initialise).init)
+        fresh = jax.device_get(init(jax.random.key(seed)))
+        params = unflatten_dict(flatten_dict(fresh) | flatten_dict(params))
         report(f"initialised: {', '.join(initialise)} (random, seed {seed})")
     labels = model.labels if any("classifier" in part for part in wanted) else ()
-    return model._replace(params=unflatten_dict(params), labels=labels)
-
-
-def _random_params(
-    config: ModelConfig, parts: Sequence[str], seed: int
-) -> dict[tuple[str, ...], Any]:
-    """New parameters of the parts alone; the compiler drops the rest of the model."""
-    model = build_model(config, make_mesh(), parts)
-    init = jax.jit(lambda key: _select(model.init(key), parts))
-    return jax.device_get(init(jax.random.key(seed)))
-
-
-def _select(params: Mapping[str, Any], parts: Sequence[str]) -> dict[tuple[str, ...], Any]:
-    """The parameters of some parts by path; "encoder" is one of them here."""
-    return {path: array for path, array in flatten_dict(params).items() if part_of(path) in parts}
+    return model._replace(params=params, labels=labels)
 
 
 def _write(target: epath.Path, model: Portable, to: str, report: Report) -> None:

@@ -102,7 +102,8 @@ def evaluate_task(workdir: epath.Path, arguments: argparse.Namespace) -> Result:
         checkpoint = workdir if arguments.step is not None else workdir / "best"
         model = read(checkpoint, arguments.step)
         task = build_task(config.task.name, config.task.options, model.labels)
-        source = getattr(config.task, arguments.data, arguments.data)
+        splits = {split: getattr(config.task, split) for split in ("train", "dev", "test")}
+        source = splits.get(arguments.data, arguments.data)
         if not source:
             raise UserError(f"--data={arguments.data}: the run had none; name a file")
         labelled = arguments.predictions is None

@@ -331,7 +331,7 @@ def test_damaged_workdir(source, fails, tmp_path):
         (
             '"hidden_size": 128',
             '"hidden_size": 64',
-            r"ours: bert/.* has shape .*128\S*; the config ",
+            r"ours: cannot be restored into this model: bert/.* is .*128\S*, due is ",
         ),
         ('"num_layers": 2', '"num_layers": 2.5', r"config\.json: config\.model\.num_layers must"),
         ('"vocab_size": 100', '"vocab_size": 101', r"vocab_size is 101, but the vocabulary beside"),

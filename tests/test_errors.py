@@ -227,7 +227,7 @@ COMMANDS = {
     ),
     "pretrain --config={configs}/bert.py --workdir={tmp}/new 3": r"unexpected argument '3'",
     # a workdir that is not one, or lacks the step
-    "evaluate --workdir={tmp}/new": r"new/config\.json: no such file; .*--workdir of a training",
+    "evaluate --workdir={tmp}/new": r"new/config\.json: no such file; is .*new the directory of",
     "evaluate --workdir={made}/store": r"store/config\.json: no such file",
     "evaluate --workdir={made}/run --step=1": r"no checkpoint of step 1; there are \[2\]",
     "evaluate --workdir={made}/run --store={tmp}": r"no token store there; make one",
@@ -396,7 +396,7 @@ def test_damaged_run(made, tmp_path, fails):
     config = tmp_path / "run" / "config.json"
     complete = config.read_text()
     for text, message in {
-        complete[:99]: r"run/config\.json: not JSON .*; the run's config\.json is damaged",
+        complete[:99]: r"run/config\.json: not JSON .*; the file is damaged",
         "[]": r"run/config\.json: config must be a group of fields, not \[\]",
         complete.replace('"seed"', '"sed"'): r"config\.json: config\.sed: .* mean config\.seed\?",
     }.items():

@@ -57,25 +57,8 @@ NUMERICS = {
 }
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      UserError: no such file, or it holds something else.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: a JSON object is due, not {type(fields).__name__}")
-    return fields
-
-
 def write_json(path: epath.Path, fields: Mapping[str, Any]) -> None:
-    """Writes such a file."""
+    """Writes a JSON file."""
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax.config import read_json
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.interop.configs import (
@@ -17,7 +18,6 @@ from bert_jax.interop.configs import (
     config_fields,
     default_labels,
     model_config,
-    read_json,
     write_json,
 )
 from bert_jax.interop.portable import Portable

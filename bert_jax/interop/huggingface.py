@@ -16,13 +16,13 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from bert_jax.config import read_json
 from bert_jax.errors import UserError
 from bert_jax.interop.configs import (
     check_vocabulary,
     config_fields,
     default_labels,
     model_config,
-    read_json,
     write_json,
 )
 from bert_jax.interop.portable import Portable

@@ -171,18 +171,6 @@ def same_values(one: Stored, other: Stored) -> bool:
     return one.shape == other.shape and np.array_equal(one.read(), other.read())
 
 
-def check_params(config: ModelConfig, params: Mapping[str, Any]) -> None:
-    """Raises UserError if parameters of ours are not those of a model of this config."""
-    found = {path: array.shape for path, array in flatten_dict(params).items()}
-    due = _shapes(config, ("encoder", *parts_of(params)), num_classes(params))
-    for path in due | found:
-        if due.get(path) != found.get(path):
-            name = "/".join(path)
-            raise UserError(
-                f"{name} has shape {found.get(path)}; the config asks for {due.get(path)}"
-            )
-
-
 def _check(stored, tensors, config, strict, report):
     names = {tensor.name for tensor in tensors}
     if missing := [tensor.name for tensor in tensors if tensor.name not in stored]:

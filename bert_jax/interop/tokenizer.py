@@ -5,6 +5,7 @@ import json
 from etils import epath
 from tokenizers import Tokenizer
 
+from bert_jax.config import read_json
 from bert_jax.data.wordpiece import (
     CONFIG_FILE,
     SPECIAL_TOKENS,
@@ -14,7 +15,7 @@ from bert_jax.data.wordpiece import (
     load_wordpiece,
 )
 from bert_jax.errors import UserError
-from bert_jax.interop.configs import read_json, write_json
+from bert_jax.interop.configs import write_json
 
 TOKENIZER_FILE = "tokenizer.json"
 # What a tokenizer.json must say to be that of BERT.

@@ -7,10 +7,11 @@ from etils import epath
 
 from bert_jax.config import read_model_config
 from bert_jax.data.wordpiece import load_wordpiece
-from bert_jax.errors import UserError
 from bert_jax.interop.configs import check_vocabulary
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import check_params
+from bert_jax.interop.tensors import num_classes
+from bert_jax.model.heads import parts_of
+from bert_jax.train.build import build_model, check_params
 from bert_jax.train.checkpoints import Checkpoints
 
 CONFIG_FILE = "config.json"
@@ -34,10 +35,8 @@ def read_workdir(
         params, _ = checkpoints.read_params(step)
     wordpiece = load_wordpiece(path, lowercase=lowercase)
     check_vocabulary(path / CONFIG_FILE, config, wordpiece)
-    try:
-        check_params(config, params)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+    model = build_model(config, None, parts_of(params), num_classes(params))
+    check_params(path, model, params)
     return Portable(config, wordpiece, params, labels)
 
 

@@ -370,11 +370,12 @@ def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Tr
         params, step = checkpoints.read_params(step)
     trained_with = config.stage_of(step).config
     model = build_model(config.model, mesh)
-    _check_shapes(workdir / "checkpoints" / str(step), model, params)
+    check_params(workdir / "checkpoints" / str(step), model, params)
     return Trained(trained_with, load_wordpiece(workdir), model, put_params(params, mesh), step)
 
 
-def _check_shapes(path: epath.Path, model: Model, params: Params) -> None:
+def check_params(path: epath.Path, model: Model, params: Params) -> None:
+    """Raises UserError, which names `path`, if parameters are not those of the model."""
     expected = flatten_dict(jax.eval_shape(model.init, jax.random.key(0)), sep="/")
     found = flatten_dict(params, sep="/")
     for name in expected | found:
