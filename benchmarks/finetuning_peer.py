@@ -151,6 +151,7 @@ def main() -> None:
                     task.features(examples, source.wordpiece, config.task.max_seq_length),
                 )
             metrics, seconds = train(config, source, task, data)
+            print(f"{name} seed {config.seed}, test: {metrics}", flush=True)
             peers.append(metrics)
             times.append(seconds)
             ours.append(json.loads((run / "results.json").read_text())["test"]["metrics"])
