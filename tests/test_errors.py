@@ -397,7 +397,7 @@ def test_damaged_run(made, tmp_path, fails):
     complete = config.read_text()
     for text, message in {
         complete[:99]: r"run/config\.json: not JSON .*; the file is damaged",
-        "[]": r"run/config\.json: config must be a group of fields, not \[\]",
+        "[]": r"run/config\.json: a JSON object is due, not list",
         complete.replace('"seed"', '"sed"'): r"config\.json: config\.sed: .* mean config\.seed\?",
     }.items():
         config.write_text(text)
