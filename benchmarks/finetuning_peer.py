@@ -59,7 +59,7 @@ def labels_of(features: Features, examples: np.ndarray) -> torch.Tensor:
 def batches(features: Features, size: int, rng: np.random.Generator) -> np.ndarray:
     """An epoch in random order, but sorted by length within every 50 batches.
 
-    So do the loaders of transformers with `group_by_length`; otherwise half of a batch is padding.
+    So do the loaders of transformers with `group_by_length`, which spares them padding.
     """
     order = rng.permutation(len(features))
     lengths = np.array([len(ids) for ids in features.input_ids])

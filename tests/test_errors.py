@@ -227,7 +227,9 @@ COMMANDS = {
     ),
     "pretrain --config={configs}/bert.py --workdir={tmp}/new 3": r"unexpected argument '3'",
     # a workdir that is not one, or lacks the step
-    "evaluate --workdir={tmp}/new": r"new/config\.json: no such file; is .*new the directory of",
+    "evaluate --workdir={tmp}/new": (
+        r"new/config\.json: no such file; is .*/new the directory of a run or model\?"
+    ),
     "evaluate --workdir={made}/store": r"store/config\.json: no such file",
     "evaluate --workdir={made}/run --step=1": r"no checkpoint of step 1; there are \[2\]",
     "evaluate --workdir={made}/run --store={tmp}": r"no token store there; make one",
