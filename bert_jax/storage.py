@@ -1,16 +1,23 @@
-"""Object storage such as gs://BUCKET/PATH beside local disks.
+"""Files that are whole or not there, on local disks and in object storage such as gs://BUCKET/PATH.
 
 All paths are `etils.epath`'s. What object storage has not, and this package does without there:
 files that can be memory-mapped or appended to, locks, and folders that are renamed as one.
 """
 
+import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from etils import epath
 
+from bert_jax.errors import UserError
+
 # etils would take TensorFlow's file system where TensorFlow is installed; gcsfs is the tested one.
 os.environ.setdefault("EPATH_USE_TF", "false")
+
+UNFINISHED = ".unfinished"  # ends the name of what is being written
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -25,3 +32,50 @@ def files_below(folder: epath.Path) -> Iterator[epath.Path]:
             yield from files_below(path)
         else:
             yield path
+
+
+@contextlib.contextmanager
+def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
+    """A file that appears when the block ends well: write to the path that this gives.
+
+    On a local disk that is another name, renamed at the end. In object storage it is the name
+    itself, where a file appears when it is closed.
+    """
+    path = epath.Path(path)
+    if is_remote(path):
+        yield path
+        return
+    unfinished = path.with_name(path.name + UNFINISHED)
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_text(path: epath.PathLike, text: str) -> None:
+    """Writes a file in UTF-8 that appears when it is whole."""
+    with whole_file(path) as file:
+        file.write_text(text, encoding="utf-8")
+
+
+def write_json(path: epath.PathLike, fields: Mapping[str, Any]) -> None:
+    """Writes a JSON file that appears when it is whole."""
+    write_text(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: epath.Path) -> dict[str, Any]:
+    """The object in a JSON file of a run or model.
+
+    Raises:
+      UserError: no such file, or it holds something else.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; is {path.parent} the directory of a run or model?")
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); the file is damaged") from error
+    if not isinstance(fields, dict):
+        raise UserError(f"{path}: must hold a JSON object, not {type(fields).__name__}")
+    return fields

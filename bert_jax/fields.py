@@ -1,0 +1,283 @@
+"""Fields of configurations: declared where they are used, checked by what they declare.
+
+A group of fields is a frozen dataclass. Each field has a default, a sentence that says what it
+means, and, where that is so, its choices, its bounds and that a resumed run may change it. From
+these come the checks, the messages and the reference in docs/config.md.
+
+A `Choice` is a group of which there are several kinds, such as the optimizers. A recipe picks one
+by name, and its fields are those of the kind.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Self, TypeVar
+
+from bert_jax.errors import UserError
+
+T = TypeVar("T")
+Plain = dict[str, Any]  # nested plain values, as in JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """An interval in the usual notation, "[0, 1)" or "(0, inf)"."""
+
+    text: str
+
+    def hold(self, value: float) -> bool:
+        """Whether the value is in the interval."""
+        low, high = (float(end) for end in self.text[1:-1].split(","))
+        above = value > low if self.text[0] == "(" else value >= low
+        below = value < high if self.text[-1] == ")" else value <= high
+        return above and below
+
+    def complaint(self, value: float) -> str:
+        """What is wrong with a value outside of it."""
+        if self.text == POSITIVE:
+            return f"must be positive, not {value}"
+        if self.text == NOT_NEGATIVE:
+            return f"must not be negative, but is {value}"
+        return f"must be in {self.text}, not {value}"
+
+
+POSITIVE, NOT_NEGATIVE, FRACTION = "(0, inf)", "[0, inf)", "[0, 1)"
+
+
+def field(
+    default: T,
+    doc: str,
+    *,
+    choices: Sequence[str] = (),
+    bounds: str = "",
+    resume: bool = False,
+) -> T:
+    """Declares a field of a frozen dataclass.
+
+    Args:
+      default: its value where a recipe does not set it, and in saved configurations that are older
+        than the field: choose the one that keeps their meaning.
+      doc: what it means, with its unit.
+      choices: the values that it may have.
+      bounds: the interval that it must be in, as `Bounds` reads it.
+      resume: whether a run that goes on may change it.
+    """
+    metadata = {"doc": doc, "choices": tuple(choices), "bounds": bounds, "resume": resume}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class Choice:
+    """Base of groups of fields that come in several kinds.
+
+    `class Optimizer(Choice)` opens a family. `class Lamb(Optimizer, name="lamb")` is a kind of it,
+    which recipes call "lamb". A class without a name is called "module:Class", and so is any class
+    outside of this package: a recipe can name code of its own, as long as Python can import it.
+    """
+
+    _kinds: ClassVar[dict[str, type]]
+    _name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if Choice in cls.__bases__:
+            cls._kinds = {}
+        cls._name = name or f"{cls.__module__}:{cls.__qualname__}"
+        if name:
+            cls._kinds[name] = cls
+
+    @classmethod
+    def kinds(cls) -> dict[str, type[Self]]:
+        """The kinds that have a name of their own."""
+        return dict(cls._kinds)
+
+    @classmethod
+    def kind(cls, name: str, path: str) -> type[Self]:
+        """The kind that is called `name`.
+
+        Raises:
+          UserError: there is none; the message begins with `path`.
+        """
+        if name in cls._kinds:
+            return cls._kinds[name]
+        if ":" not in name:
+            known = ", ".join(cls._kinds)
+            raise UserError(f"{path}={name!r}: use one of {known}, or MODULE:CLASS for your own")
+        found = import_object(name, path)
+        if not (isinstance(found, type) and issubclass(found, cls)):
+            raise UserError(f"{path}={name!r}: must be a class derived from {cls.__name__}")
+        return found
+
+    @property
+    def kind_name(self) -> str:
+        """What a recipe calls this kind."""
+        return self._name
+
+
+def import_object(name: str, path: str) -> Any:
+    """What "module:object" names.
+
+    Raises:
+      UserError: it cannot be imported; the message begins with `path`.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}={name!r}: cannot be imported ({error})") from error
+    return found
+
+
+def fields_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a group by name."""
+    return {each.name: each for each in dataclasses.fields(cls)}
+
+
+def type_of(cls: type, name: str) -> Any:
+    """The type of a field, with the names in its annotation resolved."""
+    return typing.get_type_hints(cls)[name]
+
+
+def is_group(annotation: Any) -> bool:
+    """Whether a field of this type is a group of fields."""
+    return isinstance(annotation, type) and (
+        dataclasses.is_dataclass(annotation) or issubclass(annotation, Choice)
+    )
+
+
+def kind_in(
+    annotation: type, given: Mapping[str, Any], default: Any, path: str
+) -> tuple[type, Plain]:
+    """The class that given values of a group are of, and the values without the kind's name."""
+    values = dict(given)
+    if not issubclass(annotation, Choice):
+        return annotation, values
+    if "name" not in values:
+        return type(default), values
+    return annotation.kind(values.pop("name"), f"{path}.name"), values
+
+
+def build(cls: type[T], given: Any, path: str = "config", default: Any = None) -> T:
+    """Makes a group of checked fields from nested plain values.
+
+    A field that is not given has its default. A `Choice` is given as a mapping with its "name", or
+    as the name alone.
+
+    Args:
+      cls: the group's class.
+      given: its values.
+      path: what messages call the group.
+      default: of a `Choice`: an instance of the kind that is meant where none is named.
+
+    Raises:
+      UserError: a field is unknown, of a wrong type, out of its bounds or none of its choices.
+    """
+    if isinstance(given, cls):
+        return given
+    if isinstance(given, str) and issubclass(cls, Choice):
+        given = {"name": given}
+    if not isinstance(given, Mapping):
+        raise UserError(f"{path} must be a group of fields, not {given!r}")
+    kind, values = kind_in(cls, given, default, path)
+    known = fields_of(kind)
+    for name in values:
+        if name not in known:
+            raise no_such_field(f"{path}.{name}", list(known))
+    made = {}
+    for name, declared in known.items():
+        if name in values:
+            annotation = type_of(kind, name)
+            made[name] = _value(annotation, declared, values[name], f"{path}.{name}")
+        elif declared.default is dataclasses.MISSING:
+            raise UserError(f"{path}.{name} is missing: set it in the recipe")
+    group = kind(**made)
+    check = getattr(group, "check", None)
+    if check:
+        check(path)
+    return typing.cast(T, group)
+
+
+def no_such_field(path: str, known: Sequence[str]) -> UserError:
+    """The error that a field does not exist, with the one that may be meant."""
+    prefix, _, name = path.rpartition(".")
+    close = difflib.get_close_matches(name, known, n=1)
+    return UserError(
+        f"{path}: no such field" + (f"; did you mean {prefix}.{close[0]}?" if close else "")
+    )
+
+
+def _value(annotation: Any, declared: dataclasses.Field[Any], value: Any, path: str) -> Any:
+    if is_group(annotation):
+        return build(annotation, value, path, declared.default)
+    value = _plain_value(annotation, value, path)
+    choices, bounds = declared.metadata.get("choices"), declared.metadata.get("bounds")
+    if choices and value not in choices:
+        raise UserError(f"{path}={value!r}: use one of {', '.join(choices)}")
+    if bounds and not Bounds(bounds).hold(value):
+        raise UserError(f"{path} {Bounds(bounds).complaint(value)}")
+    return value
+
+
+def _plain_value(annotation: Any, value: Any, path: str) -> Any:
+    """The value, if it is of the type; lists become tuples, and integers floats where these are
+    declared."""
+    if isinstance(value, list | tuple):
+        value = tuple(_as_tuple(item) for item in value)
+    if annotation is float and type(value) is int:
+        value = float(value)
+    if isinstance(annotation, type) and type(value) is not annotation:
+        raise UserError(
+            f"{path} must be {annotation.__name__}, not {value!r} ({type(value).__name__})"
+        )
+    if isinstance(annotation, types.UnionType | types.GenericAlias) and not _fits(
+        annotation, value
+    ):
+        raise UserError(f"{path} must be {annotation}, not {value!r} ({type(value).__name__})")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{path} must be a finite number, not {value}")
+    return value
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    """Whether a value is of a type such as `str | tuple[str, ...]`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(each, value) for each in arguments)
+    if annotation is Any:
+        return True
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(arguments[0], item) for item in value)
+    if origin is not None:
+        return isinstance(value, origin)
+    return type(value) is annotation
+
+
+def to_plain(value: Any) -> Any:
+    """The inverse of `build`: nested plain values, a `Choice` with its "name" first."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        name = {"name": value.kind_name} if isinstance(value, Choice) else {}
+        return name | {each: to_plain(getattr(value, each)) for each in fields_of(type(value))}
+    if isinstance(value, Mapping):
+        return {name: to_plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    return value
+
+
+def leaves(group: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
+    """Path and declaration of every field of a configuration that is no group itself."""
+    for name, declared in fields_of(type(group)).items():
+        value = getattr(group, name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", declared
