@@ -10,6 +10,7 @@ by name, and its fields are those of the kind.
 
 import dataclasses
 import difflib
+import functools
 import importlib
 import math
 import types
@@ -111,10 +112,15 @@ class Choice:
             raise UserError(f"{path}={name!r}: must be a class derived from {cls.__name__}")
         return found
 
-    @property
-    def kind_name(self) -> str:
+    @classmethod
+    def family(cls) -> type["Choice"]:
+        """The base of all kinds of this one's family."""
+        return next(each for each in cls.__mro__ if Choice in each.__bases__)
+
+    @classmethod
+    def called(cls) -> str:
         """What a recipe calls this kind."""
-        return self._name
+        return cls._name
 
 
 def import_object(name: str, path: str) -> Any:
@@ -140,7 +146,12 @@ def fields_of(cls: type) -> dict[str, dataclasses.Field[Any]]:
 
 def type_of(cls: type, name: str) -> Any:
     """The type of a field, with the names in its annotation resolved."""
-    return typing.get_type_hints(cls)[name]
+    return _types(cls)[name]
+
+
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def is_group(annotation: Any) -> bool:
@@ -264,7 +275,7 @@ def _fits(annotation: Any, value: Any) -> bool:
 def to_plain(value: Any) -> Any:
     """The inverse of `build`: nested plain values, a `Choice` with its "name" first."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        name = {"name": value.kind_name} if isinstance(value, Choice) else {}
+        name = {"name": value.called()} if isinstance(value, Choice) else {}
         return name | {each: to_plain(getattr(value, each)) for each in fields_of(type(value))}
     if isinstance(value, Mapping):
         return {name: to_plain(item) for name, item in value.items()}
@@ -281,3 +292,8 @@ def leaves(group: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[
             yield from leaves(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", declared
+
+
+def resumable(group: Any, prefix: str = "") -> list[str]:
+    """Beginnings "field:" of the lines about what a resumed run may change."""
+    return [f"{prefix}{path}:" for path, each in leaves(group) if each.metadata.get("resume")]

@@ -22,10 +22,18 @@ from ml_collections import ConfigDict
 def get_config(size: str = "base") -> ConfigDict:
     config = bert(size)
     config.rng = "rbg"  # random bits cost least; threefry drops the same on every mesh
-    common = {"batch_size": 256, "learning_rate": 1e-4, "gradient_accumulation": 1}
+    optimizer = {"learning_rate": 1e-4, "gradient_accumulation": 1}
     set_phases(
         config,
-        {"steps": 900_000, "max_seq_length": 128, **common},
-        {"steps": 100_000, "max_seq_length": 512, **common},
+        {
+            "steps": 900_000,
+            "data": {"batch_size": 256, "max_seq_length": 128},
+            "optimizer": optimizer,
+        },
+        {
+            "steps": 100_000,
+            "data": {"batch_size": 256, "max_seq_length": 512},
+            "optimizer": optimizer,
+        },
     )
     return config

@@ -4,7 +4,7 @@
         --config.data.store=stores/wikipedia_and_books
 
 Microbatches hold 4,096 rows of 128 tokens and 1,024 of 512, over all devices; change
---config.phases[0].gradient_accumulation (quoted in zsh) for a machine that holds more or fewer.
+--config.phases[0].optimizer.gradient_accumulation (quoted in zsh) for a machine that holds more or fewer.
 
 Source: NVIDIA's BERT for PyTorch,
 https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/LanguageModeling/BERT: batch,
@@ -29,30 +29,24 @@ def get_config() -> ConfigDict:
     config.checkpoint_every = 100
     config.model.hidden_act = "gelu"
 
-    optimizer = config.optimizer
-    optimizer.name = "lamb"
-    optimizer.bias_correction = True
-    optimizer.schedule = "poly"
-    optimizer.poly_power = 0.5
+    config.optimizer.name = "lamb"
+    config.optimizer.schedule.name = "poly"
+    config.optimizer.schedule.power = 0.5
 
     set_phases(
         config,
         {
             "steps": 7_038,
-            "batch_size": 65_536,
-            "max_seq_length": 128,
-            "learning_rate": 6e-3,
-            "gradient_accumulation": 16,
+            "data": {"batch_size": 65_536, "max_seq_length": 128},
+            "optimizer": {"learning_rate": 6e-3, "gradient_accumulation": 16},
         },
         {
             "steps": 1_563,
-            "batch_size": 32_768,
-            "max_seq_length": 512,
-            "learning_rate": 4e-3,
-            "gradient_accumulation": 32,
+            "data": {"batch_size": 32_768, "max_seq_length": 512},
+            "optimizer": {"learning_rate": 4e-3, "gradient_accumulation": 32},
         },
     )
     first, second = config.phases
-    first.warmup_steps = first.get_oneway_ref("steps") * 2843 // 10_000
-    second.warmup_steps = second.get_oneway_ref("steps") * 128 // 1_000
+    first.optimizer.warmup_steps = first.get_oneway_ref("steps") * 2843 // 10_000
+    second.optimizer.warmup_steps = second.get_oneway_ref("steps") * 128 // 1_000
     return config

@@ -51,13 +51,12 @@ def get_config(batch_size: str = "448") -> ConfigDict:
     data = config.data
     data.batch_size = int(batch_size)
     data.max_seq_length = 512
-    data.max_predictions_per_seq = 76
     data.packing = False
+    config.masking.max_predictions_per_seq = 76
 
     optimizer = config.optimizer
     optimizer.name = "lamb"
-    optimizer.bias_correction = True
-    optimizer.schedule = "poly"
+    optimizer.schedule.name = "poly"
     optimizer.learning_rate = rate
     optimizer.warmup_steps = warmup
     optimizer.b1 = b1

@@ -24,19 +24,21 @@ def get_config() -> ConfigDict:
     model.vocab_size = 8_192
     model.num_heads = 4
     model.max_position_embeddings = 128
-    model.position_embedding = "sinusoidal"
+    model.position_embedding.name = "sinusoidal"
     model.initializer_range = 0.06
-    model.hidden_dropout = 0.0
-    model.attention_dropout = 0.0
-    model.compute_dtype = "float32"
-    model.scan_layers = False
-    model.remat = "none"
+
+    numerics = config.numerics
+    numerics.hidden_dropout = 0.0
+    numerics.attention_dropout = 0.0
+    numerics.compute_dtype = "float32"
+    numerics.scan_layers = False
+    numerics.remat = "none"
 
     data = config.data
     data.store = "workdir/quickstart/store"
     data.max_seq_length = 32
     data.batch_size = 64
-    data.max_predictions_per_seq = data.get_oneway_ref("max_seq_length") * 3 // 20 + 1
+    config.masking.max_predictions_per_seq = data.get_oneway_ref("max_seq_length") * 3 // 20 + 1
     data.packing = False  # rows of long documents are full without it
 
     optimizer = config.optimizer

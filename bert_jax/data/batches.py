@@ -7,20 +7,65 @@ state, and every host gathers its own rows of the same global batch.
 import functools
 import math
 import threading
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
 
 import grain
 import numpy as np
 from numba import njit
 
-from bert_jax.data.sampling import plan_epoch
-from bert_jax.data.store import Split
-from bert_jax.data.tfrecords import PremaskedSplit
+from bert_jax.data.sampling import Plan, Sampling, plan_epoch
+from bert_jax.data.split import Split
 from bert_jax.errors import UserError
 
 HELDOUT_SEED = 0
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
+
+Batch = dict[str, np.ndarray]
+
+
+class Steps(Protocol):
+    """Batches by their number."""
+
+    def batch(self, step: int) -> Batch:
+        """This host's rows of batch `step`, from 0."""
+
+
+class BatchStream(Steps, Protocol):
+    """An endless stream of rows, cut into batches.
+
+    Attributes:
+      rows_per_epoch: rows of the first epoch, and about those of the others.
+    """
+
+    rows_per_epoch: int
+
+
+class SpecialIds(Protocol):
+    """What batches need of a vocabulary."""
+
+    @property
+    def cls_id(self) -> int: ...
+    @property
+    def sep_id(self) -> int: ...
+    @property
+    def pad_id(self) -> int: ...
+
+
+def batch_shapes(sampling: Sampling) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a global batch, all int32; see `Batches.batch`."""
+    rows, length = sampling.batch_size, sampling.max_seq_length
+    examples = sampling.examples_per_row
+    return {
+        "input_ids": (rows, length),
+        "token_type_ids": (rows, length),
+        "position_ids": (rows, length),
+        "segment_ids": (rows, length),
+        "cls_positions": (rows, examples),
+        "next_sentence_label": (rows, examples),
+        "example_ids": (rows, examples, 2),
+    }
 
 
 class Batches:
@@ -42,17 +87,10 @@ class Batches:
     def __init__(
         self,
         split: Split,
+        sampling: Sampling,
+        special: SpecialIds,
         *,
-        cls_id: int,
-        sep_id: int,
-        pad_id: int = 0,
         seed: int,
-        batch_size: int,
-        max_seq_length: int,
-        pairs: str = "nsp",
-        short_seq_prob: float = 0.1,
-        packing: bool = False,
-        max_examples_per_row: int = 1,
         num_epochs: int | None = None,
         host_rows: np.ndarray | None = None,
     ):
@@ -60,10 +98,9 @@ class Batches:
 
         Args:
           split: the tokens, sentences and documents to sample from.
-          cls_id, sep_id, pad_id: ids of [CLS], [SEP] and [PAD].
-          seed, max_seq_length, pairs, short_seq_prob, packing, max_examples_per_row: see
-            `plan_epoch`.
-          batch_size: rows of the global batch, over all hosts.
+          sampling: what a batch holds.
+          special: ids of [CLS], [SEP] and [PAD].
+          seed: of the plans.
           num_epochs: rows after this many epochs are empty; None = the stream never ends.
           host_rows: which rows of the global batch, from 0, this host gathers; None = all.
 
@@ -71,33 +108,25 @@ class Batches:
           UserError: as `plan_epoch`.
         """
         self._tokens = np.asarray(split.tokens)
-        self._special_ids = (cls_id, sep_id, pad_id)
-        self._batch_size = batch_size
-        self._host_rows = np.arange(batch_size) if host_rows is None else host_rows
-        self._max_seq_length = max_seq_length
-        self._max_examples_per_row = max_examples_per_row if packing else 1
+        self._sampling = sampling
+        self._special = special
+        self._host_rows = np.arange(sampling.batch_size) if host_rows is None else host_rows
         self._num_epochs = math.inf if num_epochs is None else num_epochs
 
-        plan = functools.partial(
-            plan_epoch,
-            split.sentences,
-            split.documents,
-            seed=seed,
-            max_seq_length=max_seq_length,
-            pairs=pairs,
-            short_seq_prob=short_seq_prob,
-            packing=packing,
-            max_examples_per_row=max_examples_per_row,
-        )
+        plan = functools.partial(plan_epoch, split.sentences, split.documents, sampling, seed=seed)
         planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plan_epoch")
-        self._planned = functools.lru_cache(maxsize=3)(lambda e: planner.submit(plan, epoch=e))
+
+        def submit(epoch: int) -> Future[Plan]:
+            return planner.submit(plan, epoch=epoch)
+
+        self._planned = functools.lru_cache(maxsize=3)(submit)
         self._lock = threading.Lock()
         try:
             self.rows_per_epoch = self._planned(0).result().num_rows
         except UserError as error:
             raise UserError(f"{split.name} split: {error}") from None
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
+    def batch(self, step: int) -> Batch:
         """This host's rows of batch `step`.
 
         With B rows on this host, S = max_seq_length and E = max_examples_per_row (1 without
@@ -113,19 +142,14 @@ class Batches:
         - example_ids [B, E, 2]: the epoch and the example's index in its plan, a key for random
           masks; 0, 0 where there is no example.
         """
-        stream = step * self._batch_size + self._host_rows
+        stream = step * self._sampling.batch_size + self._host_rows
         epochs, rows = np.divmod(stream, self.rows_per_epoch)
-        shape, examples = (len(rows), self._max_seq_length), (len(rows), self._max_examples_per_row)
-        cls_id, sep_id, pad_id = self._special_ids
         batch = {
-            "input_ids": np.full(shape, pad_id, np.int32),
-            "token_type_ids": np.zeros(shape, np.int32),
-            "position_ids": np.zeros(shape, np.int32),
-            "segment_ids": np.zeros(shape, np.int32),
-            "cls_positions": np.zeros(examples, np.int32),
-            "next_sentence_label": np.full(examples, -1, np.int32),
-            "example_ids": np.zeros((*examples, 2), np.int32),
+            name: np.zeros((len(rows), *shape[1:]), np.int32)
+            for name, shape in batch_shapes(self._sampling).items()
         }
+        batch["input_ids"].fill(self._special.pad_id)
+        batch["next_sentence_label"].fill(-1)
         for epoch in np.unique(epochs).tolist():
             if epoch >= self._num_epochs:
                 break
@@ -133,7 +157,7 @@ class Batches:
             _gather(
                 np.where(epochs == epoch, rows % plan.num_rows, -1),
                 epoch,
-                (cls_id, sep_id),
+                (self._special.cls_id, self._special.sep_id),
                 self._tokens,
                 (plan.a_start, plan.a_length, plan.b_start, plan.b_length),
                 plan.next_sentence_label,
@@ -143,12 +167,21 @@ class Batches:
             )
         return batch
 
-    def _plan(self, epoch):
+    def _plan(self, epoch: int) -> Plan:
         with self._lock:
             plan = self._planned(epoch)
             if epoch + 1 < self._num_epochs:
                 self._planned(epoch + 1)
         return plan.result()
+
+
+class Records(Protocol):
+    """Examples that were masked when they were written; see `bert_jax.data.tfrecords`."""
+
+    @property
+    def max_seq_length(self) -> int: ...
+    def __len__(self) -> int: ...
+    def read(self, examples: Sequence[int]) -> Batch: ...
 
 
 class PremaskedBatches:
@@ -162,7 +195,7 @@ class PremaskedBatches:
 
     def __init__(
         self,
-        split: PremaskedSplit,
+        split: Records,
         *,
         seed: int,
         batch_size: int,
@@ -178,8 +211,8 @@ class PremaskedBatches:
         # Row of the stream -> example: another order in every epoch, none of them held in memory.
         self._order = grain.MapDataset.range(len(split)).shuffle(seed=seed)
 
-    def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This host's rows of batch `step`: `PremaskedSplit.read` and, int32, what it implies.
+    def batch(self, step: int) -> Batch:
+        """This host's rows of batch `step`: `Records.read` and, int32, what it implies.
 
         - position_ids [B, S]: from 0; 0 on padding.
         - cls_positions [B, 1]: 0.
@@ -199,41 +232,29 @@ class PremaskedBatches:
         }
 
 
-def prefetch(
-    batches: Batches | PremaskedBatches, start_step: int, stop_step: int
-) -> Iterator[dict[str, np.ndarray]]:
+def prefetch(batches: Steps, start_step: int, stop_step: int) -> Iterator[Batch]:
     """`batches.batch(step)` for step in [start_step, stop_step), in order, gathered ahead."""
     return iter(_dataset(batches, start_step, stop_step))
 
 
-def heldout_batches(
-    split: Split | PremaskedSplit, *, batch_size: int, num_batches: int = 0, **options
-) -> Iterable[dict[str, np.ndarray]]:
-    """The fixed batches of an evaluation, as `Batches.batch` gives them; may be iterated again.
+def one_epoch(stream: BatchStream, batch_size: int, num_batches: int = 0) -> Iterable[Batch]:
+    """The fixed batches of an evaluation; may be iterated again.
 
-    Every row of one epoch comes once. The last batch is filled up with empty rows (segment_ids 0,
+    Every row of the epoch comes once. The last batch is filled up with empty rows (segment_ids 0,
     next_sentence_label -1), so that all batches have the same shape.
 
     Args:
-      split: the held-out split.
+      stream: of one epoch of a held-out split, with the seed `HELDOUT_SEED`.
       batch_size: rows of the global batch.
       num_batches: stop after so many batches (a random sample of the rows); 0 = all.
-      **options: as for the batches of such a split, but `seed` and `num_epochs`, which are fixed.
     """
-    batches = batches_of(split, batch_size=batch_size, seed=HELDOUT_SEED, num_epochs=1, **options)
-    available = -(-batches.rows_per_epoch // batch_size)
-    return _dataset(batches, 0, min(num_batches or available, available))
+    available = -(-stream.rows_per_epoch // batch_size)
+    return _dataset(stream, 0, min(num_batches or available, available))
 
 
-def batches_of(split: Split | PremaskedSplit, **options) -> Batches | PremaskedBatches:
-    """The batches of either kind of split."""
-    return (PremaskedBatches if isinstance(split, PremaskedSplit) else Batches)(split, **options)
-
-
-def _dataset(batches, start_step, stop_step):
-    return (
-        grain.MapDataset.range(start_step, stop_step).map(batches.batch).to_iter_dataset(READ_AHEAD)
-    )
+def _dataset(batches: Steps, start_step: int, stop_step: int) -> Iterable[Batch]:
+    steps = grain.MapDataset.range(start_step, stop_step)
+    return steps.map(batches.batch).to_iter_dataset(READ_AHEAD)
 
 
 @njit(nogil=True, cache=True)

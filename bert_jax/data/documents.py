@@ -17,11 +17,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.fields import import_object
 from bert_jax.storage import files_below, is_remote
 
 try:
@@ -31,9 +32,28 @@ except ImportError:  # Python before 3.14
 
 _DECOMPRESS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": zstd.open}
 _FORMATS = (".txt", ".jsonl")
+_OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # MODULE:NAME
 _DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
 
 Advance = Callable[[int], object]  # told how many bytes of a source have been read since last time
+
+
+class Source(Protocol):
+    """Where documents come from. It is read more than once, and gives the same every time."""
+
+    @property
+    def size(self) -> int:
+        """How much there is to read, in bytes or any unit, for a progress bar."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What tells its documents from others: plain values for a store's manifest."""
+
+    def documents(self, advance: Advance) -> Iterator[str]:
+        """The text of every document; a line break ends a sentence.
+
+        Args:
+          advance: to be called with what has been read since the last call.
+        """
 
 
 @dataclass(frozen=True)
@@ -131,11 +151,8 @@ class TfdsSplit:
             yield _unwrap(text) if self.unwrap else text
 
 
-Source = TextFile | TfdsSplit
-
-
 def find_sources(
-    names: Sequence[str],
+    names: Sequence[str | Source],
     *,
     text_field: str = "text",
     document_per_file: bool = False,
@@ -148,7 +165,8 @@ def find_sources(
       names: Files ending in .txt or .jsonl, optionally with .gz, .xz, .bz2 or .zst; folders
         (searched at any depth, other files ignored); globs; all of them local or gs://;
         `tfds:NAME[:SPLIT]`, split `train` by default; `corpus:sotu`, the corpus that comes with
-        the package.
+        the package; `MODULE:NAME`, a `Source` of your own or what returns one when it is called;
+        or a `Source` itself.
       text_field: Key of the text in JSONL objects and TFDS features, `outer/inner` if nested.
       document_per_file: A .txt file is one document and its blank lines end paragraphs; otherwise
         they end documents.
@@ -164,7 +182,9 @@ def find_sources(
 
     sources: list[Source] = []
     for name in names:
-        if found := dataset_and_split(name):
+        if not isinstance(name, str):
+            sources.append(name)
+        elif found := dataset_and_split(name):
             sources.append(TfdsSplit(*found, text_field, unwrap, data_dir))
         elif name.startswith("corpus:"):
             corpora = epath.Path(importlib.resources.files("bert_jax") / "corpora")
@@ -172,6 +192,9 @@ def find_sources(
             if not path.exists():
                 raise UserError(f"{name}: no such corpus in the package; there is corpus:sotu")
             sources.append(TextFile(path, name, "text", False, unwrap))
+        elif _OWN.fullmatch(name) and not epath.Path(name).exists():
+            found = import_object(name, "SOURCE")
+            sources.append(found() if callable(found) else found)
         else:
             sources += [text_file(path, label) for path, label in _find_files(name)]
     return sources

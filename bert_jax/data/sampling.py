@@ -14,8 +14,10 @@ import numpy as np
 from numba import njit
 
 from bert_jax.errors import UserError
+from bert_jax.fields import FRACTION, POSITIVE, field
 
 PAIRS = ("nsp", "sop", "none")
+SHORTEST_ROW = 8  # [CLS] A [SEP] B [SEP], with a token to predict and one to predict it from
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -24,6 +26,45 @@ _LOW_32_BITS = np.uint64(0xFFFFFFFF)
 _U1, _U11, _U27, _U30, _U31, _U32 = (np.uint64(n) for n in (1, 11, 27, 30, 31, 32))
 
 _EXAMPLES, _EXAMPLE_ORDER, _ROW_ORDER = range(3)  # what a random stream is for
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a batch holds."""
+
+    store: str = field(
+        "",
+        "directory that `bert-jax prepare` wrote, or one of pre-masked TFRecords, for which "
+        "packing must be off, and pairs, short_seq_prob and masking have no effect",
+        resume=True,
+    )
+    batch_size: int = field(256, "rows of the global batch", bounds=POSITIVE)
+    max_seq_length: int = field(
+        128, "tokens of a row, [CLS], [SEP] and padding included", bounds=POSITIVE
+    )
+    pairs: str = field(
+        "nsp",
+        'what an example holds: "nsp", two segments for next sentence prediction; "sop", two for '
+        'sentence order prediction; "none", full sentences for masked LM alone',
+        choices=PAIRS,
+    )
+    short_seq_prob: float = field(
+        0.1, "share of examples that are drawn shorter than the row", bounds=FRACTION
+    )
+    packing: bool = field(True, "several examples share a row; otherwise each has one of its own")
+    max_examples_per_row: int = field(4, "most examples of a row, with packing", bounds=POSITIVE)
+
+    @property
+    def examples_per_row(self) -> int:
+        """Number of examples that a row has room for."""
+        return self.max_examples_per_row if self.packing else 1
+
+    def check(self, path: str) -> None:
+        """Raises UserError if a row is too short for an example."""
+        if self.max_seq_length < SHORTEST_ROW:
+            raise UserError(
+                f"{path}.max_seq_length={self.max_seq_length} is too short: at least {SHORTEST_ROW}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,16 +104,7 @@ class Plan:
 
 
 def plan_epoch(
-    sentences: np.ndarray,
-    documents: np.ndarray,
-    *,
-    seed: int,
-    epoch: int,
-    max_seq_length: int,
-    pairs: str = "nsp",
-    short_seq_prob: float = 0.1,
-    packing: bool = False,
-    max_examples_per_row: int = 1,
+    sentences: np.ndarray, documents: np.ndarray, sampling: Sampling, *, seed: int, epoch: int
 ) -> Plan:
     """Draws the examples of an epoch and lays them out in rows of `max_seq_length` tokens.
 
@@ -102,18 +134,16 @@ def plan_epoch(
     Args:
       sentences: int64 [num_sentences + 1], token offset of each sentence. Empty ones are ignored.
       documents: int64 [num_documents + 1], sentence offset of each document.
+      sampling: what an example and a row are.
       seed: any integer.
       epoch: from 0.
-      max_seq_length: tokens in a row, [CLS], [SEP] and padding included.
-      pairs: 'nsp', 'sop' or 'none'.
-      short_seq_prob: probability of a short target length.
-      packing: whether rows hold several examples; without it each example is a row of its own.
-      max_examples_per_row: the most examples in a row when packing.
 
     Raises:
       UserError: `pairs` is unknown, `max_seq_length` leaves no room for text, or the documents
         give no example: no sentences, a single document for NSP, only single sentences for SOP.
     """
+    pairs, max_seq_length = sampling.pairs, sampling.max_seq_length
+    short_seq_prob = sampling.short_seq_prob
     if pairs not in PAIRS:
         raise UserError(f"pairs must be one of {', '.join(PAIRS)}, not {pairs!r}")
     num_special = 2 if pairs == "none" else 3
@@ -155,9 +185,11 @@ def plan_epoch(
 
     row_examples = _permutation(_stream(seed, epoch, _EXAMPLE_ORDER), n)
     row_offsets = np.arange(n + 1)
-    if packing:
+    if sampling.packing:
         lengths = a_length[:n] + b_length[:n] + np.int32(num_special)
-        row, counts = _best_fit(row_examples, lengths, max_seq_length, max_examples_per_row)
+        row, counts = _best_fit(
+            row_examples, lengths, max_seq_length, sampling.max_examples_per_row
+        )
         row_order = _permutation(_stream(seed, epoch, _ROW_ORDER), len(counts))
         row_offsets = np.append(0, np.cumsum(counts[row_order]))
         row_examples = _group_by_row(row_examples, row, counts, row_order, row_offsets)

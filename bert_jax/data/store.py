@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -32,9 +32,14 @@ from etils import epath
 from tqdm import tqdm
 
 from bert_jax.data.sentences import split_sentences
+from bert_jax.data.split import Split
 from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece, load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.storage import is_remote
+from bert_jax.storage import UNFINISHED, is_remote, write_json
+
+if TYPE_CHECKING:
+    from bert_jax.data.batches import BatchStream
+    from bert_jax.data.sampling import Sampling
 
 FORMAT, VERSION = "bert_jax token store", 1
 SPLITS = ("train", "heldout")
@@ -45,27 +50,11 @@ _COPY_BYTES = 2**24
 
 
 @dataclass(frozen=True)
-class Split:
-    """One split of a store, memory-mapped.
+class TokenStore:
+    """An open store; see `bert_jax.data.stores.Store` for what training needs of it.
 
-    Attributes:
-      name: 'train' or 'heldout'.
-      tokens: uint16 or uint32 [num_tokens], the sentences one after another, no special tokens.
-      sentences: int64 [num_sentences + 1], token offset of each sentence and the end.
-      documents: int64 [num_documents + 1], sentence offset of each document and the end.
-      token_counts: int64 [vocab_size], how often `tokens` has each id.
+    `fingerprint` identifies its data: vocabulary and every array, not options.
     """
-
-    name: str
-    tokens: np.ndarray
-    sentences: np.ndarray
-    documents: np.ndarray
-    token_counts: np.ndarray
-
-
-@dataclass(frozen=True)
-class Store:
-    """An open store. `fingerprint` identifies its data: vocabulary and every array, not options."""
 
     path: epath.Path
     manifest: Mapping[str, Any]
@@ -74,13 +63,47 @@ class Store:
     heldout: Split
     fingerprint: str
 
+    is_masked = False
+
     @property
     def summary(self) -> str:
         """What to tell of it when a run starts."""
         return f"{len(self.train.tokens):,} training tokens"
 
+    @property
+    def token_counts(self) -> np.ndarray:
+        """int64 [vocab_size], how often the training documents have each token."""
+        return self.train.token_counts
 
-def open_store(path: epath.PathLike) -> Store:
+    def check(self, sampling: "Sampling", max_predictions_per_seq: int, path: str) -> None:
+        """Takes any sampling."""
+
+    def training_batches(
+        self, sampling: "Sampling", *, seed: int, host_rows: np.ndarray
+    ) -> "BatchStream":
+        """Pairs, short sequences and rows are drawn afresh in every epoch."""
+        from bert_jax.data.batches import Batches  # with Numba, which `prepare` does without
+
+        return Batches(self.train, sampling, self.wordpiece, seed=seed, host_rows=host_rows)
+
+    def heldout_batches(
+        self, sampling: "Sampling", *, num_batches: int, host_rows: np.ndarray
+    ) -> Iterable[dict[str, np.ndarray]]:
+        """Always the same."""
+        from bert_jax.data.batches import HELDOUT_SEED, Batches, one_epoch
+
+        stream = Batches(
+            self.heldout,
+            sampling,
+            self.wordpiece,
+            seed=HELDOUT_SEED,
+            num_epochs=1,
+            host_rows=host_rows,
+        )
+        return one_epoch(stream, sampling.batch_size, num_batches)
+
+
+def open_token_store(path: epath.PathLike) -> TokenStore:
     """Opens a store after a check of manifest, vocabulary and file sizes; reads no tokens.
 
     The first process of a host that opens a store in object storage copies it to the local disk.
@@ -104,7 +127,7 @@ def open_store(path: epath.PathLike) -> Store:
     if wordpiece.vocab_hash != manifest["vocab_hash"]:
         raise UserError(f"{path}: the vocabulary is not the one that the tokens were made with")
     dtype = np.dtype(manifest["dtype"])
-    return Store(
+    return TokenStore(
         path=path,
         manifest=manifest,
         wordpiece=wordpiece,
@@ -117,9 +140,9 @@ def verify_store(path: epath.PathLike) -> None:
     """Reads every file and compares its sha256 with the manifest's.
 
     Raises:
-      UserError: As `open_store`, or a file whose content has changed.
+      UserError: As `open_token_store`, or a file whose content has changed.
     """
-    store = open_store(path)
+    store = open_token_store(path)
     for name, file in store.manifest["files"].items():
         with (store.path / name).open("rb") as content:
             if hashlib.file_digest(content, "sha256").hexdigest() != file["sha256"]:
@@ -176,7 +199,7 @@ def write_store(
     heldout_bound: float,
     workers: int = 1,
     provenance: Mapping[str, Any],
-) -> Store:
+) -> TokenStore:
     """Splits documents into sentences, tokenises them and writes the store.
 
     The bytes depend neither on `workers` nor on the time. Memory is bounded by the largest document
@@ -210,7 +233,7 @@ def write_store(
             _copy(local.path, path, local.manifest)
             with contextlib.suppress(FileExistsError):  # a store of the same content
                 local.path.rename(_cache() / local.fingerprint)
-        return open_store(path)
+        return open_token_store(path)
     path = pathlib.Path(path)
     encoder = _Encoder(wordpiece, heldout_bound)
     with _unfinished(path) as directory:
@@ -236,9 +259,9 @@ def write_store(
             "files": {k: v for writer in writers.values() for k, v in writer.finish().items()},
             "libraries": {"numpy": np.__version__, "tokenizers": tokenizers.__version__},
         }
-        (directory / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        write_json(epath.Path(directory) / _MANIFEST, manifest)
         directory.rename(path)
-    return open_store(path)
+    return open_token_store(path)
 
 
 def _read_manifest(path: epath.Path) -> dict[str, Any]:
@@ -320,7 +343,7 @@ def _open_split(directory: epath.Path, dtype: np.dtype) -> Split:
 
 def _unfinished_path(path: epath.PathLike) -> pathlib.Path:
     path = pathlib.Path(path)
-    return path.with_name(path.name + ".unfinished")
+    return path.with_name(path.name + UNFINISHED)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import mmap
 import pathlib
 import re
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import google_crc32c
@@ -25,6 +25,14 @@ from etils import epath
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
+from bert_jax.data.batches import (
+    HELDOUT_SEED,
+    Batch,
+    BatchStream,
+    PremaskedBatches,
+    one_epoch,
+)
+from bert_jax.data.sampling import Sampling
 from bert_jax.data.wordpiece import CONFIG_FILE, WordPiece, load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.storage import is_remote
@@ -192,6 +200,53 @@ class PremaskedStore:
     heldout: PremaskedSplit
     fingerprint: str
     summary: str
+
+    is_masked = True
+
+    @property
+    def token_counts(self) -> np.ndarray:
+        """See `PremaskedSplit.token_counts` of the training split."""
+        return self.train.token_counts
+
+    def check(self, sampling: Sampling, max_predictions_per_seq: int, path: str) -> None:
+        """Raises UserError if the sampling is not that of the examples."""
+        if sampling.packing:
+            raise UserError(
+                f"{path}.data.packing=True, but {self.path} has pre-masked examples, which take a "
+                f"row each: set {path}.data.packing to False"
+            )
+        configured = {
+            "data.max_seq_length": sampling.max_seq_length,
+            "masking.max_predictions_per_seq": max_predictions_per_seq,
+        }
+        for split in (self.train, self.heldout):
+            for name, value in configured.items():
+                found = getattr(split, name.partition(".")[2])
+                if value != found:
+                    raise UserError(
+                        f"{path}.{name}={value}, but the {split.name} examples in {self.path} are "
+                        f"masked already and have {found}: set {path}.{name} to {found}"
+                    )
+
+    def training_batches(
+        self, sampling: Sampling, *, seed: int, host_rows: np.ndarray
+    ) -> BatchStream:
+        """Every example once an epoch, in random order."""
+        size = sampling.batch_size
+        return PremaskedBatches(self.train, seed=seed, batch_size=size, host_rows=host_rows)
+
+    def heldout_batches(
+        self, sampling: Sampling, *, num_batches: int, host_rows: np.ndarray
+    ) -> Iterable[Batch]:
+        """Always the same."""
+        stream = PremaskedBatches(
+            self.heldout,
+            seed=HELDOUT_SEED,
+            batch_size=sampling.batch_size,
+            num_epochs=1,
+            host_rows=host_rows,
+        )
+        return one_epoch(stream, sampling.batch_size, num_batches)
 
 
 def is_premasked(path: epath.PathLike) -> bool:

@@ -7,32 +7,32 @@ import dataclasses
 import hashlib
 import importlib.resources
 import inspect
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
 from bert_jax import __version__
-from bert_jax.config import ModelConfig, build_model_config
+from bert_jax.config.saved import migrate, model_config
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
+from bert_jax.fields import to_plain
 from bert_jax.inference import load_bert
-from bert_jax.inference.functions import part_functions
+from bert_jax.inference.choices import DEFAULT_PLATFORMS, check_platforms
+from bert_jax.inference.functions import Function, part_functions
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import num_classes
+from bert_jax.interop.shapes import check_shapes, unpadded_shapes
+from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import parts_of
-from bert_jax.storage import files_below, is_remote
-from bert_jax.train.build import build_model
-from bert_jax.train.state import Params
-
-PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
+from bert_jax.model.model import Model, build_model
+from bert_jax.storage import files_below, is_remote, write_json
 
 
 def is_exported(path: epath.Path) -> bool:
@@ -40,7 +40,7 @@ def is_exported(path: epath.Path) -> bool:
     return (path / load_bert.MANIFEST).exists()
 
 
-def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Callable]]:
+def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Function]]:
     """Reads an exported directory.
 
     Returns:
@@ -51,17 +51,20 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Callable]]:
     """
     try:
         manifest, params, functions = load_bert.read(path)
-        config = build_model_config(manifest["model"])
+        fields = {name: manifest[name] for name in ("model", "numerics") if name in manifest}
+        architecture, numerics = model_config(migrate(fields))
     except ValueError as error:
         raise UserError(str(error)) from error
     except UserError as error:
         raise UserError(f"{path / load_bert.MANIFEST}: {error}") from error
     labels = tuple(manifest["labels"])
-    return Portable(config, load_wordpiece(path), params, labels), functions
+    model = Portable(architecture, numerics, load_wordpiece(path), params, labels)
+    check_shapes(path, unpadded_shapes(_structure(model), architecture), params)
+    return model, functions
 
 
 def write_exported(
-    path: epath.PathLike, model: Portable, platforms: Sequence[str] = PLATFORMS[:3]
+    path: epath.PathLike, model: Portable, platforms: Sequence[str] = DEFAULT_PLATFORMS
 ) -> None:
     """Writes the functions of a model, its parameters, its vocabulary and a loader for them.
 
@@ -72,7 +75,7 @@ def write_exported(
       path: of the directory. A local one appears when it is whole, in object storage the manifest
         comes last.
       model: with any heads.
-      platforms: those of `PLATFORMS` to lower for; they need not be here.
+      platforms: those of `choices.PLATFORMS` to lower for; they need not be here.
 
     Raises:
       UserError: `path` is in use, or a platform unknown.
@@ -80,8 +83,7 @@ def write_exported(
     path = epath.Path(path)
     if path.exists() and any(path.iterdir()):
         raise UserError(f"{path}: not empty; choose another directory for the export")
-    if unknown := [platform for platform in platforms if platform not in PLATFORMS]:
-        raise UserError(f"no platform {unknown[0]!r} to export for; use {', '.join(PLATFORMS)}")
+    check_platforms(platforms)
     if not is_remote(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     nearby = None if is_remote(path) else path.parent
@@ -109,19 +111,24 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
     (directory / "load_bert.py").write_text(inspect.getsource(load_bert), encoding="utf-8")
     model.wordpiece.save(directory)
 
-    params = _without_padding(model.params, model.config.vocab_size)
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    arrays = {"/".join(key.key for key in path): array for path, array in leaves}
+    # Scanned, since whoever loads it compiles it again for every shape.
+    numerics = dataclasses.replace(model.numerics, attention="xla", scan_layers=True, remat="none")
+    model = model._replace(numerics=numerics)
+    structure = _structure(model)
+    shapes = unpadded_shapes(structure, model.architecture)
+    arrays = {
+        path: array[tuple(map(slice, shapes[path]))]
+        for path, array in flatten_dict(model.params, sep="/").items()
+    }
     np.savez(directory / load_bert.PARAMS, **arrays)
     files = [directory / load_bert.PARAMS]
-    # Scanned, since whoever loads it compiles it again for every shape.
-    config = dataclasses.replace(model.config, attention="xla", scan_layers=True, remat="none")
-    graphdef = build_model(config, None, parts_of(params), num_classes(params)).graphdef
+    # The model computes with what rows there are, so it can do without those of the padding.
+    params = unflatten_dict(arrays, sep="/")
     functions = {}
-    for name, function in part_functions(graphdef, parts_of(params)).items():
-        arguments = _abstract_arguments(name, config)
+    for name, function in part_functions(structure.graphdef, parts_of(params)).items():
+        arguments = _abstract_arguments(name, model.architecture)
         # Hardware that would round the factors of fp32 products to bf16 is told not to.
-        precision = "float32" if config.compute_dtype == "float32" else None
+        precision = "float32" if numerics.compute_dtype == "float32" else None
         with jax.default_matmul_precision(precision):
             exported = export.export(jax.jit(function), platforms=platforms)(params, *arguments)
         files.append(directory / f"{name}.stablehlo")
@@ -134,42 +141,37 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
     manifest = {
         "format": load_bert.FORMAT,
         "version": load_bert.VERSION,
-        "model": dataclasses.asdict(config),
-        "labels": model.labels,
+        "model": to_plain(model.architecture),
+        "numerics": to_plain(numerics),
+        "labels": list(model.labels),
         "pad_id": model.wordpiece.pad_id,
         # Each is called with the nested dict of parameters before these arguments.
         "functions": functions,
-        "platforms": platforms,
+        "platforms": list(platforms),
         "files": {file.name: _sha256(file) for file in files},
         "jax": jax.__version__,
         "bert_jax": __version__,
     }
-    (directory / load_bert.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    write_json(directory / load_bert.MANIFEST, manifest)
 
 
-def _without_padding(params: Params, vocab_size: int) -> Params:
-    """The model computes with what rows there are, so it can do without those of the padding."""
-
-    def cut(path, array):
-        name = "/".join(key.key for key in path)
-        in_vocabulary = name in ("bert/embeddings/word/embedding", "masked_lm/bias")
-        return array[:vocab_size] if in_vocabulary else array
-
-    return jax.tree_util.tree_map_with_path(cut, params)
+def _structure(model: Portable) -> Model:
+    parts = parts_of(model.params)
+    return build_model(model.architecture, model.numerics, parts=parts, outputs=model.outputs)
 
 
-def _abstract_arguments(name: str, config: ModelConfig) -> list[jax.ShapeDtypeStruct]:
+def _abstract_arguments(name: str, architecture: Architecture) -> list[jax.ShapeDtypeStruct]:
     """What the function of this name takes after the parameters, batch and length left open."""
-    limit = f"length <= {config.max_position_embeddings}"
+    limit = f"length <= {architecture.max_position_embeddings}"
     batch, length = export.symbolic_shape("batch, length", constraints=[limit])
     ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
 
-    def hidden(*leading):
-        return jax.ShapeDtypeStruct((*leading, config.hidden_size), jnp.float32)
+    def hidden(*leading: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((*leading, architecture.hidden_size), jnp.float32)
 
     special = {
         "encoder": [ids] * 4,
-        "attention": [hidden(config.num_layers + 1, batch, length), ids],
+        "attention": [hidden(architecture.num_layers + 1, batch, length), ids],
     }
     return special.get(name) or [hidden(*export.symbolic_shape("n"))]
 

@@ -4,16 +4,23 @@ Everything that uses a trained model is composed of these, so it works alike on 
 an exported one, whose parts are the same functions in compiled form.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
-Params = dict[str, Any]
+from bert_jax.model.heads import HEADS, Head
+from bert_jax.model.model import BertWithHeads
+from bert_jax.model.parameters import Params
+
+Function = Callable[..., jax.Array]
 
 
-def part_functions(graphdef: nnx.GraphDef, parts: tuple[str, ...]) -> dict[str, Callable]:
+def part_functions(
+    graphdef: nnx.GraphDef[BertWithHeads], parts: Sequence[str]
+) -> dict[str, Function]:
     """The functions of a `BertWithHeads`, by name.
 
     The first argument of each is the whole nested dict of parameters. All results are fp32.
@@ -23,36 +30,38 @@ def part_functions(graphdef: nnx.GraphDef, parts: tuple[str, ...]) -> dict[str, 
     - attention(params, hidden_states, segment_ids): what `encoder` gave -> probabilities
       [num_layers, batch, heads, query, key].
     - pooler(params, hidden [n, hidden]), of the [CLS] -> [n, hidden].
-    - masked_lm(params, hidden [n, hidden]) -> logits [n, padded_vocab].
-    - next_sentence, sequence_classifier(params, pooled [n, hidden]) -> logits [n, classes].
-    - token_classifier, answer_span(params, hidden [n, hidden]) -> logits [n, classes].
+    - each head(params, hidden [n, hidden]) -> logits [n, outputs]. Where `Head.pooled` is set it
+      reads what `pooler` gave, else hidden states; the outputs of masked_lm are the vocabulary.
 
     Args:
       graphdef: of the model.
       parts: which of `bert_jax.model.heads.PARTS` it has.
     """
 
-    def model(params: Params) -> nnx.Module:
+    def model(params: Params) -> Any:  # its attributes are set by name
         return nnx.merge(graphdef, params)
 
-    def encoder(params, input_ids, token_type_ids, position_ids, segment_ids):
+    def encoder(
+        params: Params,
+        input_ids: jax.Array,
+        token_type_ids: jax.Array,
+        position_ids: jax.Array,
+        segment_ids: jax.Array,
+    ) -> jax.Array:
         bert = model(params).bert
         hidden = bert(input_ids, token_type_ids, position_ids, segment_ids, all_layers=True)
         return hidden.astype(jnp.float32)
 
-    def attention(params, hidden_states, segment_ids):
+    def attention(params: Params, hidden_states: jax.Array, segment_ids: jax.Array) -> jax.Array:
         return model(params).bert.attention_probabilities(hidden_states, segment_ids)
 
-    def pooler(params, hidden):
+    def pooler(params: Params, hidden: jax.Array) -> jax.Array:
         return model(params).bert.pool(hidden).astype(jnp.float32)
 
-    def masked_lm(params, hidden):
-        bert = model(params)
-        return bert.masked_lm(hidden, bert.bert.embeddings.word.embedding[...])
+    def outputs(head: Head) -> Function:
+        return lambda params, hidden: head.apply(model(params), hidden)
 
-    def head(name: str) -> Callable:
-        return lambda params, hidden: getattr(model(params), name)(hidden)
-
-    own = {"pooler": pooler, "masked_lm": masked_lm}
-    functions = {name: own.get(name) or head(name) for name in parts}
-    return {"encoder": encoder, "attention": attention} | functions
+    functions = {"encoder": encoder, "attention": attention}
+    if "pooler" in parts:
+        functions["pooler"] = pooler
+    return functions | {part: outputs(head) for part, head in HEADS.items() if part in parts}

@@ -40,12 +40,12 @@ class Bert:
     and return fp32 [..., outputs]: logits, but for the pooler. Results are `jax.Array`s.
 
     Attributes:
-      config: of the model, plain values.
+      architecture: of the model, plain values by name, such as "hidden_size".
       labels: names of the classes of a classifier.
     """
 
     def __init__(self, exported: "Exported"):
-        self.config = exported.manifest["model"]
+        self.architecture = exported.manifest["model"]
         self.labels = exported.manifest["labels"]
         self._pad_id = exported.manifest["pad_id"]
         self._functions = exported.functions
@@ -70,7 +70,8 @@ class Bert:
         input_ids = np.asarray(input_ids, np.int32)
         if input_ids.ndim != 2:
             raise ValueError(f"input_ids must be [batch, length], not {list(input_ids.shape)}")
-        limit, vocab_size = self.config["max_position_embeddings"], self.config["vocab_size"]
+        limit = self.architecture["max_position_embeddings"]
+        vocab_size = self.architecture["vocab_size"]
         if input_ids.shape[1] > limit:
             raise ValueError(f"input_ids: {input_ids.shape[1]} tokens, the model takes {limit}")
         if input_ids.min() < 0 or input_ids.max() >= vocab_size:
@@ -111,7 +112,7 @@ class Exported(NamedTuple):
 
     manifest: dict[str, Any]
     params: dict[str, Any]
-    functions: dict[str, Callable]
+    functions: dict[str, Callable[..., jax.Array]]
 
 
 def load(directory: str) -> Bert:
@@ -139,7 +140,7 @@ def read(directory: Any) -> Exported:
         with (directory / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise ValueError(f"{directory / name}: damaged; copy or export the model again")
-    params = {}
+    params: dict[str, Any] = {}
     with (directory / PARAMS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         for name in arrays.files:
             *modules, leaf = name.split("/")
@@ -167,7 +168,7 @@ def _read_manifest(directory: Any) -> dict[str, Any]:
     if not file.exists():
         raise ValueError(f"{file}: no such file; is {directory} what `bert-jax export` wrote?")
     try:
-        manifest = json.loads(file.read_text())
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); copy or export the model again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

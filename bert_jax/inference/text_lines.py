@@ -54,7 +54,7 @@ class TextLines:
     skipped: int = 0
     first_skipped: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.name != "-" and not epath.Path(self.name).exists():
             raise UserError(f"{self.name}: no such file")
 
@@ -101,7 +101,7 @@ class TextLines:
         elif self.format == "tsv":
             texts = content.split("\t")
             if len(texts) != 2:
-                raise ValueError(f"{len(texts)} fields; two texts with a tab between them are due")
+                raise ValueError(f"{len(texts)} fields; must be two texts with a tab between them")
             fields = {"text_a": texts[0], "text_b": texts[1]}
         else:
             fields = {"text": content}
@@ -109,12 +109,12 @@ class TextLines:
         if missing := [name for name in names if not isinstance(fields.get(name), str)]:
             there, single = ", ".join(fields), "" if self.pairs else "text, or "
             raise ValueError(
-                f"no text in {missing[0]}; {single}text_a and text_b are due [{there}]"
+                f"no text in {missing[0]}; there must be {single}text_a and text_b [{there}]"
             )
-        texts = tuple(fields[name] for name in names)
-        if not all(text.strip() for text in texts):
+        found = [fields[name] for name in names]
+        if not all(text.strip() for text in found):
             raise ValueError("empty text")
-        return texts if len(texts) == 2 else texts[0], fields
+        return found[0] if len(found) == 1 else (found[0], found[1]), fields
 
 
 def _json_object(content: str) -> dict[str, Any]:

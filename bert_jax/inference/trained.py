@@ -5,41 +5,36 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
 from bert_jax.data.packing import Batch, Example
 from bert_jax.data.wordpiece import MASK
 from bert_jax.errors import UserError
-from bert_jax.inference.batching import make_batches
+from bert_jax.inference import programs
+from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
+from bert_jax.inference.devices import Devices
 from bert_jax.inference.exported import is_exported, read_exported
-from bert_jax.inference.functions import part_functions
+from bert_jax.inference.functions import Function, part_functions
+from bert_jax.inference.texts import Text, checked, excerpt
 from bert_jax.interop.formats import read
 from bert_jax.interop.portable import Portable
-from bert_jax.model.bert import gather_positions
-from bert_jax.model.heads import parts_of
-from bert_jax.parallel import rules
-from bert_jax.parallel.mesh import make_mesh
+from bert_jax.model.heads import MASKED_LM, NEXT_SENTENCE, SEQUENCE_CLASSIFIER, Head, parts_of
+from bert_jax.model.model import build_model
 from bert_jax.tasks.features import pair_ids
-from bert_jax.train.build import build_model
 
 if TYPE_CHECKING:
-    from bert_jax.tasks.answering import Prediction
-    from bert_jax.tasks.tagging import Entity
+    from bert_jax.tasks.answering.decoding import Prediction
+    from bert_jax.tasks.protocol import AnyTask
+    from bert_jax.tasks.tagging.plain_text import Entity
 
-Text = str | tuple[str, str]  # a pair is A and B
-
-POOLINGS = ("mean", "cls", "pooled", "tokens")
-# Small batches keep activations in a CPU's caches; an accelerator needs more to do.
-TOKENS_PER_DEVICE = {"cpu": 1024}
-TOKENS_PER_ACCELERATOR = 16_384
-# Packed and sorted together; more would fill rows no better.
-TOKENS_PER_WINDOW = 65_536
+T = TypeVar("T")
+Verdict = dict[str, float] | float  # probability of each class by name, or a score
+# Texts or questions that are cut into windows together.
+EXAMPLES_PER_CHUNK = 256
 
 _log = logging.getLogger(__name__)
 
@@ -71,13 +66,13 @@ def load(
         if step is not None or compute_dtype is not None:
             raise UserError(f"{path}: an exported model has one step and one compute_dtype")
         return TrainedBert(*read_exported(path))
-    if compute_dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"compute_dtype={compute_dtype!r}: use float32 or bfloat16")
+    if compute_dtype not in (None, *COMPUTE_DTYPES):
+        use = " or ".join(COMPUTE_DTYPES)
+        raise UserError(f"compute_dtype={compute_dtype!r}: use {use}")
     model = read(path, step)
     if compute_dtype is not None:
-        model = model._replace(
-            config=dataclasses.replace(model.config, compute_dtype=compute_dtype)
-        )
+        numerics = dataclasses.replace(model.numerics, compute_dtype=compute_dtype)
+        model = model._replace(numerics=numerics)
     return TrainedBert(model)
 
 
@@ -85,47 +80,61 @@ class TrainedBert:
     """A model on the devices of this process, which share the rows of every batch.
 
     Texts are strings, or pairs of strings (A, B) for `[CLS] A [SEP] B [SEP]`. What is longer than
-    the model's positions is cut, of a pair the longer side, and a warning counts that. Every method
-    for many texts has a twin `..._stream`, from any iterable to an iterator: it reads some ten
-    thousand tokens ahead, keeps the order and holds no more than that in memory.
+    the model's positions is cut, of a pair the longer side, and a warning counts that.
+
+    A method for many texts takes a sequence and returns all results, or it takes an iterator, such
+    as a generator, and returns an iterator. The latter reads some ten thousand tokens ahead, keeps
+    the order and holds no more than that in memory.
 
     Attributes:
-      config: of the model.
+      architecture: of the model.
       wordpiece: its vocabulary.
       labels: names of the classes of a classifier.
       functions: see `bert_jax.inference.functions.part_functions`.
       params: what they take as first argument.
     """
 
-    def __init__(self, model: Portable, functions: Mapping[str, Callable] | None = None):
+    def __init__(self, model: Portable, functions: Mapping[str, Function] | None = None):
         """Puts the parameters onto the devices.
 
         Args:
           model: anything in the form of interchange.
-          functions: those of the model, if they are compiled already; default: made of its config.
+          functions: those of the model, if they are compiled already; default: made of its
+            architecture and numerics.
         """
-        mesh = make_mesh(devices=jax.local_devices())
-        self.config, self.wordpiece, params, self.labels = model
-        self.functions = _live_functions(model) if functions is None else functions
-        self.params = jax.device_put(params, rules.replicated(mesh))
-        self._sharding = rules.batch_sharding(mesh)
-        self._mesh = mesh
-        platform = mesh.devices.flat[0].platform
-        self._tokens_per_device = TOKENS_PER_DEVICE.get(platform, TOKENS_PER_ACCELERATOR)
-        self._vectors, self._follows, self._logits, self._attention, self._best_words = (
-            jax.jit(functools.partial(function, self.functions), static_argnames=names)
-            for function, names in (
-                (_vectors, ("pooling", "layers")),
-                (_follows, ()),
-                (_logits, ("head",)),
-                (_attention, ()),
-                (_best_words, ("mesh", "top_k")),
-            )
+        self.architecture, self.wordpiece = model.architecture, model.wordpiece
+        self.labels = model.labels
+        self.functions = dict(_live_functions(model) if functions is None else functions)
+        limit = model.architecture.max_position_embeddings
+        self._devices = Devices(model.wordpiece.pad_id, limit)
+        self.params = self._devices.put_params(model.params)
+        self._verdict: Callable[[np.ndarray], Verdict] = (
+            functools.partial(_probabilities, model.labels) if model.labels else _score
         )
 
+        def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
+            return jax.jit(functools.partial(function, self.functions), static_argnames=static)
+
+        self._vectors = {name: program(f, "layers") for name, f in programs.VECTORS.items()}
+        self._follows = program(programs.follows)
+        self._logits = program(programs.logits, "head")
+        self._attention = program(programs.attention)
+        self._best_words = program(programs.best_words, "mesh", "top_k")
+
+    @overload
     def encode(
-        self, texts: Sequence[Text], pooling: str = "mean", layers: int | Sequence[int] = -1
-    ) -> np.ndarray | list[np.ndarray]:
+        self, texts: Iterator[Text], pooling: str = ..., layers: int | Sequence[int] = ...
+    ) -> Iterator[np.ndarray]: ...
+    @overload
+    def encode(
+        self, texts: Sequence[Text], pooling: str = ..., layers: int | Sequence[int] = ...
+    ) -> np.ndarray | list[np.ndarray]: ...
+    def encode(
+        self,
+        texts: Iterable[Text],
+        pooling: str = "mean",
+        layers: int | Sequence[int] = -1,
+    ) -> np.ndarray | list[np.ndarray] | Iterator[np.ndarray]:
         """Turns texts into vectors.
 
         Args:
@@ -138,34 +147,23 @@ class TrainedBert:
 
         Returns:
           fp32 [texts, hidden_size], or [texts, layers, hidden_size] of several layers. Of "tokens"
-          a list of such arrays, [tokens, ...], one for each text.
+          a list of such arrays, [tokens, ...], one for each text. Of an iterator one array after
+          the other, without the axis of the texts.
 
         Raises:
           UserError: there is no such pooling, layer, or pooler.
         """
-        vectors = list(self.encode_stream(texts, pooling, layers))
-        if pooling == "tokens":
-            return vectors
-        if not vectors:
-            several = () if isinstance(layers, int) else (len(layers),)
-            return np.empty((0, *several, self.config.hidden_size), np.float32)
-        return np.stack(vectors)
-
-    def encode_stream(
-        self, texts: Iterable[Text], pooling: str = "mean", layers: int | Sequence[int] = -1
-    ) -> Iterator[np.ndarray]:
-        """As `encode`, one text after the other."""
         several = not isinstance(layers, int)
-        chosen = self._layers(layers if several else [layers])
+        chosen = self._layers([layers] if isinstance(layers, int) else layers)
         if pooling not in POOLINGS:
             raise UserError(f"pooling={pooling!r}: use one of {', '.join(POOLINGS)}")
         if pooling == "pooled":
             self.require("pooler")
-            if chosen != (self.config.num_layers,):
+            if chosen != (self.architecture.num_layers,):
                 raise UserError("pooling='pooled' is of the last layer alone: leave layers at -1")
 
         def start(batch: Batch) -> jax.Array:
-            return self._vectors(self.params, self._put(batch), pooling=pooling, layers=chosen)
+            return self._vectors[pooling](self.params, self._devices.put(batch), layers=chosen)
 
         def finish(batch: Batch, found: np.ndarray) -> Iterable[np.ndarray]:
             found = found if several else found[:, :, 0]
@@ -173,29 +171,41 @@ class TrainedBert:
                 return found[batch.row, batch.slot]
             return [found[r, i:j] for r, i, j in zip(batch.row, batch.start, batch.stop)]
 
-        return self._run(self._tokenized(_checked(texts)), start, finish)
+        vectors = _like(texts, self._devices.run(self._tokenized(checked(texts)), start, finish))
+        if isinstance(vectors, Iterator) or pooling == "tokens":
+            return vectors
+        shape = (len(vectors), *[len(chosen)] * several, self.architecture.hidden_size)
+        return np.array(vectors, np.float32).reshape(shape)
 
-    def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-        """Probability that B follows A, fp32 [pairs].
+    @overload
+    def next_sentence(self, pairs: Iterator[tuple[str, str]]) -> Iterator[float]: ...
+    @overload
+    def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray: ...
+    def next_sentence(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray | Iterator[float]:
+        """Probability that B follows A, fp32 [pairs], or one float after the other.
 
         Raises:
           UserError: the model has no next_sentence head, or a text is no pair.
         """
-        return np.array(list(self.next_sentence_stream(pairs)), np.float32)
-
-    def next_sentence_stream(self, pairs: Iterable[tuple[str, str]]) -> Iterator[float]:
-        """As `next_sentence`, one pair after the other."""
-        self.require("pooler", "next_sentence")
+        self.require(*NEXT_SENTENCE.parts)
 
         def start(batch: Batch) -> jax.Array:
-            return self._follows(self.params, self._put(batch))
+            return self._follows(self.params, self._devices.put(batch))
 
         def finish(batch: Batch, found: np.ndarray) -> Iterable[float]:
             return found[batch.row, batch.slot].tolist()
 
-        return self._run(self._tokenized(_checked(pairs, text=False)), start, finish)
+        examples = self._tokenized(checked(pairs, text=False))
+        found = _like(pairs, self._devices.run(examples, start, finish))
+        return found if isinstance(found, Iterator) else np.array(found, np.float32)
 
-    def fill_mask(self, texts: Sequence[str], top_k: int = 5) -> list[list[list[Guess]]]:
+    @overload
+    def fill_mask(self, texts: Iterator[str], top_k: int = ...) -> Iterator[list[list[Guess]]]: ...
+    @overload
+    def fill_mask(self, texts: Sequence[str], top_k: int = ...) -> list[list[list[Guess]]]: ...
+    def fill_mask(
+        self, texts: Iterable[str], top_k: int = 5
+    ) -> list[list[list[Guess]]] | Iterator[list[list[Guess]]]:
         """Guesses the words behind every "[MASK]" of every text.
 
         Args:
@@ -209,26 +219,24 @@ class TrainedBert:
           UserError: the model has no masked_lm head; a text has no "[MASK]", or more tokens than
             the model has positions.
         """
-        return list(self.fill_mask_stream(texts, top_k))
-
-    def fill_mask_stream(self, texts: Iterable[str], top_k: int = 5) -> Iterator[list[list[Guess]]]:
-        """As `fill_mask`, one text after the other."""
-        self.require("masked_lm")
+        self.require(*MASKED_LM.parts)
         vocab, mask_id = self.wordpiece.vocab, self.wordpiece.mask_id
         if not 1 <= top_k <= len(vocab):
             raise UserError(f"top_k={top_k}: from 1 to {len(vocab)}")
 
-        def start(batch: Batch) -> jax.Array:
+        def start(batch: Batch) -> tuple[jax.Array, jax.Array]:
             row, column = np.nonzero(batch.rows["input_ids"] == mask_id)
             slot = np.arange(len(row)) - np.searchsorted(row, row)
             # As many as there is room for texts, unless somewhere masks crowd.
             slots = max(batch.rows["cls_positions"].shape[1], 1 << int(slot.max()).bit_length())
             positions = np.zeros((len(batch.rows["input_ids"]), slots), np.int32)
             positions[row, slot] = column
-            rows = self._put(batch, positions=positions)
-            return self._best_words(self.params, rows, mesh=self._mesh, top_k=top_k)
+            rows = self._devices.put(batch, positions=positions)
+            return self._best_words(self.params, rows, mesh=self._devices.mesh, top_k=top_k)
 
-        def finish(batch: Batch, found: tuple[np.ndarray, np.ndarray]) -> Iterator:
+        def finish(
+            batch: Batch, found: tuple[np.ndarray, np.ndarray]
+        ) -> Iterator[list[list[Guess]]]:
             masks = batch.rows["input_ids"] == mask_id
             before = np.cumsum(masks, axis=1) - masks  # masks of the row up to a token
             probabilities, tokens = found
@@ -243,31 +251,33 @@ class TrainedBert:
                     for slot in slots
                 ]
 
-        return self._run(map(self._tokenize_masked, _checked(texts, pair=False)), start, finish)
+        examples = map(self._tokenize_masked, checked(texts, pair=False))
+        return _like(texts, self._devices.run(examples, start, finish))
 
-    def classify(self, texts: Sequence[Text]) -> list[dict[str, float]] | list[float]:
+    @overload
+    def classify(self, texts: Iterator[Text]) -> Iterator[Verdict]: ...
+    @overload
+    def classify(self, texts: Sequence[Text]) -> list[Verdict]: ...
+    def classify(self, texts: Iterable[Text]) -> list[Verdict] | Iterator[Verdict]:
         """What a fine-tuned classifier says of texts or pairs.
 
         Returns:
           For each text the probability of every class by name, the most probable first; of a
-          regression its score.
+          regression, a model without labels, its score.
 
         Raises:
           UserError: the model has no sequence_classifier.
         """
-        return list(self.classify_stream(texts))
+        logits = self.logits_stream(SEQUENCE_CLASSIFIER, self._tokenized(checked(texts)))
+        return _like(texts, map(self._verdict, logits))
 
-    def classify_stream(self, texts: Iterable[Text]) -> Iterator[dict[str, float] | float]:
-        """As `classify`, one text after the other."""
-        for logits in self.logits_stream("sequence_classifier", self._tokenized(_checked(texts))):
-            if len(logits) == 1:
-                yield float(logits[0])
-                continue
-            odds = np.exp(logits - logits.max())
-            named = zip(self.labels, (odds / odds.sum()).tolist(), strict=True)
-            yield dict(sorted(named, key=lambda item: -item[1]))
-
-    def tag(self, texts: Sequence[str], max_seq_length: int = 128) -> list[list["Entity"]]:
+    @overload
+    def tag(self, texts: Iterator[str], max_seq_length: int = ...) -> Iterator[list["Entity"]]: ...
+    @overload
+    def tag(self, texts: Sequence[str], max_seq_length: int = ...) -> list[list["Entity"]]: ...
+    def tag(
+        self, texts: Iterable[str], max_seq_length: int = 128
+    ) -> list[list["Entity"]] | Iterator[list["Entity"]]:
         """The entities that a fine-tuned tagger finds, with their characters and scores.
 
         Args:
@@ -277,77 +287,88 @@ class TrainedBert:
         Raises:
           UserError: the model has no token_classifier.
         """
-        return list(self.tag_stream(texts, max_seq_length))
-
-    def tag_stream(
-        self, texts: Iterable[str], max_seq_length: int = 128
-    ) -> Iterator[list["Entity"]]:
-        """As `tag`, one text after the other."""
         # Imported with scikit-learn, which takes a second that other uses need not wait.
-        from bert_jax.tasks.tagging import Sentence, TaggingTask, find_entities, split_words
+        from bert_jax.tasks.tagging.example import Sentence
+        from bert_jax.tasks.tagging.plain_text import find_entities, split_words
+        from bert_jax.tasks.tagging.task import TaggingTask
 
         scheme = "BIOES" if any(label.startswith("S-") for label in self.labels) else "BIO"
         task = TaggingTask(labels=self.labels, scheme=scheme)
-        for some in _chunks(_checked(texts, pair=False)):
-            words = [split_words(self.wordpiece, text) for text in some]
-            sentences = [
-                Sentence([text[start:end] for start, end in spans], None, _excerpt(text))
-                for text, spans in zip(some, words)
-            ]
-            predictions = self._predictions(task, sentences, max_seq_length)
-            yield from map(find_entities, some, words, predictions)
 
+        def entities() -> Iterator[list["Entity"]]:
+            for some in _chunks(checked(texts, pair=False)):
+                words = [split_words(self.wordpiece, text) for text in some]
+                sentences = [
+                    Sentence([text[start:end] for start, end in spans], None, excerpt(text))
+                    for text, spans in zip(some, words)
+                ]
+                predictions = self._predictions(task, sentences, max_seq_length)
+                yield from map(find_entities, some, words, predictions)
+
+        self.require(*task.head.parts)
+        return _like(texts, entities())
+
+    @overload
     def answer(
-        self, questions: Sequence[tuple[str, str]], max_seq_length: int = 384, **options: Any
-    ) -> list["Prediction"]:
+        self, questions: Iterator[tuple[str, str]], max_seq_length: int = ..., **options: Any
+    ) -> Iterator["Prediction"]: ...
+    @overload
+    def answer(
+        self, questions: Sequence[tuple[str, str]], max_seq_length: int = ..., **options: Any
+    ) -> list["Prediction"]: ...
+    def answer(
+        self, questions: Iterable[tuple[str, str]], max_seq_length: int = 384, **options: Any
+    ) -> list["Prediction"] | Iterator["Prediction"]:
         """Answers in a text, with their characters and probabilities.
 
         Args:
           questions: pairs of a question and the context in which its answer is.
           max_seq_length: of the windows that a longer context is cut into, best as in training.
-          **options: fields of `bert_jax.tasks.answering.AnsweringTask`, such as `unanswerable`.
+          **options: fields of `bert_jax.tasks.AnsweringTask`, such as `unanswerable`.
 
         Raises:
           UserError: the model has no answer_span.
         """
-        return list(self.answer_stream(questions, max_seq_length, **options))
-
-    def answer_stream(
-        self, questions: Iterable[tuple[str, str]], max_seq_length: int = 384, **options: Any
-    ) -> Iterator["Prediction"]:
-        """As `answer`, one question after the other."""
-        from bert_jax.tasks.answering import AnsweringTask, Question
+        from bert_jax.tasks.answering.example import Question
+        from bert_jax.tasks.answering.task import AnsweringTask
 
         task = AnsweringTask(**options)
-        for some in _chunks(_checked(questions, text=False)):
-            asked = [Question(str(number), *pair) for number, pair in enumerate(some)]
-            yield from self._predictions(task, asked, max_seq_length)
 
-    def logits_stream(self, head: str, examples: Iterable[Example]) -> Iterator[np.ndarray]:
-        """What the head of a task makes of tokenised texts.
+        def answers() -> Iterator["Prediction"]:
+            for some in _chunks(checked(questions, text=False)):
+                asked = [Question(str(number), *pair) for number, pair in enumerate(some)]
+                yield from self._predictions(task, asked, max_seq_length)
+
+        self.require(*task.head.parts)
+        return _like(questions, answers())
+
+    def logits_stream(self, head: Head, examples: Iterable[Example]) -> Iterator[np.ndarray]:
+        """What a head that reads texts or their tokens makes of them, one text after the other.
 
         Args:
-          head: "sequence_classifier", "token_classifier" or "answer_span".
+          head: of those that the model has.
           examples: none longer than the model's positions.
 
         Returns:
-          fp32 [classes] for each, but [tokens, classes] of the latter two.
+          fp32 [outputs] of a pooled head for each text, else [tokens, outputs].
+
+        Raises:
+          UserError: the model has no such head.
         """
-        of_text = head == "sequence_classifier"
-        self.require(*(("pooler", head) if of_text else (head,)))
+        self.require(*head.parts)
 
         def start(batch: Batch) -> jax.Array:
-            return self._logits(self.params, self._put(batch), head=head)
+            return self._logits(self.params, self._devices.put(batch), head=head)
 
-        def finish(batch: Batch, found: np.ndarray) -> Iterable[np.ndarray]:
-            if of_text:
-                return found[batch.row, batch.slot]
-            return [found[r, i:j] for r, i, j in zip(batch.row, batch.start, batch.stop)]
+        def finish(batch: Batch, found: np.ndarray) -> list[np.ndarray]:
+            return head.by_example(found, batch)
 
-        return self._run(examples, start, finish)
+        return self._devices.run(examples, start, finish)
 
-    def _predictions(self, task: Any, examples: Sequence[Any], max_seq_length: int) -> list[Any]:
-        limit = min(max_seq_length, self.config.max_position_embeddings)
+    def _predictions(
+        self, task: "AnyTask", examples: Sequence[Any], max_seq_length: int
+    ) -> Sequence[Any]:
+        limit = min(max_seq_length, self.architecture.max_position_embeddings)
         features = task.features(examples, self.wordpiece, limit)
         windows = map(Example, features.input_ids, features.b_start)
         return task.predictions(list(self.logits_stream(task.head, windows)), features, examples)
@@ -359,8 +380,8 @@ class TrainedBert:
           fp32 [num_layers, heads, query, key], which sums to 1 over `key`; queries and keys are the
           `tokens` of the text.
         """
-        (batch,) = self._batches([*self._tokenized(_checked([text]))])
-        found = self._attention(self.params, self._put(batch))
+        (batch,) = self._devices.batches([*self._tokenized(checked([text]))])
+        found = self._attention(self.params, self._devices.put(batch))
         (row,), (length,) = batch.row, batch.stop
         return jax.device_get(found[:, row])[..., :length, :length]
 
@@ -382,7 +403,7 @@ class TrainedBert:
 
     def _layers(self, layers: Sequence[int]) -> tuple[int, ...]:
         """Counted from 0."""
-        count = self.config.num_layers + 1
+        count = self.architecture.num_layers + 1
         if wrong := [layer for layer in layers if not -count <= layer < count]:
             raise UserError(f"layer {wrong[0]}: there are 0 (embeddings) to {count - 1}")
         return tuple(layer % count for layer in layers)
@@ -391,13 +412,12 @@ class TrainedBert:
         """The text, and how many of its tokens were cut off."""
         texts = [text] if isinstance(text, str) else text
         a_ids, b_ids = (*self.wordpiece.encode(texts), None)[:2]
-        ids, b_start, lost = pair_ids(
-            self.wordpiece, a_ids, b_ids, self.config.max_position_embeddings
-        )
+        limit = self.architecture.max_position_embeddings
+        ids, b_start, lost = pair_ids(self.wordpiece, a_ids, b_ids, limit)
         return Example(ids, b_start), lost
 
     def _tokenize_masked(self, text: str) -> Example:
-        wordpiece, limit = self.wordpiece, self.config.max_position_embeddings
+        wordpiece, limit = self.wordpiece, self.architecture.max_position_embeddings
         first, *others = wordpiece.encode(text.split(MASK))
         if not others:
             raise UserError(f"no {MASK} in {text!r}: put one where a word is to be guessed")
@@ -418,174 +438,49 @@ class TrainedBert:
             example, lost = self._tokenize(text)
             if lost:
                 cut += 1
-                first = first or f"number {number}, {_excerpt(text)}"
+                first = first or f"number {number}, {excerpt(text)}"
             yield example
         if cut:
-            limit = self.config.max_position_embeddings
+            limit = self.architecture.max_position_embeddings
             _log.warning(f"{cut} of {number} texts cut to {limit} tokens; the first is {first}")
 
-    def _run(
-        self,
-        examples: Iterable[Example],
-        start: Callable[[Batch], Any],
-        finish: Callable[[Batch, Any], Iterable[Any]],
-    ) -> Iterator[Any]:
-        """Results in the order of the examples.
 
-        A thread tokenises and packs a window of texts while the devices are at the window before,
-        and the results of one are fetched while they are at the next.
-
-        Args:
-          examples: of one text each.
-          start: sends a batch to the devices and returns what will be there, without waiting.
-          finish: from a batch and what was there, as numpy arrays, to a result for each text.
-        """
-        smallest = self._tokens_per_device * self._mesh.size
-        windows = _ahead(
-            (len(window), self._batches(window))
-            for window in _windows(examples, max(TOKENS_PER_WINDOW, 4 * smallest))
-        )
-        running = ((size, [(b, start(b)) for b in batches]) for size, batches in windows)
-        for (size, calls), _ in itertools.pairwise(itertools.chain(running, [None])):
-            results = [None] * size
-            for batch, found in calls:
-                for index, result in zip(batch.examples, finish(batch, jax.device_get(found))):
-                    results[index] = result
-            yield from results
-
-    def _batches(self, examples: Sequence[Example]) -> list[Batch]:
-        return make_batches(
-            examples,
-            pad_id=self.wordpiece.pad_id,
-            longest_row=self.config.max_position_embeddings,
-            tokens_per_device=self._tokens_per_device,
-            num_devices=self._mesh.size,
-        )
-
-    def _put(self, batch: Batch, **more: np.ndarray) -> dict[str, jax.Array]:
-        return jax.device_put(batch.rows | more, self._sharding)
-
-
-def _live_functions(model: Portable) -> dict[str, Callable]:
+def _live_functions(model: Portable) -> dict[str, Function]:
     # Unrolled layers would each copy their slice of the stacked parameters in every call.
-    config = dataclasses.replace(model.config, scan_layers=True, remat="none")
+    numerics = dataclasses.replace(model.numerics, scan_layers=True, remat="none")
     parts = parts_of(model.params)
-    graphdef = build_model(config, None, parts, len(model.labels)).graphdef
-    functions = part_functions(graphdef, parts)
-    if config.compute_dtype == "float32":
+    structure = build_model(model.architecture, numerics, parts=parts, outputs=model.outputs)
+    functions = part_functions(structure.graphdef, parts)
+    if numerics.compute_dtype == "float32":
         return {name: _exact(function) for name, function in functions.items()}
     return functions
 
 
-def _exact(function: Callable) -> Callable:
+def _exact(function: Function) -> Function:
     """Multiplies in full fp32, also where hardware would round the factors to bf16."""
 
-    def exact(*arguments):
+    def exact(*arguments: Any) -> jax.Array:
         with jax.default_matmul_precision("float32"):
             return function(*arguments)
 
     return exact
 
 
-def _hidden_states(functions, params, rows):
-    names = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
-    return functions["encoder"](params, *(rows[name] for name in names))
+def _probabilities(labels: Sequence[str], logits: np.ndarray) -> Verdict:
+    odds = np.exp(logits - logits.max())
+    named = zip(labels, (odds / odds.sum()).tolist(), strict=True)
+    return dict(sorted(named, key=lambda item: -item[1]))
 
 
-def _vectors(functions, params, rows, *, pooling, layers):
-    """[rows, slots, layers, hidden] of texts or [rows, length, layers, hidden] of tokens."""
-    hidden = _hidden_states(functions, params, rows)
-    hidden = jnp.stack([hidden[layer] for layer in layers], axis=2)
-    if pooling == "tokens":
-        return hidden
-    cls_positions = rows["cls_positions"]
-    if pooling == "mean":
-        slots = 1 + jnp.arange(cls_positions.shape[1])
-        member = (rows["segment_ids"][:, None] == slots[:, None]).astype(jnp.float32)
-        share = member / jnp.maximum(member.sum(axis=-1, keepdims=True), 1)
-        return jnp.einsum("ret,rtlh->relh", share, hidden, precision="highest")
-    cls = jnp.take_along_axis(hidden, cls_positions[:, :, None, None], axis=1)
-    return cls if pooling == "cls" else _on_last_axis(functions["pooler"], params, cls)
+def _score(logits: np.ndarray) -> Verdict:
+    return float(logits.item())
 
 
-def _follows(functions, params, rows):
-    """[rows, slots]: probability that B follows A."""
-    pooled = _vectors(functions, params, rows, pooling="pooled", layers=(-1,))[:, :, 0]
-    logits = _on_last_axis(functions["next_sentence"], params, pooled)
-    return jax.nn.softmax(logits)[..., 0]
+def _like(texts: Iterable[Any], results: Iterator[T]) -> list[T] | Iterator[T]:
+    """The results one by one if the texts come so, else all of them."""
+    return results if isinstance(texts, Iterator) else list(results)
 
 
-def _logits(functions, params, rows, *, head):
-    """[rows, slots, classes] of texts or [rows, length, classes] of tokens."""
-    of_text = head == "sequence_classifier"
-    pooling = "pooled" if of_text else "tokens"
-    hidden = _vectors(functions, params, rows, pooling=pooling, layers=(-1,))[:, :, 0]
-    return _on_last_axis(functions[head], params, hidden)
-
-
-def _attention(functions, params, rows):
-    """[num_layers, rows, heads, query, key]."""
-    hidden = _hidden_states(functions, params, rows)
-    return functions["attention"](params, hidden, rows["segment_ids"])
-
-
-def _best_words(functions, params, rows, *, mesh, top_k):
-    """Probabilities and ids [rows, slots, top_k] of the words at `positions` [rows, slots]."""
-    hidden = gather_positions(_hidden_states(functions, params, rows)[-1], rows["positions"])
-    logits = _on_last_axis(functions["masked_lm"], params, hidden)
-    # Left to XLA, every device would gather the logits of all rows.
-    spec = rules.spec(("batch",))
-    best = functools.partial(jax.lax.top_k, k=top_k)
-    best = jax.shard_map(best, mesh=mesh, in_specs=spec, out_specs=spec)
-    return best(jax.nn.softmax(logits))
-
-
-def _on_last_axis(function, params, x):
-    """A function of [n, hidden] on [..., hidden]."""
-    return function(params, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
-
-
-def _checked(texts: Iterable[Any], *, text: bool = True, pair: bool = True) -> Iterator[Text]:
-    """The texts as they are, if they are strings and pairs of strings as wanted."""
-    wanted = " or ".join(["a string"] * text + ["a pair of strings"] * pair)
-    if isinstance(texts, str):
-        raise UserError(f"{_excerpt(texts)}: a list of texts is due, each {wanted}")
-    for number, item in enumerate(texts, 1):
-        is_text = isinstance(item, str)
-        is_pair = isinstance(item, (tuple, list)) and [*map(type, item)] == [str, str]
-        if not ((text and is_text) or (pair and is_pair)):
-            raise UserError(f"text number {number} is {_excerpt(item)}: {wanted} is due")
-        yield item
-
-
-def _excerpt(text: Any) -> str:
-    shown = repr(text)
-    return shown if len(shown) <= 60 else f"{shown[:60]}..."
-
-
-def _chunks(texts: Iterator[Any]) -> Iterator[list[Any]]:
-    """So many texts at a time as are cut into windows together."""
-    while chunk := list(itertools.islice(texts, 256)):
+def _chunks(items: Iterator[T]) -> Iterator[list[T]]:
+    while chunk := list(itertools.islice(items, EXAMPLES_PER_CHUNK)):
         yield chunk
-
-
-def _windows(examples: Iterable[Example], tokens: int) -> Iterator[list[Example]]:
-    """Stretches of at least so many tokens; the last may have less."""
-    window, size = [], 0
-    for example in examples:
-        window.append(example)
-        size += len(example.ids)
-        if size >= tokens:
-            yield window
-            window, size = [], 0
-    if window:
-        yield window
-
-
-def _ahead(items: Iterator[Any]) -> Iterator[Any]:
-    """The items, each made by a thread while the one before is in use."""
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        upcoming = thread.submit(next, items, None)
-        while (item := upcoming.result()) is not None:
-            upcoming = thread.submit(next, items, None)
-            yield item

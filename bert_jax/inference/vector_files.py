@@ -1,4 +1,4 @@
-"""Files of vectors, written as they come and renamed when whole."""
+"""Files of vectors, written as they come."""
 
 import contextlib
 import json
@@ -11,6 +11,7 @@ import numpy as np
 
 from bert_jax.errors import UserError
 from bert_jax.inference.text_lines import Line
+from bert_jax.storage import whole_file
 
 SUFFIXES = (".jsonl", ".npy", ".parquet")
 ROW_GROUP = 1024
@@ -25,7 +26,7 @@ def check_output(path: str | None, pooling: str) -> None:
         return
     suffix = Path(path).suffix
     if suffix not in SUFFIXES or "://" in path:
-        raise UserError(f"--output={path}: a local file that ends in {', '.join(SUFFIXES)} is due")
+        raise UserError(f"--output={path}: must be a local file that ends in {', '.join(SUFFIXES)}")
     if suffix == ".npy" and pooling == "tokens":
         raise UserError(f"--output={path}: texts differ in tokens; take .jsonl or .parquet")
     if suffix == ".parquet":
@@ -34,7 +35,7 @@ def check_output(path: str | None, pooling: str) -> None:
 
 @contextlib.contextmanager
 def vector_file(path: str | None) -> Iterator[Write]:
-    """A file that comes into being when the block ends well; its suffix says what it is.
+    """A file that appears when the block ends well; its suffix says what it is.
 
     - .jsonl, and None, which is standard output: the fields of the line, and `vector`, of [hidden]
       or [layers, hidden], or `tokens` and `vectors` with one such for each token; 7 decimals.
@@ -46,13 +47,8 @@ def vector_file(path: str | None) -> Iterator[Write]:
             yield write
         return
     writer = {".jsonl": _jsonl, ".npy": _npy, ".parquet": _parquet}[Path(path).suffix]
-    unfinished = Path(f"{path}.unfinished")
-    try:
-        with unfinished.open("wb") as file, writer(file) as write:
-            yield write
-        unfinished.rename(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with whole_file(path) as unfinished, unfinished.open("wb") as file, writer(file) as write:
+        yield write
 
 
 @contextlib.contextmanager
@@ -68,7 +64,8 @@ def _jsonl(file: BinaryIO) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _npy(file: BinaryIO) -> Iterator[Write]:
-    count, shape = 0, ()
+    count = 0
+    shape: tuple[int, ...] = ()
 
     def header() -> None:
         # The format leaves room for a first axis of any length, so this can be written over.
@@ -92,7 +89,7 @@ def _npy(file: BinaryIO) -> Iterator[Write]:
 def _parquet(file: BinaryIO) -> Iterator[Write]:
     pa, parquet = _pyarrow()
     rows: list[tuple[Line, np.ndarray, Sequence[str] | None]] = []
-    writer = None
+    writer: Any = None
 
     def flush() -> None:
         nonlocal writer
@@ -115,8 +112,8 @@ def _parquet(file: BinaryIO) -> Iterator[Write]:
         writer.write_table(table)
         rows.clear()
 
-    def write(*row: Any) -> None:
-        rows.append(row)
+    def write(line: Line, vectors: np.ndarray, tokens: Sequence[str] | None) -> None:
+        rows.append((line, vectors, tokens))
         if len(rows) == ROW_GROUP:
             flush()
 

@@ -1,28 +1,29 @@
 """config.json of Hugging Face and bert_config.json of Google, whose fields are the same."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
 
-from bert_jax.config import ModelConfig, build_model_config
+from bert_jax.config.saved import model_config
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
+from bert_jax.fields import Plain
+from bert_jax.model.architecture import Architecture, Numerics
 
 FIELDS = {  # ours -> theirs
-    "vocab_size": "vocab_size",
-    "num_layers": "num_hidden_layers",
-    "hidden_size": "hidden_size",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_position_embeddings": "max_position_embeddings",
-    "type_vocab_size": "type_vocab_size",
-    "hidden_act": "hidden_act",
-    "hidden_dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "layer_norm_eps": "layer_norm_eps",
-    "initializer_range": "initializer_range",
+    "model.vocab_size": "vocab_size",
+    "model.num_layers": "num_hidden_layers",
+    "model.hidden_size": "hidden_size",
+    "model.num_heads": "num_attention_heads",
+    "model.intermediate_size": "intermediate_size",
+    "model.max_position_embeddings": "max_position_embeddings",
+    "model.type_vocab_size": "type_vocab_size",
+    "model.hidden_act": "hidden_act",
+    "numerics.hidden_dropout": "hidden_dropout_prob",
+    "numerics.attention_dropout": "attention_probs_dropout_prob",
+    "model.layer_norm_eps": "layer_norm_eps",
+    "model.initializer_range": "initializer_range",
 }
 ACTIVATIONS = {  # theirs -> ours; of two names the last is written, which every version knows
     "gelu_python": "gelu",
@@ -47,23 +48,10 @@ REQUIRED = {
     "is_decoder": False,
     "add_cross_attention": False,
 }
-# What they do not have: how to compute.
-NUMERICS = {
-    "position_embedding": "learned",
-    "compute_dtype": "float32",
-    "attention": "auto",
-    "scan_layers": True,
-    "remat": "dots",
-}
 
 
-def write_json(path: epath.Path, fields: Mapping[str, Any]) -> None:
-    """Writes a JSON file."""
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def model_config(path: epath.Path, fields: Mapping[str, Any]) -> ModelConfig:
-    """The config of a model of theirs, computed in fp32.
+def read_fields(path: epath.Path, fields: Mapping[str, Any]) -> tuple[Architecture, Numerics]:
+    """The model that a file of theirs describes, computed in fp32.
 
     Args:
       path: of the file, for messages.
@@ -72,9 +60,9 @@ def model_config(path: epath.Path, fields: Mapping[str, Any]) -> ModelConfig:
     Raises:
       UserError: not BERT, or a field is missing or out of range.
     """
-    for name, due in REQUIRED.items():
-        if fields.get(name, due) != due:
-            raise UserError(f"{path}: {name} is {fields[name]!r}; only {due!r} can be read")
+    for name, value in REQUIRED.items():
+        if fields.get(name, value) != value:
+            raise UserError(f"{path}: {name} is {fields[name]!r}; only {value!r} can be read")
     fields = DEFAULTS | dict(fields)
     if fields["hidden_act"] not in tuple(ACTIVATIONS):
         known = ", ".join(ACTIVATIONS)
@@ -82,22 +70,29 @@ def model_config(path: epath.Path, fields: Mapping[str, Any]) -> ModelConfig:
     for name in FIELDS.values():
         if name not in fields:
             raise UserError(f"{path}: {name} is missing")
-    ours = {name: fields[theirs] for name, theirs in FIELDS.items()}
-    ours["hidden_act"] = ACTIVATIONS[ours["hidden_act"]]
+    given: dict[str, Plain] = {"model": {}, "numerics": {"compute_dtype": "float32"}}
+    for ours, theirs in FIELDS.items():
+        group, name = ours.split(".")
+        given[group][name] = fields[theirs]
+    given["model"]["hidden_act"] = ACTIVATIONS[fields["hidden_act"]]
     try:
-        return build_model_config(ours | NUMERICS)
+        return model_config(given)
     except UserError as error:
         message = str(error)
-        for name, theirs in FIELDS.items():
-            message = message.replace(f"config.model.{name}", theirs)
+        for ours, theirs in FIELDS.items():
+            message = message.replace(f"config.{ours}", theirs)
         raise UserError(f"{path}: {message}") from error
 
 
-def config_fields(config: ModelConfig) -> dict[str, Any]:
-    """The fields of theirs that say the same."""
+def write_fields(architecture: Architecture, numerics: Numerics) -> Plain:
+    """The fields of theirs that say the same; of the position encoding they say nothing."""
+    groups = {"model": architecture, "numerics": numerics}
+    fields = {}
+    for ours, theirs in FIELDS.items():
+        group, name = ours.split(".")
+        fields[theirs] = getattr(groups[group], name)
     written = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    fields = {theirs: getattr(config, ours) for ours, theirs in FIELDS.items()}
-    return fields | {"hidden_act": written[config.hidden_act]}
+    return fields | {"hidden_act": written[architecture.hidden_act]}
 
 
 def default_labels(classes: int) -> tuple[str, ...]:
@@ -105,10 +100,10 @@ def default_labels(classes: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{id_}" for id_ in range(classes))
 
 
-def check_vocabulary(path: epath.Path, config: ModelConfig, wordpiece: WordPiece) -> None:
+def check_vocabulary(path: epath.Path, architecture: Architecture, wordpiece: WordPiece) -> None:
     """Raises UserError if the vocabulary beside the config at `path` is of another size."""
-    if config.vocab_size != len(wordpiece.vocab):
+    if architecture.vocab_size != len(wordpiece.vocab):
         raise UserError(
-            f"{path}: vocab_size is {config.vocab_size}, "
+            f"{path}: vocab_size is {architecture.vocab_size}, "
             f"but the vocabulary beside it has {len(wordpiece.vocab)} tokens"
         )

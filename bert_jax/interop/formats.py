@@ -4,12 +4,11 @@ import logging
 
 from etils import epath
 
-from bert_jax.config import read_json
 from bert_jax.errors import UserError
 from bert_jax.interop import google_tf, huggingface, workdir
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
-from bert_jax.storage import is_remote
+from bert_jax.storage import is_remote, read_json
 
 _log = logging.getLogger(__name__)
 

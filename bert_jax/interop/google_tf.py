@@ -10,19 +10,14 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.config import read_json
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.interop.configs import (
-    check_vocabulary,
-    config_fields,
-    default_labels,
-    model_config,
-    write_json,
-)
+from bert_jax.interop.configs import check_vocabulary, default_labels, read_fields, write_fields
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import Report, Stored, num_classes, read_params, write_tensors
-from bert_jax.model.heads import PARTS, parts_of
+from bert_jax.interop.positions import with_learned_positions
+from bert_jax.interop.tensors import GOOGLE_PARTS, Report, Stored, read_params, write_tensors
+from bert_jax.model.heads import parts_of
+from bert_jax.storage import read_json, write_json
 
 CONFIG_FILE = "bert_config.json"
 PREFIX = "bert_model.ckpt"
@@ -57,14 +52,16 @@ def read_google(
     """
     directory = path if path.is_dir() else path.parent
     fields = read_json(directory / CONFIG_FILE)
-    config = model_config(directory / CONFIG_FILE, fields)
+    architecture, numerics = read_fields(directory / CONFIG_FILE, fields)
     wordpiece = load_wordpiece(directory, lowercase=lowercase)
-    check_vocabulary(directory / CONFIG_FILE, config, wordpiece)
+    check_vocabulary(directory / CONFIG_FILE, architecture, wordpiece)
     if path.is_dir():
         prefixes = sorted(file.with_suffix("") for file in path.glob("*.index"))
         if len(prefixes) != 1:
             names = ", ".join(prefix.name for prefix in prefixes) or "none"
-            raise UserError(f"{path}: one checkpoint is due, there is {names}; name it in the path")
+            raise UserError(
+                f"{path}: must hold one checkpoint, but there is {names}; name it in the path"
+            )
         path = prefixes[0]
     tf = _tensorflow()
     try:
@@ -78,19 +75,18 @@ def read_google(
         if slots:
             report(f"ignored: {len(slots)} variables of the optimizer, as {slots[0]}")
         stored = {name: tensor for name, tensor in stored.items() if name not in slots}
-        # Google has no class that scores tokens.
-        parts = [part for part in PARTS if part != "token_classifier"]
-        params = read_params(stored, "google", config, parts, strict=strict, report=report)
+        params = read_params(
+            stored, "google", architecture, GOOGLE_PARTS, strict=strict, report=report
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (tf.errors.OpError, IndexError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: damaged or cut short ({reason})") from error
-    if config.hidden_act == "gelu":
+    if architecture.hidden_act == "gelu":
         report(GELU_READ)
-    classes = num_classes(params)
-    labels = default_labels(classes) if classes > 1 else ()
-    return Portable(config, wordpiece, params, labels)
+    model = Portable(architecture, numerics, wordpiece, params)
+    return model._replace(labels=default_labels(model.outputs) if model.outputs > 1 else ())
 
 
 def write_google(path: epath.Path, model: Portable, report: Report) -> None:
@@ -104,18 +100,21 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
     Raises:
       UserError: the format has no place for a part or for the config, or TensorFlow is missing.
     """
-    if "token_classifier" in parts_of(model.params):
-        raise UserError("Google's format has no token_classifier: leave it out by --architecture")
-    fields: dict[str, Any] = config_fields(model.config)
+    if homeless := [part for part in parts_of(model.params) if part not in GOOGLE_PARTS]:
+        raise UserError(
+            f"Google's format has no {', '.join(homeless)}: leave it out by --architecture"
+        )
+    model = with_learned_positions(model, report)
+    fields = write_fields(model.architecture, model.numerics)
     eps = fields.pop("layer_norm_eps")
     if eps != LAYER_NORM_EPS:
         raise UserError(f"layer_norm_eps is {eps}; Google's code has {LAYER_NORM_EPS}")
     write_json(path / CONFIG_FILE, fields | {"hidden_act": "gelu"})
-    report(GELU_WRITTEN[model.config.hidden_act])
+    report(GELU_WRITTEN[model.architecture.hidden_act])
     if model.labels:
         report(f"left out: the names of the classes, {', '.join(model.labels)}")
     model.wordpiece.save(path)
-    names, tensors = zip(*write_tensors("google", model.config, model.params, report))
+    names, tensors = zip(*write_tensors("google", model))
     _tensorflow().raw_ops.SaveV2(
         prefix=str(path / PREFIX),
         tensor_names=names,
@@ -124,7 +123,7 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
     )
 
 
-def _tensorflow():
+def _tensorflow() -> Any:
     # It would tell of the processor and of oneDNN, which nothing here computes with.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

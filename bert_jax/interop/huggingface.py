@@ -7,7 +7,8 @@ import contextlib
 import re
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,37 +17,23 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
-from bert_jax.config import read_json
 from bert_jax.errors import UserError
-from bert_jax.interop.configs import (
-    check_vocabulary,
-    config_fields,
-    default_labels,
-    model_config,
-    write_json,
-)
+from bert_jax.interop.choices import ARCHITECTURES
+from bert_jax.interop.configs import check_vocabulary, default_labels, read_fields, write_fields
 from bert_jax.interop.portable import Portable
+from bert_jax.interop.positions import with_learned_positions
 from bert_jax.interop.tensors import (
-    CLASSIFIERS,
+    MODULES,
     Report,
     Stored,
-    num_classes,
     read_params,
     same_values,
     write_tensors,
 )
 from bert_jax.interop.tokenizer import read_wordpiece, write_wordpiece
-from bert_jax.model.heads import PARTS, parts_of
+from bert_jax.model.heads import HEADS, PARTS, parts_of
+from bert_jax.storage import read_json, write_json
 
-ARCHITECTURES = {  # class -> the parts that it has beside the encoder
-    "BertModel": ("pooler",),
-    "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
-    "BertForMaskedLM": ("masked_lm",),
-    "BertForNextSentencePrediction": ("pooler", "next_sentence"),
-    "BertForSequenceClassification": ("pooler", "sequence_classifier"),
-    "BertForTokenClassification": ("token_classifier",),
-    "BertForQuestionAnswering": ("answer_span",),
-}
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # either may be shards with an index
 # A class without heads has no `bert.` in front, and old checkpoints have TensorFlow's names.
@@ -79,24 +66,27 @@ def read_huggingface(
       UserError: not a BERT encoder, or damaged.
     """
     fields = read_json(path / CONFIG_FILE)
-    config = model_config(path / CONFIG_FILE, fields)
+    architecture, numerics = read_fields(path / CONFIG_FILE, fields)
     wordpiece = read_wordpiece(path, lowercase=lowercase)
-    check_vocabulary(path / CONFIG_FILE, config, wordpiece)
+    check_vocabulary(path / CONFIG_FILE, architecture, wordpiece)
     named = fields.get("architectures")
-    architectures = [name for name in ARCHITECTURES if isinstance(named, list) and name in named]
+    classes = [name for name in ARCHITECTURES if isinstance(named, list) and name in named]
     try:
         with _open_weights(Path(path)) as stored:
             stored = _without_copies(_usual_names(stored), report)
-            parts = _possible_parts(architectures, stored)
-            params = read_params(stored, "huggingface", config, parts, strict=strict, report=report)
-        labels = _labels(fields, params)
+            parts = _possible_parts(classes, stored)
+            params = read_params(
+                stored, "huggingface", architecture, parts, strict=strict, report=report
+            )
+        model = Portable(architecture, numerics, wordpiece, params)
+        model = model._replace(labels=_labels(fields, model.outputs))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    for name in architectures:
+    for name in classes:
         for part in ARCHITECTURES[name]:
             if part not in parts_of(params):
                 report(f"missing: {part}, which a {name} has")
-    return Portable(config, wordpiece, params, labels)
+    return model
 
 
 def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None:
@@ -105,38 +95,38 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
     Args:
       path: empty local directory.
       model: whose class is the one that has just its parts.
-      report: is told what transformers will add.
+      report: is told what transformers will add, and what is not as it was.
 
     Raises:
-      UserError: no class has just these parts.
+      UserError: no class has just these parts, or the model has no vector a position.
     """
-    architecture = architecture_of(parts_of(model.params))
+    class_name = class_of(parts_of(model.params))
+    model = with_learned_positions(model, report)
     if not parts_of(model.params):
         report("missing: pooler; transformers adds a random one, but for add_pooling_layer=False")
     fields = {
-        "architectures": [architecture],
+        "architectures": [class_name],
         "model_type": "bert",
-        **config_fields(model.config),
+        **write_fields(model.architecture, model.numerics),
         "pad_token_id": model.wordpiece.pad_id,
         "tie_word_embeddings": True,
     }
-    if labels := model.labels or default_labels(num_classes(model.params)):
+    if labels := model.labels or default_labels(model.outputs):
         fields["id2label"] = {str(id_): label for id_, label in enumerate(labels)}
         fields["label2id"] = {label: id_ for id_, label in enumerate(labels)}
     write_json(path / CONFIG_FILE, fields)
     # Of a BertModel the encoder is the whole, and its names have no prefix.
-    prefix = "bert." if architecture == "BertModel" else ""
+    prefix = "bert." if class_name == "BertModel" else ""
     tensors = {
-        name.removeprefix(prefix): values
-        for name, values in write_tensors("huggingface", model.config, model.params, report)
+        name.removeprefix(prefix): values for name, values in write_tensors("huggingface", model)
     }
     safetensors.numpy.save_file(tensors, path / WEIGHT_FILES[0], metadata={"format": "pt"})
     # The library writes files that nobody else may read.
     shutil.copymode(path / CONFIG_FILE, path / WEIGHT_FILES[0])
-    write_wordpiece(path, model.wordpiece, model.config.max_position_embeddings)
+    write_wordpiece(path, model.wordpiece, model.architecture.max_position_embeddings)
 
 
-def architecture_of(parts: Sequence[str]) -> str:
+def class_of(parts: Sequence[str]) -> str:
     """The class that has just these parts; an encoder alone is a BertModel, too."""
     for name, has in ARCHITECTURES.items():
         if set(has) == set(parts or ("pooler",)):
@@ -162,10 +152,12 @@ def _open_weights(directory: Path) -> Iterator[dict[str, Stored]]:
         raise UserError(f"neither {' nor '.join(WEIGHT_FILES)} is there")
 
 
-def _open_shards(directory, weight_map, open_file):
+def _open_shards(
+    directory: Path, weight_map: object, open_file: Callable[[Path], dict[str, Stored]]
+) -> dict[str, Stored]:
     if not isinstance(weight_map, dict) or {type(x) for x in weight_map.values()} - {str}:
         raise UserError("the index of the shards has no weight_map of names to files")
-    stored = {}
+    stored: dict[str, Stored] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or not (directory / shard).is_file():
             raise UserError(f"{shard} is missing, of which the index of the shards tells")
@@ -215,7 +207,7 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
 
 
 def _usual_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    usual = {}
+    usual: dict[str, Stored] = {}
     for name, tensor in stored.items():
         for pattern, replacement in RENAMED:
             name = pattern.sub(replacement, name)
@@ -241,24 +233,28 @@ def _without_copies(stored: Mapping[str, Stored], report: Report) -> dict[str, S
     return stored
 
 
-def _possible_parts(architectures: Sequence[str], stored: Mapping[str, Stored]) -> list[str]:
-    """All parts, but of the two classifiers the one that the architecture names."""
-    parts = [part for part in PARTS if part not in CLASSIFIERS]
-    if any(name.startswith("classifier.") for name in stored):
-        named = {part for name in architectures for part in ARCHITECTURES[name]}
-        classifiers = [part for part in CLASSIFIERS if part in named]
-        if not classifiers:
+def _possible_parts(classes: Sequence[str], stored: Mapping[str, Stored]) -> list[str]:
+    """All parts, but of those that share a name the one that the classes of the config have."""
+    uses = Counter(MODULES[part] for part in HEADS)
+    named = {part for name in classes for part in ARCHITECTURES[name]}
+    parts = [part for part in PARTS if part not in HEADS or uses[MODULES[part]] == 1]
+    for shared in (module for module, count in uses.items() if count > 1):
+        if not any(name.startswith(f"{shared}.") for name in stored):
+            continue
+        candidates = [part for part in HEADS if MODULES[part] == shared]
+        meant = [part for part in candidates if part in named]
+        if not meant:
+            possible = [name for name, has in ARCHITECTURES.items() if set(has) & set(candidates)]
             raise UserError(
-                "there is a classifier, but the architectures of config.json name neither "
-                "BertForSequenceClassification nor BertForTokenClassification"
+                f"there is a {shared}, but the architectures of config.json name neither "
+                f"{' nor '.join(possible)}"
             )
-        parts += classifiers[:1]
+        parts += meant[:1]
     return parts
 
 
-def _labels(fields: Mapping[str, Any], params: Mapping[str, Any]) -> tuple[str, ...]:
+def _labels(fields: Mapping[str, Any], classes: int) -> tuple[str, ...]:
     """Names of the classes of a classifier; none of one output, which is a regression."""
-    classes = num_classes(params)
     if classes < 2:
         return ()
     ids = [str(id_) for id_ in range(classes)]

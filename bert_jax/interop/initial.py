@@ -1,35 +1,28 @@
 """Starts a training from weights that somebody has trained before."""
 
-import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from bert_jax.config import Config
+from bert_jax.config.overrides import flatten
+from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.data.wordpiece import CONFIG_FILE, WordPiece
 from bert_jax.errors import UserError
+from bert_jax.fields import to_plain
 from bert_jax.interop.formats import read
 from bert_jax.interop.tokenizer import TOKENIZER_FILE
 from bert_jax.model.heads import parts_of
+from bert_jax.model.parameters import Params
 
-# What must be as it was for weights to mean the same; the rest is how to compute.
-FIXED = (
-    "num_layers",
-    "hidden_size",
-    "num_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "hidden_act",
-    "position_embedding",
-    "layer_norm_eps",
-)
+# Fields of an `Architecture` that may differ: of the vocabulary the words are compared, and how
+# weights started has no effect on those that are given.
+FREE = ("vocab_size", "initializer_range")
 
 
 def initial_params(
-    config: Config, wordpiece: WordPiece, parts: Sequence[str]
-) -> tuple[dict[str, Any], list[str]]:
+    config: PretrainConfig, wordpiece: WordPiece, parts: Sequence[str]
+) -> tuple[Params, list[str]]:
     """Reads the weights that `config.init_from` names.
 
     Args:
@@ -57,8 +50,8 @@ def initial_params(
             f"is not that of the data, {_describe(wordpiece)}: "
             f"prepare these with --vocab={config.init_from}"
         )
-    theirs, ours = dataclasses.asdict(source.config), dataclasses.asdict(config.model)
-    changed = [name for name in FIXED if theirs[name] != ours[name]]
+    theirs, ours = flatten(to_plain(source.architecture)), flatten(to_plain(config.model))
+    changed = [name for name in theirs if name not in FREE and theirs[name] != ours.get(name)]
     if changed:
         overrides = " ".join(f"--config.model.{name}={theirs[name]}" for name in changed)
         raise UserError(f"config.init_from={config.init_from} is another model: set {overrides}")
@@ -75,7 +68,7 @@ def initial_params(
     return without_parts(source.params, unused), lines
 
 
-def replace_params(params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def replace_params(params: Mapping[str, Any], given: Mapping[str, Any]) -> Params:
     """The nested dict `params` with the leaves that `given` has."""
     return {
         name: value
@@ -87,7 +80,7 @@ def replace_params(params: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
     }
 
 
-def without_parts(params: Mapping[str, Any], parts: Collection[str]) -> dict[str, Any]:
+def without_parts(params: Mapping[str, Any], parts: Collection[str]) -> Params:
     """The nested dict `params` without some of `bert_jax.model.heads.PARTS`."""
     bert = {name: value for name, value in params["bert"].items() if name not in parts}
     heads = {name: value for name, value in params.items() if name not in parts}

@@ -1,23 +1,35 @@
 """A model as it travels: plain values, away from devices and training."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from bert_jax.config import ModelConfig
 from bert_jax.data.wordpiece import WordPiece
+from bert_jax.model.architecture import Architecture, Numerics
+from bert_jax.model.heads import HEADS
+from bert_jax.model.parameters import Params
 
 
 class Portable(NamedTuple):
     """What every format is read into and written from.
 
     Attributes:
-      config: of the model; its numerics (`compute_dtype` and on) are those of a reader's choice.
+      architecture: what the weights are.
+      numerics: how the model was computed in training; a reader may choose otherwise.
       wordpiece: vocabulary and casing.
       params: nested dict of fp32 numpy arrays, those of `BertWithHeads` with the parts that
         `bert_jax.model.heads.parts_of` finds; the vocabulary is padded.
       labels: names of the classes of a classifier.
     """
 
-    config: ModelConfig
+    architecture: Architecture
+    numerics: Numerics
     wordpiece: WordPiece
-    params: dict[str, Any]
+    params: Params
     labels: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of a head whose number of outputs is the task's; 0 without such a head."""
+        for part, head in HEADS.items():
+            if head.has_labels and part in self.params:
+                return len(self.params[part]["bias"])
+        return 0

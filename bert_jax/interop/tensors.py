@@ -1,68 +1,77 @@
 """Parameters by the names of others: one table, read and written by the same code.
 
-Tensors of others come one by one, so that no more than one is in memory beside our parameters.
+The table has names alone. Shapes, which parameters are stacked and what pads the vocabulary follow
+from the model. Tensors of others come one by one, so that no more than one is in memory beside our
+parameters.
 """
 
-import dataclasses
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bert_jax.config import ModelConfig
 from bert_jax.errors import UserError
-from bert_jax.model.bert import padded_vocab_size, sinusoidal_positions
-from bert_jax.model.heads import parts_of
+from bert_jax.interop.portable import Portable
+from bert_jax.interop.shapes import parameter_shapes, unpadded_shapes
+from bert_jax.model.architecture import Architecture, Numerics
+from bert_jax.model.heads import HEADS, PARTS, part_of, parts_of
+from bert_jax.model.model import Model, build_model
+from bert_jax.model.parameters import Params, is_stacked
 
 Report = Callable[[str], object]
 Style = Literal["huggingface", "google"]
 
-# Leaves and the sizes of their axes: Vocabulary, Positions, token Types, hidden size D,
-# Feed-forward, Classes.
-NORM = {"scale": "D", "bias": "D"}
-DENSE = {"kernel": "DD", "bias": "D"}
-# Our module -> Hugging Face's, and its leaves. Google's names follow from these.
 LAYER_MODULES = {
-    "attention/query": ("attention.self.query", DENSE),
-    "attention/key": ("attention.self.key", DENSE),
-    "attention/value": ("attention.self.value", DENSE),
-    "attention/output": ("attention.output.dense", DENSE),
-    "attention_norm": ("attention.output.LayerNorm", NORM),
-    "feed_forward/intermediate": ("intermediate.dense", {"kernel": "DF", "bias": "F"}),
-    "feed_forward/output": ("output.dense", {"kernel": "FD", "bias": "D"}),
-    "feed_forward_norm": ("output.LayerNorm", NORM),
+    "attention/query": "attention.self.query",
+    "attention/key": "attention.self.key",
+    "attention/value": "attention.self.value",
+    "attention/output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward/intermediate": "intermediate.dense",
+    "feed_forward/output": "output.dense",
+    "feed_forward_norm": "output.LayerNorm",
 }
+# Our module -> Hugging Face's, with {} for the number of the layer.
 MODULES = {
-    "bert/embeddings/word": ("bert.embeddings.word_embeddings", {"embedding": "VD"}),
-    "bert/embeddings/position": ("bert.embeddings.position_embeddings", {"embedding": "PD"}),
-    "bert/embeddings/token_type": ("bert.embeddings.token_type_embeddings", {"embedding": "TD"}),
-    "bert/embeddings/norm": ("bert.embeddings.LayerNorm", NORM),
+    "bert/embeddings/word": "bert.embeddings.word_embeddings",
+    "bert/embeddings/position": "bert.embeddings.position_embeddings",
+    "bert/embeddings/token_type": "bert.embeddings.token_type_embeddings",
+    "bert/embeddings/norm": "bert.embeddings.LayerNorm",
     **{
-        f"bert/encoder/layers/{ours}": (f"bert.encoder.layer.{{}}.{theirs}", leaves)
-        for ours, (theirs, leaves) in LAYER_MODULES.items()
+        f"bert/encoder/layers/{ours}": f"bert.encoder.layer.{{}}.{theirs}"
+        for ours, theirs in LAYER_MODULES.items()
     },
-    "bert/pooler": ("bert.pooler.dense", DENSE),
-    "masked_lm/dense": ("cls.predictions.transform.dense", DENSE),
-    "masked_lm/norm": ("cls.predictions.transform.LayerNorm", NORM),
-    "masked_lm": ("cls.predictions", {"bias": "V"}),
-    "next_sentence": ("cls.seq_relationship", {"kernel": "D2", "bias": "2"}),
-    "sequence_classifier": ("classifier", {"kernel": "DC", "bias": "C"}),
-    "token_classifier": ("classifier", {"kernel": "DC", "bias": "C"}),
-    "answer_span": ("qa_outputs", {"kernel": "D2", "bias": "2"}),
+    "bert/pooler": "bert.pooler.dense",
+    "masked_lm/dense": "cls.predictions.transform.dense",
+    "masked_lm/norm": "cls.predictions.transform.LayerNorm",
+    "masked_lm": "cls.predictions",
+    "next_sentence": "cls.seq_relationship",
+    "sequence_classifier": "classifier",
+    "token_classifier": "classifier",
+    "answer_span": "qa_outputs",
 }
-GOOGLE_HEADS = {"classifier": "", "qa_outputs": "cls/squad/"}  # of run_classifier, run_squad
-CLASSIFIERS = ("sequence_classifier", "token_classifier")  # one name for both in others' files
-CLASSIFIER_BIAS = {"huggingface": "classifier.bias", "google": "output_bias"}
+# Google's names follow from these, but for the heads of its run_classifier.py and run_squad.py.
+GOOGLE_SCOPES = {"sequence_classifier": "", "answer_span": "cls/squad/"}
+GOOGLE_LACKS = ("token_classifier",)
+GOOGLE_PARTS = tuple(part for part in PARTS if part not in GOOGLE_LACKS)
+# Our leaf -> Hugging Face's.
+LEAVES = {"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"}
 LAYER = re.compile(r"encoder[./]layer[._](\d+)[./]")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 class Stored(NamedTuple):
-    """A tensor in a file of theirs: its shape, numpy's name of its type, and how to get it."""
+    """A tensor in a file of theirs.
+
+    Attributes:
+      shape: its own.
+      dtype: numpy's name of its type.
+      read: gets its values.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -73,35 +82,41 @@ class Tensor(NamedTuple):
     """A tensor of theirs and its place in our parameters.
 
     Attributes:
-      name, shape: theirs.
-      path: in the nested dict.
+      name: theirs.
+      shape: theirs, without padding.
+      path: of our parameter.
       layer: its index on the leading axis; None where layers are not stacked.
-      transposed: theirs is [outputs, inputs].
+      transposed: whether theirs is [outputs, inputs].
     """
 
     name: str
     shape: tuple[int, ...]
-    path: tuple[str, ...]
+    path: str
     layer: int | None
     transposed: bool
+
+    @property
+    def part(self) -> str:
+        """What it belongs to; see `part_of`."""
+        return part_of(self.path.split("/"))
 
 
 def read_params(
     stored: Mapping[str, Stored],
     style: Style,
-    config: ModelConfig,
+    architecture: Architecture,
     parts: Sequence[str],
     *,
     strict: bool,
     report: Report,
-) -> dict[str, Any]:
+) -> Params:
     """Our parameters from their tensors.
 
     Args:
       stored: all tensors of a checkpoint by name.
       style: whose names.
-      config: of the model.
-      parts: of `bert_jax.model.heads.PARTS`, that may be there.
+      architecture: of the model; has learned positions.
+      parts: of `bert_jax.model.heads.PARTS`, that may be there; of those that share a name, one.
       strict: refuse tensors that have no place in the model, instead of leaving them out.
       report: is told what is left out or converted.
 
@@ -112,58 +127,37 @@ def read_params(
       UserError: tensors are missing, unknown, of wrong shape or type, or not finite.
     """
     layers = 1 + max((int(m[1]) for m in map(LAYER.search, stored) if m), default=-1)
-    if layers != config.num_layers:
-        raise UserError(f"the tensors have {layers} layers; the config has {config.num_layers}")
-    bias = stored.get(CLASSIFIER_BIAS[style])
-    classes = math.prod(bias.shape) if bias else 0
-    found = ["encoder"]
-    for part in parts:
-        if any(t.name in stored for t in _tensors(style, config, [part], classes)):
-            found.append(part)
-    tensors = list(_tensors(style, config, found, classes))
-    _check(stored, tensors, config, strict, report)
+    if layers != architecture.num_layers:
+        raise UserError(
+            f"the tensors have {layers} layers; the config has {architecture.num_layers}"
+        )
+    outputs = _stored_outputs(stored, style, parts)
+    model = build_model(architecture, Numerics(), parts=parts, outputs=outputs)
+    possible = list(_tensors(style, architecture, model))
+    found = {"encoder", *(tensor.part for tensor in possible if tensor.name in stored)}
+    tensors = [tensor for tensor in possible if tensor.part in found]
+    _check(stored, tensors, strict, report)
 
-    arrays = {
-        path: np.zeros(shape, np.float32) for path, shape in _shapes(config, found, classes).items()
-    }
+    shapes = parameter_shapes(model)
+    arrays = {tensor.path: np.zeros(shapes[tensor.path], np.float32) for tensor in tensors}
     for name, _, path, layer, transposed in tensors:
         values = np.asarray(stored[name].read(), np.float32)
         if not np.isfinite(values).all():
             raise UserError(f"{name} has values that are not finite numbers")
         values = values.T if transposed else values
         place = arrays[path] if layer is None else arrays[path][layer]
-        place[: len(values)] = values
-    return unflatten_dict(arrays)
+        place[_within(values.shape)] = values
+    return unflatten_dict(arrays, sep="/")
 
 
-def write_tensors(
-    style: Style, config: ModelConfig, params: Mapping[str, Any], report: Report
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors by name from our parameters, one by one and without the padding."""
-    arrays, parts = flatten_dict(params), ("encoder", *parts_of(params))
-    if config.position_embedding == "sinusoidal":
-        table = sinusoidal_positions(config.max_position_embeddings, config.hidden_size)
-        scaled = np.float32(config.initializer_range) * table
-        arrays["bert", "embeddings", "position", "embedding"] = scaled
-        config = dataclasses.replace(config, position_embedding="learned")
-        report("written as learned positions: the sinusoidal ones")
-    for name, shape, path, layer, transposed in _tensors(style, config, parts, num_classes(params)):
+def write_tensors(style: Style, model: Portable) -> Iterator[tuple[str, np.ndarray]]:
+    """Their tensors by name from a model with learned positions, one by one, without padding."""
+    arrays, parts = flatten_dict(model.params, sep="/"), parts_of(model.params)
+    structure = build_model(model.architecture, model.numerics, parts=parts, outputs=model.outputs)
+    for name, shape, path, layer, transposed in _tensors(style, model.architecture, structure):
         values = arrays[path] if layer is None else arrays[path][layer]
-        values = values[: shape[-1] if transposed else shape[0]]
+        values = values[_within(shape[::-1] if transposed else shape)]
         yield name, np.ascontiguousarray(values.T if transposed else values)
-
-
-def num_classes(params: Mapping[str, Any]) -> int:
-    """Outputs of a classifier; 0 without one."""
-    heads = [params[name] for name in CLASSIFIERS if name in params]
-    return len(heads[0]["bias"]) if heads else 0
-
-
-def part_of(path: Sequence[str]) -> str:
-    """Which of `bert_jax.model.heads.PARTS` a parameter belongs to, or "encoder"."""
-    if path[0] != "bert":
-        return path[0]
-    return "pooler" if path[1] == "pooler" else "encoder"
 
 
 def same_values(one: Stored, other: Stored) -> bool:
@@ -171,7 +165,23 @@ def same_values(one: Stored, other: Stored) -> bool:
     return one.shape == other.shape and np.array_equal(one.read(), other.read())
 
 
-def _check(stored, tensors, config, strict, report):
+def _within(shape: Sequence[int]) -> tuple[slice, ...]:
+    """The index of an array's first values along each axis."""
+    return tuple(map(slice, shape))
+
+
+def _stored_outputs(stored: Mapping[str, Stored], style: Style, parts: Sequence[str]) -> int:
+    """Outputs of the head whose number of outputs is the task's; 0 where there is none."""
+    for part, head in HEADS.items():
+        bias, _ = NAMES[style](part, "bias", False)
+        if head.has_labels and part in parts and bias in stored:
+            return math.prod(stored[bias].shape)
+    return 0
+
+
+def _check(
+    stored: Mapping[str, Stored], tensors: Sequence[Tensor], strict: bool, report: Report
+) -> None:
     names = {tensor.name for tensor in tensors}
     if missing := [tensor.name for tensor in tensors if tensor.name not in stored]:
         raise UserError(f"{_some(missing)} missing")
@@ -196,66 +206,42 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown} is" if len(names) == 1 else f"{shown} ({len(names)} tensors) are"
 
 
-def _tensors(style, config, parts, classes) -> Iterator[Tensor]:
-    sizes = _sizes(config, classes)
-    for ours, (theirs, leaves) in _modules(config, parts):
-        for leaf, axes in leaves.items():
-            name, transposed = NAMES[style](ours, theirs, leaf)
-            shape = tuple(sizes[axis] for axis in axes)
-            shape = shape[::-1] if transposed else shape
-            for layer in range(config.num_layers) if "{}" in theirs else (None,):
-                yield Tensor(name.format(layer), shape, (*ours.split("/"), leaf), layer, transposed)
+def _tensors(style: Style, architecture: Architecture, model: Model) -> Iterator[Tensor]:
+    """Those of all parameters of a model."""
+    shapes = unpadded_shapes(model, architecture)
+    for path in sorted(model.axes, key=_place):
+        module, leaf = path.rsplit("/", 1)
+        name, transposed = NAMES[style](module, leaf, f"{module}/scale" in model.axes)
+        shape, layers = shapes[path], (None,)
+        if is_stacked(model.axes[path]):
+            shape, layers = shape[1:], range(shape[0])
+        shape = shape[::-1] if transposed else shape
+        for layer in layers:
+            yield Tensor(name.format(layer), shape, path, layer, transposed)
 
 
-def _shapes(config, parts, classes) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Of our parameters by path."""
-    sizes = _sizes(config, classes) | {"V": padded_vocab_size(config.vocab_size)}
-    return {
-        (*ours.split("/"), leaf): (config.num_layers,) * ("{}" in theirs)
-        + tuple(sizes[axis] for axis in axes)
-        for ours, (theirs, leaves) in _modules(config, parts)
-        for leaf, axes in leaves.items()
-    }
+def _place(path: str) -> tuple[int, int]:
+    """Where `MODULES` and `LEAVES` have a parameter: the order in which tensors come."""
+    module, leaf = path.rsplit("/", 1)
+    return list(MODULES).index(module), list(LEAVES).index(leaf)
 
 
-def _modules(config, parts):
-    """Those rows of `MODULES` that the parts have; "encoder" is one of them here."""
-    for ours, row in MODULES.items():
-        if ours == "bert/embeddings/position" and config.position_embedding != "learned":
-            continue
-        if part_of(ours.split("/")) in parts:
-            yield ours, row
+def _huggingface_name(module: str, leaf: str, is_norm: bool) -> tuple[str, bool]:
+    """The name of a tensor, with {} for the layer, and whether it is transposed."""
+    del is_norm
+    return f"{MODULES[module]}.{LEAVES[leaf]}", leaf == "kernel"
 
 
-def _sizes(config, classes):
-    return {
-        "V": config.vocab_size,
-        "P": config.max_position_embeddings,
-        "T": config.type_vocab_size,
-        "D": config.hidden_size,
-        "F": config.intermediate_size,
-        "C": classes,
-        "2": 2,
-    }
-
-
-def _huggingface_name(ours: str, theirs: str, leaf: str) -> tuple[str, bool]:
-    """Name of a tensor, and whether it is transposed."""
-    return f"{theirs}.{'bias' if leaf == 'bias' else 'weight'}", leaf == "kernel"
-
-
-def _google_name(ours: str, theirs: str, leaf: str) -> tuple[str, bool]:
+def _google_name(module: str, leaf: str, is_norm: bool) -> tuple[str, bool]:
     """As `_huggingface_name`, but of a TensorFlow variable in Google's code."""
-    module = theirs.replace("layer.{}", "layer_{}").replace(".", "/") + "/"
+    scope = MODULES[module].replace("layer.{}", "layer_{}").replace(".", "/") + "/"
     if leaf == "embedding":
-        return module[:-1], False
-    if "/" not in ours:  # heads are no layers of TensorFlow, but variables
+        return scope.removesuffix("/"), False
+    if module in HEADS:  # heads are no layers of TensorFlow, but variables
         names = {"kernel": "output_weights", "bias": "output_bias"}
-        return GOOGLE_HEADS.get(theirs, module) + names[leaf], leaf == "kernel"
-    names = {"kernel": "kernel", "scale": "gamma", "bias": "bias"}
-    if ours.endswith("norm"):
-        names["bias"] = "beta"
-    return module + names[leaf], False
+        return GOOGLE_SCOPES.get(module, scope) + names[leaf], leaf == "kernel"
+    names = {"scale": "gamma", "bias": "beta"} if is_norm else {"kernel": "kernel", "bias": "bias"}
+    return scope + names[leaf], False
 
 
 NAMES = {"huggingface": _huggingface_name, "google": _google_name}

@@ -5,7 +5,6 @@ import json
 from etils import epath
 from tokenizers import Tokenizer
 
-from bert_jax.config import read_json
 from bert_jax.data.wordpiece import (
     CONFIG_FILE,
     SPECIAL_TOKENS,
@@ -15,7 +14,7 @@ from bert_jax.data.wordpiece import (
     load_wordpiece,
 )
 from bert_jax.errors import UserError
-from bert_jax.interop.configs import write_json
+from bert_jax.storage import read_json, write_json
 
 TOKENIZER_FILE = "tokenizer.json"
 # What a tokenizer.json must say to be that of BERT.
@@ -55,9 +54,9 @@ def read_wordpiece(path: epath.Path, *, lowercase: bool | None = None) -> WordPi
     except Exception as error:  # the library has no exception of its own
         raise UserError(f"{file}: not a tokenizer ({error})") from error
     fields = json.loads(tokenizer.to_str())
-    for section, due in REQUIRED.items():
+    for section, required in REQUIRED.items():
         found = fields[section] or {}
-        for name, value in due.items():
+        for name, value in required.items():
             if found.get(name) != value:
                 found = found.get(name)
                 raise UserError(f"{file}: {section}.{name} is {found!r}; BERT's is {value!r}")

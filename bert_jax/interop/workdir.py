@@ -1,17 +1,17 @@
 """Our own directories: those of training runs, and converted ones that hold a model alone."""
 
-import dataclasses
-import json
-
 from etils import epath
 
-from bert_jax.config import read_model_config
+from bert_jax.config.saved import read_model_config
 from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.fields import to_plain
 from bert_jax.interop.configs import check_vocabulary
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import num_classes
+from bert_jax.interop.shapes import check_shapes, parameter_shapes
 from bert_jax.model.heads import parts_of
-from bert_jax.train.build import build_model, check_params
+from bert_jax.model.model import Model, build_model
+from bert_jax.model.parameters import Params
+from bert_jax.storage import write_json
 from bert_jax.train.checkpoints import Checkpoints
 
 CONFIG_FILE = "config.json"
@@ -23,21 +23,22 @@ def read_workdir(
     """Reads a model without the optimizer's state.
 
     Args:
-      path: of a training run, or what `write_workdir` wrote.
+      path: of a training run, or what `write_workdir` wrote, by any version.
       step: which checkpoint; None for the newest.
       lowercase: of the vocabulary, which the directory says: only allowed to agree.
 
     Raises:
       UserError: nothing of the kind is there, or it is damaged.
     """
-    config, labels = read_model_config(path / CONFIG_FILE)
+    architecture, numerics, labels = read_model_config(path / CONFIG_FILE)
     with Checkpoints(path, read_only=True) as checkpoints:
         params, _ = checkpoints.read_params(step)
     wordpiece = load_wordpiece(path, lowercase=lowercase)
-    check_vocabulary(path / CONFIG_FILE, config, wordpiece)
-    model = build_model(config, None, parts_of(params), num_classes(params))
-    check_params(path, model, params)
-    return Portable(config, wordpiece, params, labels)
+    check_vocabulary(path / CONFIG_FILE, architecture, wordpiece)
+    model = Portable(architecture, numerics, wordpiece, params, labels)
+    structure = build_model(architecture, numerics, parts=parts_of(params), outputs=model.outputs)
+    check_params(path, structure, params)
+    return model
 
 
 def write_workdir(path: epath.Path, model: Portable) -> None:
@@ -46,5 +47,14 @@ def write_workdir(path: epath.Path, model: Portable) -> None:
     model.wordpiece.save(path)
     with Checkpoints(path) as checkpoints:
         checkpoints.save(0, {"params": model.params}, {})
-    config = {"model": dataclasses.asdict(model.config), "labels": model.labels}
-    (path / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    config = {
+        "model": to_plain(model.architecture),
+        "numerics": to_plain(model.numerics),
+        "labels": list(model.labels),
+    }
+    write_json(path / CONFIG_FILE, config)
+
+
+def check_params(path: epath.Path, model: Model, params: Params) -> None:
+    """Raises UserError, which names `path`, if parameters are not those of a model."""
+    check_shapes(path, parameter_shapes(model), params)

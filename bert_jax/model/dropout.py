@@ -23,3 +23,8 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     keep = jax.random.bits(key, x.shape, jnp.uint8) >= dropped_levels
     return jnp.where(keep, x * (_LEVELS / (_LEVELS - dropped_levels)), 0).astype(x.dtype)
+
+
+def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
+    """`num` keys, or as many None where dropout is off."""
+    return [None] * num if key is None else list(jax.random.split(key, num))

@@ -1,80 +1,169 @@
-"""The heads, and the encoder with any of them on top."""
+"""Heads: the output layers on top of the encoder, and all that depends on which one it is.
+
+A `Head` knows its module, what that reads, how labels lie in a row, its loss, and how its outputs
+come back to examples. `HEADS` lists those that a checkpoint of ours can hold.
+"""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from bert_jax.model.bert import (
-    ACTIVATIONS,
-    Bert,
-    gather_positions,
-    initializer,
-    layer_norm,
-    padded_vocab_size,
-    split_key,
-)
-from bert_jax.model.dropout import dropout
+from bert_jax.model.architecture import Architecture, Numerics
+from bert_jax.model.bert import Bert, gather_positions
+from bert_jax.model.feed_forward import ACTIVATIONS
+from bert_jax.model.losses import cross_entropy
+from bert_jax.model.parameters import layer_norm, linear
 
-# What a checkpoint can hold beside the encoder.
-PARTS = (
-    "pooler",
-    "masked_lm",
-    "next_sentence",
-    "sequence_classifier",
-    "token_classifier",
-    "answer_span",
-)
-PRETRAINING = PARTS[:3]
 IMPOSSIBLE = -1e9  # a logit that no softmax sees, finite so that its gradient is 0 and not NaN
+Batch = Mapping[str, jax.Array]
+Sums = dict[str, jax.Array]
 
 
-def parts_of(params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which of `PARTS` a nested dict of parameters has."""
-    return tuple(part for part in PARTS if part in params or part in params["bert"])
+class Rows(Protocol):
+    """Examples in rows, as `bert_jax.data.packing.Batch` holds them."""
+
+    rows: dict[str, np.ndarray]
+    examples: np.ndarray
+    row: np.ndarray
+    slot: np.ndarray
+    start: np.ndarray
+    stop: np.ndarray
 
 
-class MaskedLmHead(nnx.Module):
+@dataclass(frozen=True)
+class Head:
+    """One dense layer in fp32 on every token or on every example; the base of all heads.
+
+    Attributes:
+      part: name of its parameters in a model.
+      outputs: how many it has; 0 where the task says it.
+    """
+
+    part: str
+    outputs: int = 0
+
+    # Whether it reads the pooled [CLS] of each example, and every token if not.
+    pooled = False
+    # Whether fine-tuning applies dropout to what it reads.
+    dropout = True
+    # Whether its outputs are classes that have names.
+    has_labels = False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of a model that it computes with, beside the encoder."""
+        return ("pooler", self.part) if self.pooled else (self.part,)
+
+    def make_module(
+        self, architecture: Architecture, numerics: Numerics, outputs: int, rngs: nnx.Rngs
+    ) -> nnx.Module:
+        """Its module, with `outputs` outputs where the head does not say how many."""
+        del numerics
+        sizes = (architecture.hidden_size, self.outputs or outputs)
+        return linear(("embed", "output"), sizes, architecture, rngs)
+
+    def read(self, bert: Bert, hidden: jax.Array, batch: Batch) -> jax.Array:
+        """What the module reads.
+
+        Args:
+          bert: the encoder.
+          hidden: [rows, length, hidden], its states.
+          batch: of these rows.
+
+        Returns:
+          [rows, examples, hidden] of a pooled head, else [rows, length, hidden].
+        """
+        return (
+            bert.pool(gather_positions(hidden, batch["cls_positions"])) if self.pooled else hidden
+        )
+
+    def apply(self, model: Any, inputs: jax.Array) -> jax.Array:
+        """fp32 logits [..., outputs] of what `read` gave, by the module in a `BertWithHeads`."""
+        return getattr(model, self.part)(inputs.astype(jnp.float32))
+
+    def weights(self, labels: jax.Array) -> jax.Array:
+        """fp32, 1 where there is a label."""
+        return (labels >= 0).astype(jnp.float32)
+
+    def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
+        """fp32 scalars over all labels: "loss", "count" and, where it has a meaning, "correct".
+
+        Args:
+          logits: from `apply`.
+          labels: as `labels_in_rows` lays them out.
+          weights: fp32, of each label.
+          batch: of these rows.
+        """
+        del batch
+        return cross_entropy(logits, labels, weights)
+
+    def labels_in_rows(self, labels: Any, rows: Rows) -> np.ndarray:
+        """The labels of a batch, as `sums` takes them.
+
+        Args:
+          labels: those of all examples, as `bert_jax.tasks.features.Features` has them.
+          rows: which examples are where.
+        """
+        raise NotImplementedError(f"{self.part} has no labels of examples")
+
+    def by_example(self, outputs: np.ndarray, rows: Rows) -> list[np.ndarray]:
+        """The outputs of each of `rows.examples`: [outputs] if pooled, else [length, outputs]."""
+        if self.pooled:
+            return list(outputs[rows.row, rows.slot])
+        return [outputs[r, i:j] for r, i, j in zip(rows.row, rows.start, rows.stop)]
+
+
+@dataclass(frozen=True)
+class MaskedLm(Head):
+    """Scores every word at chosen positions, by the encoder's own word embeddings."""
+
+    dropout = False
+
+    def make_module(
+        self, architecture: Architecture, numerics: Numerics, outputs: int, rngs: nnx.Rngs
+    ) -> nnx.Module:
+        del outputs
+        return MaskedLmModule(architecture, numerics, rngs)
+
+    def read(self, bert: Bert, hidden: jax.Array, batch: Batch) -> jax.Array:
+        """[rows, predictions, hidden] at `masked_lm_positions`."""
+        del bert
+        return gather_positions(hidden, batch["masked_lm_positions"])
+
+    def apply(self, model: Any, inputs: jax.Array) -> jax.Array:
+        return model.masked_lm(inputs, model.bert.embeddings.word.embedding[...])
+
+
+class MaskedLmModule(nnx.Module):
     """Dense, activation, LayerNorm, then the tied word embeddings and a bias of its own."""
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        hidden_size: int,
-        hidden_act: str,
-        layer_norm_eps: float,
-        initializer_range: float,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        self.dense = nnx.Linear(
-            hidden_size,
-            hidden_size,
-            kernel_init=initializer(initializer_range),
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.norm = layer_norm(hidden_size, layer_norm_eps, rngs)
-        self.bias = nnx.Param(jnp.zeros((padded_vocab_size(vocab_size),), jnp.float32))
-        self.vocab_size = vocab_size
-        self.hidden_act = hidden_act
-        self.dtype = dtype
+    def __init__(self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs):
+        sizes = (architecture.hidden_size, architecture.hidden_size)
+        self.dense = linear(("embed", "hidden"), sizes, architecture, rngs, numerics)
+        self.norm = layer_norm(architecture, rngs)
+        rows = architecture.padded_vocab_size
+        self.bias = nnx.Param(jnp.zeros((rows,), jnp.float32), axes=("vocab",))
+        self.vocab_size = architecture.vocab_size
+        self.activation = ACTIVATIONS[architecture.hidden_act]
+        self.dtype = jnp.dtype(numerics.compute_dtype)
 
     def __call__(self, hidden: jax.Array, word_embeddings: jax.Array) -> jax.Array:
         """Scores every word at every given position.
 
         Args:
-          hidden: [batch, positions, hidden_size].
+          hidden: [..., hidden_size].
           word_embeddings: [padded_vocab, hidden_size], the encoder's own table, or copies of it as
             in `lookup`.
 
         Returns:
-          [batch, positions, padded_vocab] fp32 logits; those of padding rows are `IMPOSSIBLE`.
+          [..., padded_vocab] fp32 logits; those of padding rows are `IMPOSSIBLE`.
         """
-        hidden = ACTIVATIONS[self.hidden_act](self.dense(hidden))
+        hidden = self.activation(self.dense(hidden))
         hidden = self.norm(hidden).astype(self.dtype)
         tables = word_embeddings.reshape(-1, *word_embeddings.shape[-2:]).astype(self.dtype)
         # One axis of positions: a second-last axis of, say, 20 would be padded to 24 on a TPU.
@@ -90,104 +179,118 @@ class MaskedLmHead(nnx.Module):
         return logits.reshape(*hidden.shape[:-1], -1)
 
 
-class BertWithHeads(nnx.Module):
-    """BERT with heads: those of pretraining, or any others.
+@dataclass(frozen=True)
+class SequenceClassifier(Head):
+    """One class for each example: a label is an int32 class, -1 where there is none."""
 
-    Beside the masked LM a head is one dense layer in fp32. `next_sentence` and
-    `sequence_classifier` score the pooled [CLS], `token_classifier` and `answer_span` (start and
-    end of an answer) every token.
+    pooled = True
+    has_labels = True
 
-    Args of the constructor:
-      parts: which of `PARTS` there are.
-      num_labels: outputs of the classifiers.
-      **options: of `Bert`.
+    def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
+        """[rows, examples] int32."""
+        found = np.full(rows.rows["cls_positions"].shape, -1, np.int32)
+        found[rows.row, rows.slot] = labels[rows.examples]
+        return found
+
+
+@dataclass(frozen=True)
+class NextSentence(SequenceClassifier):
+    """Whether the second text of a pair follows the first (output 0) or is random (output 1)."""
+
+    has_labels = False
+
+
+@dataclass(frozen=True)
+class SequenceRegression(SequenceClassifier):
+    """One score for each example: a label is a fp32 number, NaN where there is none."""
+
+    has_labels = False
+
+    def weights(self, labels: jax.Array) -> jax.Array:
+        return (~jnp.isnan(labels)).astype(jnp.float32)
+
+    def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
+        """The loss is the squared error."""
+        del batch
+        errors = jnp.where(weights > 0, logits[..., 0] - labels, 0)
+        return {"loss": jnp.sum(errors**2), "count": jnp.sum(weights)}
+
+    def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
+        """[rows, examples] fp32."""
+        found = np.full(rows.rows["cls_positions"].shape, np.nan, np.float32)
+        found[rows.row, rows.slot] = labels[rows.examples]
+        return found
+
+
+@dataclass(frozen=True)
+class TokenClassifier(Head):
+    """One class for each token: labels are int32 classes, -1 where there is none."""
+
+    has_labels = True
+
+    def labels_in_rows(self, labels: Sequence[np.ndarray], rows: Rows) -> np.ndarray:
+        """[rows, length] int32."""
+        found = np.full(rows.rows["input_ids"].shape, -1, np.int32)
+        for example, row, start, stop in zip(rows.examples, rows.row, rows.start, rows.stop):
+            found[row, start:stop] = labels[example]
+        return found
+
+
+@dataclass(frozen=True)
+class AnswerSpan(Head):
+    """The two ends of an answer: for each example its first and last token, an int32 pair.
+
+    Its two outputs say of every token that the answer begins, and ends, there. It has no dropout,
+    as in BERT.
     """
 
-    def __init__(
-        self,
-        *,
-        parts: Sequence[str] = PRETRAINING,
-        num_labels: int = 0,
-        rngs: nnx.Rngs,
-        **options,
-    ):
-        self.bert = Bert(with_pooler="pooler" in parts, rngs=rngs, **options)
-        names = ("hidden_size", "initializer_range", "dtype")
-        names += ("vocab_size", "hidden_act", "layer_norm_eps")
-        if "masked_lm" in parts:
-            self.masked_lm = MaskedLmHead(rngs=rngs, **{name: options[name] for name in names})
-        outputs = {
-            "next_sentence": 2,
-            "sequence_classifier": num_labels,
-            "token_classifier": num_labels,
-            "answer_span": 2,
-        }
-        init = initializer(options["initializer_range"])
-        for name, size in outputs.items():
-            if name in parts:
-                head = nnx.Linear(options["hidden_size"], size, kernel_init=init, rngs=rngs)
-                setattr(self, name, head)
+    dropout = False
 
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        token_type_ids: jax.Array,
-        position_ids: jax.Array,
-        segment_ids: jax.Array,
-        masked_lm_positions: jax.Array,
-        cls_positions: jax.Array,
-        dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Scores masked tokens and sentence pairs, by the heads of pretraining.
+    def weights(self, labels: jax.Array) -> jax.Array:
+        return (labels[..., 0] >= 0).astype(jnp.float32)
 
-        Args:
-          input_ids, token_type_ids, position_ids, segment_ids: [batch, length] int32, as `Bert`.
-          masked_lm_positions: [batch, predictions] int32, where to predict words.
-          cls_positions: [batch, examples] int32, the [CLS] of each example of the row.
-          dropout_key: a typed PRNG key; None turns dropout off.
+    def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
+        """Means of the two ends, each over the tokens of its example."""
+        examples = jnp.arange(labels.shape[1]) + 1
+        own = batch["segment_ids"][:, None, :] == examples[:, None]
 
-        Returns:
-          fp32 logits: [batch, predictions, padded_vocab] of words and [batch, examples, 2] of the
-          next sentence (index 0: B follows A, 1: B is random).
-        """
-        hidden = self.bert(input_ids, token_type_ids, position_ids, segment_ids, dropout_key)
-        masked = gather_positions(hidden, masked_lm_positions)
-        word_logits = self.masked_lm(masked, self.bert.embeddings.word.embedding[...])
-        pooled = self.bert.pool(gather_positions(hidden, cls_positions))
-        return word_logits, self.next_sentence(pooled.astype(jnp.float32))
+        def end(index: int) -> Sums:
+            scores = jnp.where(own, logits[..., index][:, None, :], IMPOSSIBLE)
+            return cross_entropy(scores, labels[..., index], weights)
 
-    def score(
-        self,
-        head: str,
-        input_ids: jax.Array,
-        token_type_ids: jax.Array,
-        position_ids: jax.Array,
-        segment_ids: jax.Array,
-        cls_positions: jax.Array,
-        dropout_key: jax.Array | None = None,
-        *,
-        head_dropout: float = 0.0,
-        freeze: bool = False,
-    ) -> jax.Array:
-        """What the head of a task makes of examples, or of their tokens.
+        return jax.tree.map(lambda start, stop: (start + stop) / 2, end(0), end(1))
 
-        Args:
-          head: "sequence_classifier", "token_classifier" or "answer_span".
-          input_ids, token_type_ids, position_ids, segment_ids, cls_positions: as of `__call__`.
-          dropout_key: a typed PRNG key; None turns dropout off.
-          head_dropout: rate on what a classifier reads; a span has none, as in BERT.
-          freeze: let no gradient into the encoder; the pooler is not part of it.
+    def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
+        """[rows, examples, 2] int32, positions in the row; -1 where there is no example."""
+        found = np.full((*rows.rows["cls_positions"].shape, 2), -1, np.int32)
+        found[rows.row, rows.slot] = labels[rows.examples] + rows.start[:, None]
+        return found
 
-        Returns:
-          fp32 logits, [batch, examples, classes] of a sequence classifier, else
-          [batch, length, classes].
-        """
-        keys = split_key(dropout_key, 2)
-        hidden = self.bert(input_ids, token_type_ids, position_ids, segment_ids, keys[0])
-        if freeze:
-            hidden = jax.lax.stop_gradient(hidden)
-        if head == "sequence_classifier":
-            hidden = self.bert.pool(gather_positions(hidden, cls_positions))
-        if head != "answer_span":
-            hidden = dropout(hidden, head_dropout, keys[1])
-        return getattr(self, head)(hidden.astype(jnp.float32))
+
+MASKED_LM = MaskedLm("masked_lm")
+NEXT_SENTENCE = NextSentence("next_sentence", 2)
+SEQUENCE_CLASSIFIER = SequenceClassifier("sequence_classifier")
+SEQUENCE_REGRESSION = SequenceRegression("sequence_classifier", 1)
+TOKEN_CLASSIFIER = TokenClassifier("token_classifier")
+ANSWER_SPAN = AnswerSpan("answer_span", 2)
+
+# The head of each part. A classifier with one output is a regression; both are built alike.
+HEADS: dict[str, Head] = {
+    head.part: head
+    for head in (MASKED_LM, NEXT_SENTENCE, SEQUENCE_CLASSIFIER, TOKEN_CLASSIFIER, ANSWER_SPAN)
+}
+# What a checkpoint can hold beside the encoder.
+PARTS = ("pooler", *HEADS)
+PRETRAINING = PARTS[:3]
+
+
+def parts_of(params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which of `PARTS` a nested dict of parameters has."""
+    return tuple(part for part in PARTS if part in params or part in params["bert"])
+
+
+def part_of(path: Sequence[str]) -> str:
+    """Which of `PARTS` a parameter belongs to, or "encoder"."""
+    if path[0] != "bert":
+        return path[0]
+    return "pooler" if path[1] == "pooler" else "encoder"

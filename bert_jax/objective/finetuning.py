@@ -1,39 +1,32 @@
-"""Objectives of fine-tuning: a class or score of each example, a class of each token, a span."""
+"""The objective of fine-tuning: the loss of one head on the labels of a task."""
 
-import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from bert_jax.objective.losses import cross_entropy
-
-ELSEWHERE = -1e9  # a logit that no softmax sees
-
-Batch = dict[str, jax.Array]
-Sums = dict[str, jax.Array]
+from bert_jax.model.dropout import dropout, split_key
+from bert_jax.model.heads import Head
+from bert_jax.objective.protocol import Batch, Sums
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class FineTuning:
-    """What a step needs to know of a task.
+    """What a step needs to know of a task; see `BoundObjective`.
 
     A batch has `input_ids`, `token_type_ids`, `position_ids`, `segment_ids` [rows, length],
-    `cls_positions` [rows, examples] and `labels`: int32 classes [rows, examples] of a
-    `sequence_classifier`, -1 where there is none, or fp32 scores, NaN where there is none; int32
-    classes [rows, length] of a `token_classifier`, -1 where there is none; the first and the last
-    position [rows, examples, 2] of an `answer_span` in its row, -1 where there is no example.
+    `cls_positions` [rows, examples] and `labels`, as the head lays them out.
 
     Attributes:
-      graphdef: structure of a `BertWithHeads` that has `head`.
-      head: "sequence_classifier", "token_classifier" or "answer_span".
-      dropout_rate: on what the classifiers read; a span has none, as in BERT.
+      graphdef: structure of a `BertWithHeads` that has the head.
+      head: what is trained on the labels.
+      dropout_rate: on what the head reads, if it has dropout.
       freeze: encoder (not the pooler) as it is; its gradients are not computed.
     """
 
-    graphdef: Any
-    head: str
+    graphdef: nnx.GraphDef[Any]
+    head: Head
     dropout_rate: float = 0.0
     freeze: bool = False
 
@@ -45,49 +38,26 @@ class FineTuning:
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """fp32, 1 where there is a label."""
-        labels = batch["labels"]
-        if self.head == "answer_span":
-            labels = labels[..., 0]
-        # NaN is not at least anything.
-        known = labels > -jnp.inf if labels.dtype == jnp.float32 else labels >= 0
-        return {"task": known.astype(jnp.float32)}
+        return {"task": self.head.weights(batch["labels"])}
 
     def logits(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """fp32 [rows, examples, classes] of a sequence classifier, else [rows, length, classes]."""
-        return nnx.merge(self.graphdef, params).score(
-            self.head,
-            batch["input_ids"],
-            batch["token_type_ids"],
-            batch["position_ids"],
-            batch["segment_ids"],
-            batch["cls_positions"],
-            dropout_key,
-            head_dropout=self.dropout_rate,
-            freeze=self.freeze,
-        )
+        """fp32 outputs of the head; see `Head.apply`."""
+        model = nnx.merge(self.graphdef, params)
+        keys = split_key(dropout_key, 2)
+        hidden = model.encode(batch, keys[0])
+        if self.freeze:
+            hidden = jax.lax.stop_gradient(hidden)
+        inputs = self.head.read(model.bert, hidden, batch)
+        if self.head.dropout:
+            inputs = dropout(inputs, self.dropout_rate, keys[1])
+        return self.head.apply(model, inputs)
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
-        """The scalars "task_loss" (nats, or squared error of a score), "_correct" and "_count".
-
-        The loss of a span is the mean of those of its two ends, each over the tokens of the
-        example. A score is never correct: there is no such scalar.
-        """
+        """The scalars "task_loss", "task_count" and, where it has a meaning, "task_correct"."""
         return self.sums_of(self.logits(params, batch, dropout_key), batch)
 
     def sums_of(self, logits: jax.Array, batch: Batch) -> Sums:
         """The same from what `logits` gave."""
-        labels, weights = batch["labels"], self.weights(batch)["task"]
-        if self.head == "answer_span":
-            ends = [self._end(logits[..., end], labels[..., end], weights, batch) for end in (0, 1)]
-            sums = jax.tree.map(lambda start, end: (start + end) / 2, *ends)
-        elif labels.dtype == jnp.float32:
-            errors = jnp.where(weights > 0, logits[..., 0] - labels, 0)
-            sums = {"loss": jnp.sum(errors**2), "count": jnp.sum(weights)}
-        else:
-            sums = cross_entropy(logits, labels, weights)
+        weights = self.weights(batch)["task"]
+        sums = self.head.sums(logits, batch["labels"], weights, batch)
         return {f"task_{name}": value for name, value in sums.items()}
-
-    def _end(self, logits, labels, weights, batch):
-        examples = jnp.arange(labels.shape[1]) + 1
-        own = batch["segment_ids"][:, None, :] == examples[:, None]
-        return cross_entropy(jnp.where(own, logits[:, None, :], ELSEWHERE), labels, weights)

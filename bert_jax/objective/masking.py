@@ -3,47 +3,36 @@
 Every draw is keyed by (seed, epoch, example, position), so the masks of an example depend neither
 on the row that it was packed into nor on batch size, device count or mesh.
 
-Positions are chosen in units that are masked whole or not at all, in random order:
-
-- "token": a unit is a piece (Devlin et al. 2019, https://arxiv.org/abs/1810.04805);
-- "whole_word": a unit is a piece with its `##` continuations (Google's whole word masking, 2019);
-- "span": units are words, taken span by span; spans have geometric length, p = 0.2, at most 10
-  words (Joshi et al. 2020, https://arxiv.org/abs/1907.10529).
+Positions are chosen in units that are masked whole or not at all, in random order. What a unit is
+tells one kind of `Masking` from another.
 """
 
-import dataclasses
+import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-STRATEGIES = ("token", "whole_word", "span")
-SPAN_STOP_PROBABILITY = 0.2
-SPAN_MAX_WORDS = 10
+from bert_jax.errors import UserError
+from bert_jax.fields import FRACTION, POSITIVE, Choice, field
+
 _UINT32_RANGE = 2.0**32
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Masking:
-    """How to mask, and what of the vocabulary is needed for it.
+@dataclass(frozen=True)
+class Masking(Choice):
+    """How to choose the positions to predict; the fields that all kinds share."""
 
-    Attributes:
-      strategy: one of `STRATEGIES`.
-      masked_lm_prob: share of an example's tokens to predict, [CLS] and [SEP] counted.
-      max_predictions_per_seq: at most so many predictions in one example.
-      max_predictions_per_row: slots of a row, at least what its examples need together.
-      mask_id: id of [MASK].
-      is_special: [vocab_size] bool, never predicted and never a random replacement.
-      is_continuation: [vocab_size] bool, pieces that continue a word.
-    """
+    masked_lm_prob: float = field(
+        0.15, "share of an example's tokens to predict, [CLS] and [SEP] counted", bounds=FRACTION
+    )
+    max_predictions_per_seq: int = field(20, "most predictions in an example", bounds=POSITIVE)
 
-    strategy: str
-    masked_lm_prob: float
-    max_predictions_per_seq: int
-    max_predictions_per_row: int
-    mask_id: int
-    is_special: np.ndarray
-    is_continuation: np.ndarray
+    def check(self, path: str) -> None:
+        """Raises UserError if nothing would be predicted."""
+        if self.masked_lm_prob == 0:
+            raise UserError(f"{path}.masked_lm_prob must be above 0: nothing would be predicted")
 
     def num_to_predict(self, max_length: int) -> np.ndarray:
         """[max_length + 1] int32: predictions in an example of each length, 0 for length 0."""
@@ -52,9 +41,122 @@ class Masking:
             wanted, np.minimum(np.arange(max_length + 1), 1), self.max_predictions_per_seq
         )
 
+    def predictions_per_row(self, max_seq_length: int, max_examples: int | None) -> int:
+        """Number of predictions that the examples of a row can need together.
+
+        Args:
+          max_seq_length: tokens of a row.
+          max_examples: most examples that share a row; None: each has a row of its own.
+        """
+        if max_examples is None:
+            return self.max_predictions_per_seq
+        share, shortest = self.masked_lm_prob, 3  # [CLS] token [SEP]
+        lengths = range(shortest, max_seq_length + 1)
+        # What rounding and "at least one" add at most to the share of one example.
+        excess = max(max(1, round(share * length)) - share * length for length in lengths)
+        worst = math.floor(share * max_seq_length + excess * max_examples)
+        return min(worst, self.max_predictions_per_seq * max_examples)
+
+    def units(
+        self,
+        is_continuation: jax.Array,
+        is_candidate: jax.Array,
+        order_bits: jax.Array,
+        more_bits: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Where units begin, and what decides when their turn comes.
+
+        A unit ends before the next one or before a position that is no candidate.
+
+        Args:
+          is_continuation: [rows, length] bool: the token continues a word.
+          is_candidate: [rows, length] bool: the token may be predicted.
+          order_bits, more_bits: [rows, length] random uint32.
+
+        Returns:
+          [rows, length] bool, and uint32: units with lower values come first, and those with equal
+          ones together, from left to right.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TokenMasking(Masking, name="token"):
+    """A unit is a piece (Devlin et al. 2019, https://arxiv.org/abs/1810.04805)."""
+
+    def units(
+        self,
+        is_continuation: jax.Array,
+        is_candidate: jax.Array,
+        order_bits: jax.Array,
+        more_bits: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        return is_candidate, order_bits
+
+
+@dataclass(frozen=True)
+class WholeWordMasking(Masking, name="whole_word"):
+    """A unit is a piece with its `##` continuations (Google's whole word masking, 2019)."""
+
+    def units(
+        self,
+        is_continuation: jax.Array,
+        is_candidate: jax.Array,
+        order_bits: jax.Array,
+        more_bits: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        return word_starts(is_continuation, is_candidate), order_bits
+
+
+@dataclass(frozen=True)
+class SpanMasking(Masking, name="span"):
+    """Units are words, taken span by span (Joshi et al. 2020, https://arxiv.org/abs/1907.10529).
+
+    Lengths of spans are geometric.
+    """
+
+    stop_probability: float = field(
+        0.2, "probability that a word is the last of its span", bounds="(0, 1]"
+    )
+    max_words: int = field(10, "most words of a span", bounds=POSITIVE)
+
+    def units(
+        self,
+        is_continuation: jax.Array,
+        is_candidate: jax.Array,
+        order_bits: jax.Array,
+        more_bits: jax.Array,
+    ) -> tuple[jax.Array, jax.Array]:
+        starts = word_starts(is_continuation, is_candidate)
+        # Lengths are geometric if every word begins a new span with the same probability.
+        begins = _after_break(is_candidate) | (more_bits < self.stop_probability * _UINT32_RANGE)
+        word = jnp.cumsum(starts, axis=1)
+        first_word = jax.lax.cummax(jnp.where(starts & begins, word, 0), axis=1)
+        span_starts = starts & ((word - first_word) % self.max_words == 0)
+        return starts, jnp.take_along_axis(order_bits, last_start(span_starts), axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundMasking:
+    """How to mask in one vocabulary, in rows of one kind.
+
+    Attributes:
+      masking: how positions are chosen.
+      slots: predictions that a row has room for, at least what its examples need together.
+      mask_id: id of [MASK].
+      is_special: [vocab_size] bool, never predicted and never a random replacement.
+      is_continuation: [vocab_size] bool, pieces that continue a word.
+    """
+
+    masking: Masking
+    slots: int
+    mask_id: int
+    is_special: np.ndarray
+    is_continuation: np.ndarray
+
 
 def mask_tokens(
-    batch: dict[str, jax.Array], masking: Masking, key: jax.Array
+    batch: dict[str, jax.Array], masking: BoundMasking, key: jax.Array
 ) -> dict[str, jax.Array]:
     """Chooses the positions to predict and hides them.
 
@@ -67,20 +169,21 @@ def mask_tokens(
     Args:
       batch: `input_ids`, `segment_ids`, `position_ids` [rows, length] int32 and `example_ids`
         [rows, examples, 2] int32, (epoch, example).
-      masking: see `Masking`.
+      masking: how.
       key: a typed threefry key made from the seed alone.
 
     Returns:
       The batch with `input_ids` masked and, in order of position, `masked_lm_positions`,
-      `masked_lm_ids` [rows, max_predictions_per_row] int32 and `masked_lm_weights` fp32, 0 in
+      `masked_lm_ids` [rows, slots] int32 and `masked_lm_weights` fp32, 0 in
       unused slots.
     """
     input_ids, segment_ids = batch["input_ids"], batch["segment_ids"]
     is_candidate = (segment_ids > 0) & ~jnp.asarray(masking.is_special)[input_ids]
-    order_bits, action_bits, token_bits, span_bits = _bits_by_position(batch, key)
+    order_bits, action_bits, token_bits, more_bits = _bits_by_position(batch, key)
 
-    unit_start, order_bits = _units(masking, input_ids, is_candidate, order_bits, span_bits)
-    chosen = _choose_units(masking, segment_ids, is_candidate, unit_start, order_bits)
+    continues = jnp.asarray(masking.is_continuation)[input_ids]
+    unit_start, order_bits = masking.masking.units(continues, is_candidate, order_bits, more_bits)
+    chosen = _choose_units(masking.masking, segment_ids, is_candidate, unit_start, order_bits)
 
     ordinary_ids = jnp.asarray(np.flatnonzero(~masking.is_special), jnp.int32)
     random_ids = ordinary_ids[token_bits % len(ordinary_ids)]
@@ -88,8 +191,7 @@ def mask_tokens(
     seen_ids = jnp.where(action_bits < 0.8 * _UINT32_RANGE, masking.mask_id, seen_ids)
 
     # A stable sort by "not chosen" lists the chosen positions first, in order.
-    slots = masking.max_predictions_per_row
-    positions = jnp.argsort(~chosen, axis=1, stable=True)[:, :slots].astype(jnp.int32)
+    positions = jnp.argsort(~chosen, axis=1, stable=True)[:, : masking.slots].astype(jnp.int32)
     weights = jnp.take_along_axis(chosen, positions, axis=1)
     return batch | {
         "input_ids": jnp.where(chosen, seen_ids, input_ids),
@@ -99,7 +201,7 @@ def mask_tokens(
     }
 
 
-def _bits_by_position(batch, key):
+def _bits_by_position(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     """Four uint32 arrays [rows, length], keyed by (epoch, example, position)."""
     fold = jax.vmap(jax.vmap(jax.random.fold_in))
     epochs, examples = batch["example_ids"][..., 0], batch["example_ids"][..., 1]
@@ -110,27 +212,23 @@ def _bits_by_position(batch, key):
     return jnp.moveaxis(bits, -1, 0)
 
 
-def _units(masking, input_ids, is_candidate, order_bits, span_bits):
-    """[rows, length]: where a unit begins (bool) and what decides its turn (uint32).
-
-    A unit ends before the next one or before a position that is no candidate.
-    """
-    if masking.strategy == "token":
-        return is_candidate, order_bits
-    after_break = ~jnp.pad(is_candidate, ((0, 0), (1, 0)))[:, :-1]
-    continues = jnp.asarray(masking.is_continuation)[input_ids] & ~after_break
-    word_start = is_candidate & ~continues
-    if masking.strategy == "whole_word":
-        return word_start, order_bits
-    # Lengths are geometric if every word begins a new span with the same probability.
-    begins = after_break | (span_bits < SPAN_STOP_PROBABILITY * _UINT32_RANGE)
-    word = jnp.cumsum(word_start, axis=1)
-    first_word = jax.lax.cummax(jnp.where(word_start & begins, word, 0), axis=1)
-    span_start = word_start & ((word - first_word) % SPAN_MAX_WORDS == 0)
-    return word_start, jnp.take_along_axis(order_bits, _last_start(span_start), axis=1)
+def word_starts(is_continuation: jax.Array, is_candidate: jax.Array) -> jax.Array:
+    """[rows, length] bool: where a word begins; what continues nothing begins one."""
+    return is_candidate & ~(is_continuation & ~_after_break(is_candidate))
 
 
-def _choose_units(masking, segment_ids, is_candidate, unit_start, order_bits):
+def _after_break(is_candidate: jax.Array) -> jax.Array:
+    """[rows, length] bool: the position before is no candidate."""
+    return ~jnp.pad(is_candidate, ((0, 0), (1, 0)))[:, :-1]
+
+
+def _choose_units(
+    masking: Masking,
+    segment_ids: jax.Array,
+    is_candidate: jax.Array,
+    unit_start: jax.Array,
+    order_bits: jax.Array,
+) -> jax.Array:
     """[rows, length] bool: the positions of the units that are taken."""
     rows, length = segment_ids.shape
     index = jnp.broadcast_to(jnp.arange(length), (rows, length))
@@ -149,7 +247,7 @@ def _choose_units(masking, segment_ids, is_candidate, unit_start, order_bits):
     )
     first = jnp.pad(owner[:, :-1], ((0, 0), (1, 0)), constant_values=-1) != owner
 
-    def cumsum_in_example(values):
+    def cumsum_in_example(values: jax.Array) -> jax.Array:
         total = jnp.cumsum(values, axis=1)
         return total - jax.lax.cummax(jnp.where(first, total - values, 0), axis=1)
 
@@ -160,9 +258,9 @@ def _choose_units(masking, segment_ids, is_candidate, unit_start, order_bits):
     taken |= filler & (used + cumsum_in_example(filler.astype(size.dtype)) <= budget)
 
     _, taken = jax.lax.sort((index, taken), dimension=1, num_keys=1)
-    return is_candidate & jnp.take_along_axis(taken, _last_start(unit_start), axis=1)
+    return is_candidate & jnp.take_along_axis(taken, last_start(unit_start), axis=1)
 
 
-def _last_start(starts):
+def last_start(starts: jax.Array) -> jax.Array:
     """[rows, length] bool -> int32: the nearest start at or before each position."""
     return jax.lax.cummax(jnp.where(starts, jnp.arange(starts.shape[1]), 0), axis=1)

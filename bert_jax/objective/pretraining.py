@@ -1,42 +1,36 @@
 """BERT's objective: masked LM plus next sentence (or sentence order) prediction."""
 
-import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from bert_jax.objective.losses import cross_entropy
-from bert_jax.objective.masking import Masking, mask_tokens
-
-Batch = dict[str, jax.Array]
-Sums = dict[str, jax.Array]
+from bert_jax.model.heads import MASKED_LM, NEXT_SENTENCE
+from bert_jax.objective.masking import BoundMasking, mask_tokens
+from bert_jax.objective.protocol import Batch, Objective, Sums
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class PreTraining:
-    """What a step needs to know of the task: how to prepare a batch, count it and sum its losses.
+    """Masked LM and next sentence prediction for a model; see `BoundObjective`.
 
     Attributes:
-      graphdef: structure of a `BertWithHeads` that has those of pretraining.
-      masking: how to mask.
+      graphdef: structure of a `BertWithHeads` that has the heads of pretraining.
+      masking: how to mask; None where the examples are masked already.
       seed: of the masks. They are drawn by threefry, whatever generator dropout uses, so that they
         are the same on every mesh.
     """
 
-    graphdef: Any
-    masking: Masking
+    graphdef: nnx.GraphDef[Any]
+    masking: BoundMasking | None
     seed: int
 
     heads = ("mlm", "nsp")
 
     def prepare(self, batch: Batch) -> Batch:
-        """Masks the rows of a global batch; see `mask_tokens` for what it adds.
-
-        A batch of pre-masked examples is complete and stays as it is.
-        """
-        if "masked_lm_positions" in batch:
+        """Masks the rows of a global batch; see `mask_tokens` for what it adds."""
+        if self.masking is None:
             return batch
         return mask_tokens(batch, self.masking, jax.random.key(self.seed, impl="threefry2x32"))
 
@@ -44,7 +38,7 @@ class PreTraining:
         """Per head, fp32 weights of a prepared batch: masked slots, examples that have a label."""
         return {
             "mlm": batch["masked_lm_weights"],
-            "nsp": (batch["next_sentence_label"] >= 0).astype(jnp.float32),
+            "nsp": NEXT_SENTENCE.weights(batch["next_sentence_label"]),
         }
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
@@ -53,20 +47,26 @@ class PreTraining:
         Returns:
           fp32 scalars "<head>_loss" (nats), "<head>_correct" and "<head>_count", each a sum.
         """
-        word_logits, pair_logits = nnx.merge(self.graphdef, params)(
-            batch["input_ids"],
-            batch["token_type_ids"],
-            batch["position_ids"],
-            batch["segment_ids"],
-            batch["masked_lm_positions"],
-            batch["cls_positions"],
-            dropout_key,
-        )
+        model = nnx.merge(self.graphdef, params)
+        hidden = model.encode(batch, dropout_key)
+        words = MASKED_LM.apply(model, MASKED_LM.read(model.bert, hidden, batch))
+        pairs = NEXT_SENTENCE.apply(model, NEXT_SENTENCE.read(model.bert, hidden, batch))
         weights = self.weights(batch)
+        labels = {"mlm": batch["masked_lm_ids"], "nsp": batch["next_sentence_label"]}
         heads = {
-            "mlm": cross_entropy(word_logits, batch["masked_lm_ids"], weights["mlm"]),
-            "nsp": cross_entropy(pair_logits, batch["next_sentence_label"], weights["nsp"]),
+            "mlm": MASKED_LM.sums(words, labels["mlm"], weights["mlm"], batch),
+            "nsp": NEXT_SENTENCE.sums(pairs, labels["nsp"], weights["nsp"], batch),
         }
         return {
             f"{head}_{name}": value for head, sums in heads.items() for name, value in sums.items()
         }
+
+
+@dataclass(frozen=True)
+class MlmNsp(Objective, name="mlm_nsp"):
+    """Masked LM and, where the data have pairs, next sentence or sentence order prediction."""
+
+    def bind(
+        self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int
+    ) -> PreTraining:
+        return PreTraining(graphdef, masking, seed)

@@ -2,19 +2,69 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from bert_jax.errors import UserError
+from bert_jax.fields import field
+from bert_jax.model.architecture import Architecture
 
 AXES = ("data", "fsdp", "tensor")
+_SIZE = "; -1 takes the devices that the others leave"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a computation is laid out over devices; see `bert_jax.parallel.rules`."""
+
+    data: int = field(-1, "devices that share the rows of a batch" + _SIZE, resume=True)
+    fsdp: int = field(
+        1, "devices that share rows, and each layer's parameters until it runs" + _SIZE, resume=True
+    )
+    tensor: int = field(
+        1, "devices that share heads, feed-forward features and vocabulary" + _SIZE, resume=True
+    )
+    zero1: bool = field(
+        True, "split optimizer state and fp32 parameters over the data axis too", resume=True
+    )
+
+    def check(self, path: str) -> None:
+        """Raises UserError if a size is no number of devices, or two are open."""
+        sizes = (self.data, self.fsdp, self.tensor)
+        if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+            raise UserError(f"{path} sizes must be positive, at most one of them -1, not {sizes}")
+
+    def mesh(self, devices: Sequence[jax.Device] | None = None) -> Mesh:
+        """See `make_mesh`."""
+        return make_mesh(self.data, self.fsdp, self.tensor, devices)
+
+
+def row_devices(mesh: Mesh) -> int:
+    """How many parts the rows of a batch are split into."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_divides(mesh: Mesh, architecture: Architecture) -> None:
+    """Raises UserError if parameters cannot be split over the mesh."""
+    vocab_size = architecture.padded_vocab_size
+    for axis, name, size in (
+        ("fsdp", "hidden_size", architecture.hidden_size),
+        ("tensor", "num_heads", architecture.num_heads),
+        ("tensor", "intermediate_size", architecture.intermediate_size),
+        ("tensor", "vocab_size", vocab_size),
+    ):
+        if size % mesh.shape[axis]:
+            raise UserError(
+                f"config.mesh.{axis}={mesh.shape[axis]} must divide config.model.{name}, {size}"
+                + (" with its padding" if name == "vocab_size" else "")
+            )
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
     """A mesh over all devices, laid along the links between them.
 

@@ -1,20 +1,23 @@
 """Where every array lives: the one place that connects names of axes to axes of the mesh.
 
-`PARAMETER_AXES` names the axes of each parameter, `RULES` maps names to mesh axes. Parameter and
-activation shardings both come from them, so a layout is a matter of sizes in `config.mesh`.
+A parameter's axes are named where it is made (`bert_jax.model.parameters`); `RULES` maps names to
+mesh axes. Parameter and activation shardings both come from them, so a layout is a matter of sizes
+in `config.mesh`.
 """
 
 import math
-import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bert_jax.parallel.mesh import AXES
+from bert_jax.model.architecture import Constrain
+from bert_jax.model.parameters import WORD_EMBEDDINGS, Axes, Params, is_stacked, path_of
+from bert_jax.parallel.mesh import AXES, row_devices
 
 # Logical axis -> the mesh axes that it is split over; what is not named here is replicated.
 RULES: dict[str, tuple[str, ...]] = {
@@ -25,31 +28,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
 }
 
-# Path of a parameter -> names of its axes. Exactly one pattern matches each parameter.
-PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"bert/embeddings/word/embedding", ("vocab", "embed")),
-    (r"bert/embeddings/(position|token_type)/embedding", (None, None)),
-    (r"bert/encoder/layers/attention/(query|key|value)/kernel", ("layer", "embed", "heads")),
-    (r"bert/encoder/layers/attention/(query|key|value)/bias", ("layer", "heads")),
-    (r"bert/encoder/layers/attention/output/kernel", ("layer", "heads", "embed")),
-    (r"bert/encoder/layers/feed_forward/intermediate/kernel", ("layer", "embed", "mlp")),
-    (r"bert/encoder/layers/feed_forward/intermediate/bias", ("layer", "mlp")),
-    (r"bert/encoder/layers/feed_forward/output/kernel", ("layer", "mlp", "embed")),
-    (r"bert/encoder/layers/(attention|feed_forward)/output/bias", ("layer", None)),
-    (r"bert/encoder/layers/(attention|feed_forward)_norm/(scale|bias)", ("layer", None)),
-    (r"bert/embeddings/norm/(scale|bias)", (None,)),
-    (r"bert/pooler/kernel", ("embed", None)),
-    (r"masked_lm/dense/kernel", ("embed", None)),
-    (r"(next_sentence|sequence_classifier|token_classifier|answer_span)/kernel", ("embed", None)),
-    (r"(next_sentence|sequence_classifier|token_classifier|answer_span)/bias", (None,)),
-    (r"masked_lm/bias", ("vocab",)),
-    (r"(bert/pooler|masked_lm/dense)/bias", (None,)),
-    (r"masked_lm/norm/(scale|bias)", (None,)),
-)
-
 LANES = 128
-LAYERS = "bert/encoder/layers/"
-TIED = "bert/embeddings/word/embedding"
 
 
 def spec(names: tuple[str | None, ...], keep: tuple[str, ...] = AXES) -> P:
@@ -58,19 +37,7 @@ def spec(names: tuple[str | None, ...], keep: tuple[str, ...] = AXES) -> P:
     return P(*(tuple(axes) or None for axes in kept))
 
 
-def parameter_axes(path: str) -> tuple[str | None, ...]:
-    """Names of the axes of the parameter at `path` ("bert/pooler/kernel").
-
-    Raises:
-      ValueError: not exactly one pattern of the table matches.
-    """
-    found = [names for pattern, names in PARAMETER_AXES if re.fullmatch(pattern, path)]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} rules match parameter {path!r}; there must be exactly one")
-    return found[0]
-
-
-def state_shardings(mesh: Mesh, state: Any, zero1: bool) -> Any:
+def state_shardings(mesh: Mesh, state: Any, axes: Axes, *, zero1: bool) -> Any:
     """A NamedSharding for every leaf of a training state, from its shapes.
 
     Optimizer moments lie under the same path as their parameter and are laid out like it; scalars
@@ -79,31 +46,27 @@ def state_shardings(mesh: Mesh, state: Any, zero1: bool) -> Any:
     Args:
       mesh: of the run.
       state: tree of arrays or shapes.
+      axes: names of the axes of each parameter.
       zero1: split every leaf over the data axis too, wherever one of its axes divides by it
         (Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, with the fp32 parameters counted
         to the optimizer's state).
     """
 
-    def sharding(path, leaf):
-        if leaf.size == 1:
+    def sharding(keys: Any, leaf: Any) -> NamedSharding:
+        names = axes.get(path_of(keys), ())
+        if leaf.size == 1 or leaf.ndim != len(names):  # a factored moment, which is small
             return NamedSharding(mesh, P())
-        names = parameter_axes(_parameter_path(path))
-        if leaf.ndim != len(names):  # a factored moment, which is small
-            return NamedSharding(mesh, P())
-        axes = [RULES.get(name, ()) for name in names]
+        split = [RULES.get(name, ()) for name in names]
         if zero1:
-            axes = _split_over_data(mesh, leaf.shape, names, axes)
-        return NamedSharding(mesh, P(*(a or None for a in axes)))
+            split = _split_over_data(mesh, leaf.shape, names, split)
+        return NamedSharding(mesh, P(*(a or None for a in split)))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 
 
-def _parameter_path(path: Any) -> str:
-    # Moments mirror the tree of parameters: the dict keys of a path name the parameter.
-    return "/".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey))
-
-
-def _split_over_data(mesh, shape, names, axes):
+def _split_over_data(
+    mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...], axes: list[tuple[str, ...]]
+) -> list[tuple[str, ...]]:
     """Adds the data axis to the first axis of an array that can be split so much further.
 
     That of the layers comes last: a layer's gradient is complete long before the others are. The
@@ -118,7 +81,7 @@ def _split_over_data(mesh, shape, names, axes):
     return axes
 
 
-def gather(mesh: Mesh, params: Any) -> Any:
+def gather(mesh: Mesh, params: Params, axes: Axes) -> Params:
     """Brings stored parameters together for computing.
 
     What is split over data is gathered, and what is split over fsdp too, except for layers: each of
@@ -129,55 +92,64 @@ def gather(mesh: Mesh, params: Any) -> Any:
     gradients before the parts are reduced; without, each of the two is reduced on its own.
     """
 
-    def constrain(path, leaf):
-        path = _parameter_path(path)
-        keep = ("fsdp", "tensor") if path.startswith(LAYERS) else ("tensor",)
-        if path == TIED:
-            copies = math.prod(mesh.shape[axis] for axis in RULES["batch"])
-            return _pin_copies(mesh, jnp.broadcast_to(leaf, (copies, *leaf.shape)))
-        sharding = NamedSharding(mesh, spec(parameter_axes(path), keep))
-        return jax.lax.with_sharding_constraint(leaf, sharding)
+    def constrain(keys: Any, leaf: jax.Array) -> jax.Array:
+        path = path_of(keys)
+        if path == WORD_EMBEDDINGS:
+            copies = jnp.broadcast_to(leaf, (row_devices(mesh), *leaf.shape))
+            return _pin_copies(mesh, copies, axes)
+        keep = ("fsdp", "tensor") if is_stacked(axes[path]) else ("tensor",)
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec(axes[path], keep)))
 
     return jax.tree_util.tree_map_with_path(constrain, params)
 
 
-def scatter(mesh: Mesh, gradients: Any, shardings: Any) -> Any:
+def scatter(mesh: Mesh, gradients: Params, axes: Axes, shardings: Any) -> Params:
     """Reduces the gradients of gathered parameters into the places of the stored ones."""
 
-    def constrain(path, leaf, sharding):
-        if _parameter_path(path) == TIED:
-            leaf = jnp.sum(_pin_copies(mesh, leaf), axis=0)
+    def constrain(keys: Any, leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
+        if path_of(keys) == WORD_EMBEDDINGS:
+            leaf = jnp.sum(_pin_copies(mesh, leaf, axes), axis=0)
         return jax.lax.with_sharding_constraint(leaf, sharding)
 
     return jax.tree_util.tree_map_with_path(constrain, gradients, shardings)
 
 
-def _pin_copies(mesh, table):
+def _pin_copies(mesh: Mesh, table: jax.Array, axes: Axes) -> jax.Array:
     """Keeps each copy of the word embeddings with its part of the batch."""
-    sharding = NamedSharding(mesh, P(RULES["batch"], *spec(parameter_axes(TIED), ("tensor",))))
+    kept = spec(axes[WORD_EMBEDDINGS], ("tensor",))
+    sharding = NamedSharding(mesh, P(RULES["batch"], *kept))
     return jax.lax.with_sharding_constraint(table, sharding)
 
 
-def gather_layer(mesh: Mesh) -> Callable[[Any], Any]:
+def gather_layer(mesh: Mesh, axes: Axes) -> Callable[[Params], Params]:
     """The function through which a model passes the parameters of one layer before it uses them.
 
     Forward it gathers what is split over fsdp; backward it splits the gradient again, so that it is
     reduced and scattered in one.
+
+    Args:
+      mesh: of the run.
+      axes: of one layer's parameters.
     """
 
-    def constrain(path, leaf, keep):
-        names = parameter_axes(LAYERS + _parameter_path(path))[1:]
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec(names, keep)))
+    def constrain(params: Params, keep: tuple[str, ...]) -> Params:
+        def pin(keys: Any, leaf: jax.Array) -> jax.Array:
+            sharding = NamedSharding(mesh, spec(axes[path_of(keys)], keep))
+            return jax.lax.with_sharding_constraint(leaf, sharding)
+
+        return jax.tree_util.tree_map_with_path(pin, params)
 
     @jax.custom_vjp
-    def gather(params):
-        return jax.tree_util.tree_map_with_path(lambda p, x: constrain(p, x, ("tensor",)), params)
+    def gather(params: Params) -> Params:
+        return constrain(params, ("tensor",))
 
-    def backward(_, gradients):
-        split = ("fsdp", "tensor")
-        return (jax.tree_util.tree_map_with_path(lambda p, x: constrain(p, x, split), gradients),)
+    def forward(params: Params) -> tuple[Params, None]:
+        return gather(params), None
 
-    gather.defvjp(lambda params: (gather(params), None), backward)
+    def backward(_: None, gradients: Params) -> tuple[Params]:
+        return (constrain(gradients, ("fsdp", "tensor")),)
+
+    gather.defvjp(forward, backward)
     return gather if mesh.shape["fsdp"] > 1 else lambda params: params
 
 
@@ -186,7 +158,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, spec(("batch",)))
 
 
-def activation_constraint(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
+def activation_constraint(mesh: Mesh) -> Constrain:
     """The function through which a model pins an activation's sharding by names of its axes."""
 
     def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
@@ -198,3 +170,18 @@ def activation_constraint(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, 
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same whole value on every device."""
     return NamedSharding(mesh, P())
+
+
+def put_params(params: Params, mesh: Mesh, axes: Axes, *, zero1: bool = False) -> Params:
+    """Parameters on the mesh, from the same numpy arrays on every host; see `state_shardings`."""
+
+    def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+
+    return jax.tree.map(put, params, state_shardings(mesh, params, axes, zero1=zero1))
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The global batch on the mesh, from the rows of every host; see `hosts.local_rows`."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

@@ -2,15 +2,13 @@
 
 import dataclasses
 
+from jax.sharding import Mesh
+
+from bert_jax.model.architecture import Architecture
+
 
 def pretraining_flops_per_example(
-    *,
-    num_layers: int,
-    hidden_size: int,
-    intermediate_size: int,
-    vocab_size: int,
-    length: float,
-    predictions: float,
+    architecture: Architecture, *, length: float, predictions: float
 ) -> float:
     """FLOPs of forward and backward for one example, matrix products only.
 
@@ -19,14 +17,14 @@ def pretraining_flops_per_example(
     token would charge the embedding table to every token, 23 % too much for base at 128 tokens.
 
     Args:
-      num_layers, hidden_size, intermediate_size, vocab_size: L, D, F and V.
+      architecture: L layers, D features, F inside a feed-forward layer, V words.
       length: S, tokens of the example.
       predictions: M, masked positions.
     """
-    layers, hidden = num_layers, hidden_size
-    dense = 6 * length * layers * (4 * hidden**2 + 2 * hidden * intermediate_size)
+    layers, hidden = architecture.num_layers, architecture.hidden_size
+    dense = 6 * length * layers * (4 * hidden**2 + 2 * hidden * architecture.intermediate_size)
     attention = 12 * layers * length**2 * hidden
-    masked_lm = 6 * predictions * (hidden**2 + hidden * vocab_size)
+    masked_lm = 6 * predictions * (hidden**2 + hidden * architecture.vocab_size)
     next_sentence = 6 * (hidden**2 + 2 * hidden)
     return dense + attention + masked_lm + next_sentence
 
@@ -72,5 +70,10 @@ CHIPS = {
 
 def peak_flops_per_device(device_kind: str) -> float | None:
     """bf16 FLOP/s of one JAX device, or None for a kind that is not in the table (CPU, GPU)."""
-    chip = CHIPS.get(device_kind)
-    return chip and chip.peak_flops
+    return CHIPS[device_kind].peak_flops if device_kind in CHIPS else None
+
+
+def peak_flops(mesh: Mesh) -> float | None:
+    """bf16 FLOP/s of all devices of a mesh together; None where it is not known."""
+    peak = peak_flops_per_device(mesh.devices.flat[0].device_kind)
+    return None if peak is None else peak * mesh.size

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from bert_jax.data.packing import Batch, Example, fill_rows, pack
+from bert_jax.model.heads import Head
 from bert_jax.tasks.features import Features
 
 ROW_MULTIPLE = 32  # of tokens
@@ -27,6 +28,7 @@ class ExampleBatches:
     def __init__(
         self,
         features: Features,
+        head: Head,
         *,
         pad_id: int,
         batch_size: int,
@@ -39,6 +41,7 @@ class ExampleBatches:
 
         Args:
           features: the examples.
+          head: which lays out their labels.
           pad_id: id of [PAD].
           batch_size: examples of the global batch.
           seed: of the order of examples; None = their own order, once.
@@ -46,7 +49,7 @@ class ExampleBatches:
           row_multiple: divides the number of rows.
           host_rows: number of rows of the global batch -> those that this host gathers.
         """
-        self._labels = features.labels
+        self._labels, self._head = features.labels, head
         self._examples = [*map(Example, features.input_ids, features.b_start)]
         self._pad_id = pad_id
         self._batch_size = batch_size
@@ -60,11 +63,11 @@ class ExampleBatches:
         self.steps_per_epoch = count // batch_size if seed is not None else -(-count // batch_size)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
-        """This host's rows of batch `step`, as `bert_jax.objective.finetuning` takes them.
+        """This host's rows of batch `step`, as `bert_jax.objective.finetuning` takes them."""
+        return self.packed(step).rows
 
-        Beside that `example_ids` int32 [rows, slots] is the index of each example, -1 where there
-        is none.
-        """
+    def packed(self, step: int) -> Batch:
+        """The same, with which example is where."""
         epoch, step = divmod(step, self.steps_per_epoch)
         order = np.arange(len(self._examples))
         if self._seed is not None:
@@ -78,31 +81,12 @@ class ExampleBatches:
         num_rows = -(-len(rows) // self._row_multiple) * self._row_multiple
         rows += [[]] * (num_rows - len(rows))
         mine = [rows[row] for row in self._host_rows(num_rows)]
-        return self._with_labels(
-            fill_rows(
-                self._examples,
-                mine,
-                num_rows=len(mine),
-                row_length=self._row_length,
-                pad_id=self._pad_id,
-            )
+        batch = fill_rows(
+            self._examples,
+            mine,
+            num_rows=len(mine),
+            row_length=self._row_length,
+            pad_id=self._pad_id,
         )
-
-    def _with_labels(self, batch: Batch) -> dict[str, np.ndarray]:
-        arrays, known = batch.rows, self._labels
-        slots = arrays["cls_positions"].shape
-        example_ids = np.full(slots, -1, np.int32)
-        example_ids[batch.row, batch.slot] = batch.examples
-        if isinstance(known, list):  # of tokens
-            labels = np.full(arrays["input_ids"].shape, -1, np.int32)
-            for example, row, start, stop in zip(
-                batch.examples, batch.row, batch.start, batch.stop
-            ):
-                labels[row, start:stop] = known[example]
-        else:
-            nothing = np.nan if known.dtype == np.float32 else -1
-            labels = np.full((*slots, *known.shape[1:]), nothing, known.dtype)
-            is_span = known.ndim == 2  # of positions, which count from the beginning of the row
-            offset = batch.start[:, None] if is_span else 0
-            labels[batch.row, batch.slot] = known[batch.examples] + offset
-        return arrays | {"example_ids": example_ids, "labels": labels}
+        labels = self._head.labels_in_rows(self._labels, batch)
+        return batch._replace(rows=batch.rows | {"labels": labels})

@@ -1,107 +1,120 @@
-"""Optimizers and learning rate schedules.
+"""Optimizers.
 
 An optimizer here gives a descent direction; the step multiplies it by the rate. So the rate
 is a plain function of the step and no counter is kept twice.
 """
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-Schedule = Callable[[jax.Array], jax.Array]
+from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Choice, field
+from bert_jax.model.parameters import Axes, is_stacked, path_of
+from bert_jax.train.schedules import Linear, Schedule
 
 
-def learning_rate_schedule(
-    kind: str, *, peak: float, warmup_steps: int, steps: int, power: float = 1.0
-) -> Schedule:
-    """Linear warmup from 0, then a decay.
+@dataclass(frozen=True)
+class Optimizer(Choice):
+    """A direction to go and how far; the fields that all kinds share.
 
-    As in Google's BERT and NVIDIA's, the decay counts from step 0 over all `steps` and warmup
-    overrides it, so the rate drops at the boundary from `peak` to, for "linear",
-    peak * (1 - warmup_steps / steps). A schedule joined at the peak would be slightly higher.
-
-    Args:
-      kind: "linear" or "poly" ((1 - t/T) ** power), "cosine", "rsqrt" (peak * sqrt(w/t)) or
-        "constant".
-      peak: the highest rate.
-      warmup_steps, steps: w and T, in optimizer steps.
-      power: of "poly".
-
-    Returns:
-      int32 step (0 is the first) -> fp32 rate.
+    The direction of every kind is that of its `core`, after a clip of the gradients by their global
+    norm, with decoupled weight decay added, which spares biases and LayerNorm.
     """
 
-    def schedule(step: jax.Array) -> jax.Array:
-        t = jnp.asarray(step, jnp.float32)
-        left = jnp.maximum(1.0 - t / steps, 0.0)
-        decay = {
-            "linear": lambda: left,
-            "poly": lambda: left**power,
-            "cosine": lambda: 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left))),
-            "rsqrt": lambda: jnp.sqrt(max(warmup_steps, 1) / jnp.maximum(t, 1.0)),
-            "constant": lambda: jnp.ones_like(t),
-        }[kind]()
-        warmup = t / max(warmup_steps, 1)
-        return peak * jnp.where(t < warmup_steps, warmup, decay)
+    learning_rate: float = field(1e-4, "the highest", bounds=POSITIVE, resume=True)
+    warmup_steps: int = field(
+        0, "steps in which the learning rate rises from 0", bounds=NOT_NEGATIVE, resume=True
+    )
+    schedule: Schedule = field(Linear(), "of the learning rate after warmup")
+    weight_decay: float = field(0.01, "decoupled", bounds=NOT_NEGATIVE)
+    clip_norm: float = field(
+        1.0, "global norm that gradients are clipped to; 0 does not clip", bounds=NOT_NEGATIVE
+    )
+    gradient_accumulation: int = field(1, "microbatches of a batch", bounds=POSITIVE)
 
-    return schedule
+    def core(self, axes: Axes) -> optax.GradientTransformation:
+        """From clipped gradients to a direction, before weight decay.
+
+        Args:
+          axes: names of the axes of each parameter; the first is "layer" where layers are stacked.
+        """
+        raise NotImplementedError
+
+    def transformation(self, axes: Axes) -> optax.GradientTransformation:
+        """From gradients to a direction, without the learning rate."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
+            self.core(axes),
+            optax.add_decayed_weights(self.weight_decay, mask=decay_mask),
+        )
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer, name="adamw"):
+    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101).
+
+    Without bias correction the moments are used as they are, as in Google's BERT.
+    """
+
+    b1: float = field(0.9, "decay of the first moment", bounds=FRACTION)
+    b2: float = field(0.999, "decay of the second moment", bounds=FRACTION)
+    eps: float = field(1e-6, "added to the root of the second moment", bounds=POSITIVE)
+    bias_correction: bool = field(False, "divide the moments by 1 - decay ** step")
+
+    def core(self, axes: Axes) -> optax.GradientTransformation:
+        scale = optax.scale_by_adam if self.bias_correction else _scale_by_uncorrected_adam
+        return scale(b1=self.b1, b2=self.b2, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class Lamb(Optimizer, name="lamb"):
+    """LAMB (You et al. 2020, https://arxiv.org/abs/1904.00962).
+
+    The direction of AdamW with bias correction, scaled for every layer by its trust ratio
+    |parameter| / |direction|. As in NVIDIA's and MLPerf's, biases and LayerNorm neither decay nor
+    are scaled, and where a norm is 0 the ratio is 1.
+    """
+
+    b1: float = field(0.9, "decay of the first moment", bounds=FRACTION)
+    b2: float = field(0.999, "decay of the second moment", bounds=FRACTION)
+    eps: float = field(1e-6, "added to the root of the second moment", bounds=POSITIVE)
+
+    def core(self, axes: Axes) -> optax.GradientTransformation:
+        return optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+
+    def transformation(self, axes: Axes) -> optax.GradientTransformation:
+        return optax.chain(super().transformation(axes), optax.stateless(_trust_ratio(axes)))
+
+
+@dataclass(frozen=True)
+class Adafactor(Optimizer, name="adafactor"):
+    """Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235) with its own constants.
+
+    The root mean squares by which it scales parameters and clips updates are taken over all layers
+    of a stack together.
+    """
+
+    def core(self, axes: Axes) -> optax.GradientTransformation:
+        # optax ends its version with a change of sign, and the step subtracts.
+        return optax.chain(optax.adafactor(), optax.scale(-1.0))
+
+
+@dataclass(frozen=True)
+class Sgd(Optimizer, name="sgd"):
+    """Stochastic gradient descent with momentum."""
+
+    momentum: float = field(0.9, "decay of the sum of gradients", bounds=FRACTION)
+
+    def core(self, axes: Axes) -> optax.GradientTransformation:
+        return optax.trace(self.momentum)
 
 
 def decay_mask(params: Any) -> Any:
     """True for the leaves that weight decay applies to: all but biases and LayerNorm scales."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _decays(path), params)
-
-
-def adamw(
-    *,
-    b1: float,
-    b2: float,
-    eps: float,
-    weight_decay: float,
-    clip_norm: float,
-    bias_correction: bool,
-) -> optax.GradientTransformation:
-    """AdamW (Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.05101) after a global-norm clip.
-
-    With `bias_correction=False` the moments are used as they are, as in Google's BERT. Weight decay
-    is decoupled and skips biases and LayerNorm. `clip_norm=0` turns clipping off.
-    """
-    scale = optax.scale_by_adam if bias_correction else _scale_by_uncorrected_adam
-    return _clip_and_decay(scale(b1=b1, b2=b2, eps=eps), weight_decay, clip_norm)
-
-
-def lamb(
-    *, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float
-) -> optax.GradientTransformation:
-    """LAMB (You et al. 2020, https://arxiv.org/abs/1904.00962) after a global-norm clip.
-
-    The direction of AdamW with bias correction, scaled for every layer by its trust ratio
-    |parameter| / |direction|. As in NVIDIA's and MLPerf's, biases and LayerNorm neither decay nor
-    are scaled, and where a norm is 0 the ratio is 1. `clip_norm=0` turns clipping off.
-    """
-    adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
-    return optax.chain(
-        _clip_and_decay(adam, weight_decay, clip_norm), optax.stateless(_scale_by_trust_ratio)
-    )
-
-
-def adafactor(*, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
-    """Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235) with its own constants.
-
-    Weight decay and clip as in `adamw`. The root mean squares by which it scales parameters and
-    clips updates are taken over all layers of a stack together.
-    """
-    # optax ends its version with a change of sign, and the step subtracts.
-    core = optax.chain(optax.adafactor(), optax.scale(-1.0))
-    return _clip_and_decay(core, weight_decay, clip_norm)
-
-
-def sgd(*, momentum: float, weight_decay: float, clip_norm: float) -> optax.GradientTransformation:
-    """SGD with momentum; weight decay (decoupled) and clip as in `adamw`."""
-    return _clip_and_decay(optax.trace(momentum), weight_decay, clip_norm)
 
 
 def scale_by_depth(
@@ -115,7 +128,7 @@ def scale_by_depth(
     decay included. Pooler and heads are left alone.
     """
 
-    def scale(path, update):
+    def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
         names = [key.key for key in path]
         if names[0] != "bert" or names[1] == "pooler":
             return update
@@ -129,37 +142,22 @@ def scale_by_depth(
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
-def _clip_and_decay(
-    core: optax.GradientTransformation, weight_decay: float, clip_norm: float
-) -> optax.GradientTransformation:
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        core,
-        optax.add_decayed_weights(weight_decay, mask=decay_mask),
-    )
-
-
 def _decays(path: tuple[Any, ...]) -> bool:
     return path[-1].key not in ("bias", "scale")
 
 
-def _layer_axes(path: tuple[Any, ...], ndim: int) -> tuple[int, ...]:
-    """The axes of one layer's parameter: all but the first where layers are stacked."""
-    stacked = any(key.key == "layers" for key in path)
-    return tuple(range(int(stacked), ndim))
-
-
-def _scale_by_trust_ratio(updates: Any, params: Any) -> Any:
-    def scale(path, update, param):
+def _trust_ratio(axes: Axes) -> Any:
+    def scale(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
         if not _decays(path):
             return update
-        axes = _layer_axes(path, param.ndim)
-        param_norm = jnp.sqrt(jnp.sum(param**2, axes, keepdims=True))
-        update_norm = jnp.sqrt(jnp.sum(update**2, axes, keepdims=True))
+        # Of a stack every layer has a ratio of its own.
+        over = tuple(range(int(is_stacked(axes[path_of(path)])), param.ndim))
+        param_norm = jnp.sqrt(jnp.sum(param**2, over, keepdims=True))
+        update_norm = jnp.sqrt(jnp.sum(update**2, over, keepdims=True))
         defined = (param_norm > 0) & (update_norm > 0)
         return update * jnp.where(defined, param_norm / jnp.where(defined, update_norm, 1.0), 1.0)
 
-    return jax.tree_util.tree_map_with_path(scale, updates, params)
+    return lambda updates, params: jax.tree_util.tree_map_with_path(scale, updates, params)
 
 
 def _scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
-Params = dict[str, Any]
+from bert_jax.model.parameters import Params
 
 
 @jax.tree_util.register_dataclass
@@ -30,21 +29,6 @@ class TrainState:
     step: jax.Array
     params: Params
     opt_state: Any
-
-
-def split_model(make_model: Callable[[nnx.Rngs], nnx.Module]) -> tuple[Any, Callable]:
-    """Separates a model's structure from its parameters without computing either.
-
-    Returns:
-      The static graph definition, which `nnx.merge(graphdef, params)` turns back into a model, and
-      `init(key) -> params`, a pure function that can be jitted or traced by `jax.eval_shape`.
-    """
-    graphdef = nnx.split(nnx.eval_shape(lambda: make_model(nnx.Rngs(0))))[0]
-
-    def init(key: jax.Array) -> Params:
-        return nnx.to_pure_dict(nnx.split(make_model(nnx.Rngs(params=key)))[1])
-
-    return graphdef, init
 
 
 def init_state(

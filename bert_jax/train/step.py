@@ -5,45 +5,32 @@ step knows gradients, accumulation and the optimizer, and is the same for every 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from bert_jax.train.optimizers import Schedule
-from bert_jax.train.state import Params, TrainState
+from bert_jax.model.parameters import Params
+from bert_jax.objective.protocol import BoundObjective
+from bert_jax.train.schedules import Rate
+from bert_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
-
-
-class Objective(Protocol):
-    """What to learn from a batch. `heads` names its losses."""
-
-    heads: tuple[str, ...]
-
-    def prepare(self, batch: Batch) -> Batch:
-        """Completes a global batch (masks, labels) before it is split into microbatches."""
-
-    def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Per head, the weights of a prepared batch; they sum to the "<head>_count" of `sums`."""
-
-    def sums(self, params: Params, batch: Batch, dropout_key: Any = None) -> Metrics:
-        """Per head, the fp32 scalars "<head>_loss", "<head>_correct" and "<head>_count"."""
+Step = Callable[..., tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    objective: Objective,
+    objective: BoundObjective,
     optimizer: optax.GradientTransformation,
-    schedule: Schedule,
+    rate: Rate,
     *,
-    dropout_key: jax.Array | None,
     gradient_accumulation: int = 1,
     load: Callable[[Params], Params] = lambda params: params,
     store: Callable[[Params], Params] = lambda gradients: gradients,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Builds `train_step(state, batch) -> (state, metrics)`, a pure function to jit.
+) -> Step:
+    """Builds `train_step(state, batch, dropout_key) -> (state, metrics)`, a pure function to jit.
 
     The loss is the sum over heads of (sum over the global batch / count of the global batch). The
     counts are known before the forward pass, so every microbatch divides by the count of the whole
@@ -52,31 +39,31 @@ def make_train_step(
     Args:
       objective: what to learn.
       optimizer: turns gradients into a direction; the step multiplies it by the learning rate.
-      schedule: step -> learning rate; further arguments of the step are passed on to it.
-      dropout_key: typed key, folded with step and microbatch; None trains without dropout.
+      rate: step -> learning rate; further arguments of the train step are passed on to it.
       gradient_accumulation: number of microbatches; divides the number of rows.
       load: stored parameters -> those to compute with, cast and gathered.
       store: their gradients -> in the type and the place of the stored parameters.
 
     Returns:
-      The step. Its metrics are the objective's sums, those of `count_positions`, and the scalars
+      The step. Its dropout key is typed, and folded with step and microbatch; None trains without
+      dropout. Its metrics are the objective's sums, those of `count_positions`, and the scalars
       "grad_norm" (before clipping) and "learning_rate".
     """
 
     def train_step(
-        state: TrainState, batch: Batch, *horizon: jax.Array
+        state: TrainState, batch: Batch, dropout_key: jax.Array | None, *horizon: jax.Array
     ) -> tuple[TrainState, Metrics]:
         batch = objective.prepare(batch)
         counts = {head: jnp.sum(w) for head, w in objective.weights(batch).items()}
         params = load(state.params)
         step_key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
 
-        def loss(params, batch, key):
+        def loss(params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
             sums = objective.sums(params, batch, key)
             losses = [sums[f"{head}_loss"] / jnp.maximum(counts[head], 1) for head in counts]
             return sum(losses), sums
 
-        def gradients_and_sums(index, microbatch):
+        def gradients_and_sums(index: Any, microbatch: Batch) -> tuple[Params, Metrics]:
             key = None if step_key is None else jax.random.fold_in(step_key, index)
             gradients, sums = jax.grad(loss, has_aux=True)(params, microbatch, key)
             return store(gradients), sums
@@ -99,7 +86,7 @@ def make_train_step(
             )
 
         direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        learning_rate = schedule(state.step, *horizon)
+        learning_rate = rate(state.step, *horizon)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
         metrics |= count_positions(batch)
         metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": learning_rate}
@@ -109,7 +96,7 @@ def make_train_step(
 
 
 def make_eval_step(
-    objective: Objective, load: Callable[[Params], Params] = lambda params: params
+    objective: BoundObjective, load: Callable[[Params], Params] = lambda params: params
 ) -> Callable[[Params, Batch], Metrics]:
     """Builds `eval_step(params, batch) -> sums`, without dropout; a pure function to jit.
 

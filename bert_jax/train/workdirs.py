@@ -1,52 +1,58 @@
 """The directory of a run: whether a run may start or go on there, and what it is made of."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
 
-from bert_jax.config import differences
 from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece
 from bert_jax.errors import UserError
+from bert_jax.storage import UNFINISHED, read_json, write_json
 from bert_jax.train.checkpoints import latest_step
 
-# What a start that was cut short may leave in a workdir.
-CLAIM = (VOCAB_FILE, CONFIG_FILE, "data.json", "config.json.tmp")
+# What a start that was cut short may leave in a workdir, beside files with `UNFINISHED` names.
+CLAIM = (VOCAB_FILE, CONFIG_FILE, "data.json")
 
 
-def check_workdir(
-    workdir: epath.Path,
-    config: Mapping[str, Any],
-    data: Mapping[str, str],
-    free: Sequence[str],
-    read: Callable[[epath.Path], Mapping[str, Any]],
+def has_run(workdir: epath.Path) -> bool:
+    """Whether a workdir holds a run that has something to lose: one with a checkpoint.
+
+    Any other run may take the place of one without: after a start that failed, the same command
+    with the mistake corrected works.
+
+    Raises:
+      UserError: the workdir holds something else than a run.
+    """
+    if not (workdir / "config.json").exists():
+        if workdir.exists() and any(not _is_claim(path.name) for path in workdir.iterdir()):
+            raise UserError(f"{workdir} is not empty and holds no run: choose another --workdir")
+        return False
+    return latest_step(workdir) is not None
+
+
+def _is_claim(name: str) -> bool:
+    return name in CLAIM or name.endswith(UNFINISHED)
+
+
+def check_same_run(
+    workdir: epath.Path, changed: Iterable[str], data: Mapping[str, str], free: Iterable[str]
 ) -> None:
-    """Checks that the workdir is new, or that its run can go on with this config and these data.
-
-    A run without a checkpoint has nothing to lose, so any other may take its place: after a start
-    that failed, the same command with the mistake corrected works.
+    """Checks that the run in a workdir can go on with other settings and these data.
 
     Args:
       workdir: of the run.
-      config: what `config.json` is to hold.
+      changed: lines "field: old -> new".
       data: what tells the data of a run from other data.
-      free: beginnings of what may change.
-      read: reads and checks a `config.json`.
+      free: beginnings of the lines about what may change.
 
     Raises:
-      UserError: the workdir holds a run of another model or other data, whose differences it lists,
-        or something else than a run.
+      UserError: the run is one of another model or other data; it lists the differences.
     """
-    config_path = workdir / "config.json"
-    if not config_path.exists():
-        if workdir.exists() and any(path.name not in CLAIM for path in workdir.iterdir()):
-            raise UserError(f"{workdir} is not empty and holds no run: choose another --workdir")
-        return
-    if latest_step(workdir) is None:
-        return
-    changed = differences(read(config_path), config)
-    changed += differences(json.loads((workdir / "data.json").read_text()), data)
+    known = read_json(workdir / "data.json")
+    changed = [
+        *changed,
+        *(f"{k}: {known.get(k)!r} -> {v!r}" for k, v in data.items() if known.get(k) != v),
+    ]
     refused = [line for line in changed if not line.startswith(tuple(free))]
     if refused:
         raise UserError(
@@ -68,7 +74,5 @@ def claim_workdir(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     wordpiece.save(workdir)
-    (workdir / "data.json").write_text(json.dumps(data, indent=2) + "\n")
-    unfinished = workdir / "config.json.tmp"
-    unfinished.write_text(json.dumps(config, indent=2) + "\n")
-    unfinished.replace(workdir / "config.json")
+    write_json(workdir / "data.json", data)
+    write_json(workdir / "config.json", config)

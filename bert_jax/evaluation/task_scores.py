@@ -1,22 +1,25 @@
-"""Scores parameters on the examples of a task."""
+"""Scores of parameters on the examples of a task."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bert_jax.config import ModelConfig
+from bert_jax.data.packing import Batch
+from bert_jax.model.architecture import Numerics
+from bert_jax.model.model import Model
+from bert_jax.model.parameters import Params
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.parallel import hosts, rules
+from bert_jax.parallel.mesh import row_devices
+from bert_jax.tasks import Task
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
-from bert_jax.tasks.registry import Task
-from bert_jax.train.build import load_params, put_batch
 from bert_jax.train.metrics import add_sums, means
-from bert_jax.train.state import Params
-from bert_jax.train.step import count_positions
+from bert_jax.train.program import loader
+from bert_jax.train.step import Metrics, count_positions
 
 
 class Examples(NamedTuple):
@@ -34,15 +37,15 @@ class Scores(NamedTuple):
     predictions: Any
 
 
-class Scoring:
+class TaskScores:
     """Runs a model on fixed examples, in their order."""
 
     def __init__(
         self,
         task: Task,
         data: Examples,
-        objective: FineTuning,
-        model: ModelConfig,
+        model: Model,
+        numerics: Numerics,
         mesh: Mesh,
         *,
         pad_id: int,
@@ -53,20 +56,25 @@ class Scoring:
         Args:
           task: whose metrics.
           data: what to score on.
-          objective: of the training.
-          model: of the parameters.
+          model: whose parameters are scored; has the head of the task.
+          numerics: of the model.
           mesh: where to compute.
           pad_id: id of [PAD].
           batch_size: examples at a time.
         """
         self._task, self._data, self._mesh = task, data, mesh
-        devices = mesh.shape["data"] * mesh.shape["fsdp"]
         self._batches = ExampleBatches(
-            data.features, pad_id=pad_id, batch_size=batch_size, seed=None, row_multiple=devices
+            data.features,
+            task.head,
+            pad_id=pad_id,
+            batch_size=batch_size,
+            seed=None,
+            row_multiple=row_devices(mesh),
         )
-        load = load_params(model, mesh)
+        objective = FineTuning(model.graphdef, task.head)
+        load = loader(mesh, model.axes, numerics)
 
-        def step(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict]:
+        def step(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
             logits = objective.logits(load(params), batch)
             return logits, objective.sums_of(logits, batch) | count_positions(batch)
 
@@ -74,31 +82,24 @@ class Scoring:
 
     def __call__(self, params: Params) -> Scores:
         """The metrics are the task's own, then "loss"; none of them where no label is known."""
-        logits: list[Any] = [None] * len(self._data.features)
+        outputs: list[Any] = [None] * len(self._data.features)
         sums = []
-        for batch, (batch_logits, batch_sums) in self._results(params):
+        for batch, (logits, batch_sums) in self._results(params):
             sums.append(batch_sums)
-            for index, found in _by_example(batch, np.asarray(batch_logits)):
-                logits[index] = found
+            found = self._task.head.by_example(np.asarray(logits), batch)
+            for index, output in zip(batch.examples.tolist(), found):
+                outputs[index] = output
         examples, features, labelled = self._data
-        predictions = self._task.predictions(logits, features, examples)
+        predictions = self._task.predictions(outputs, features, examples)
         if not labelled:
             return Scores({}, predictions)
         loss = means(add_sums(jax.device_get(sums)), FineTuning.heads)["loss"]
         return Scores(self._task.metrics(predictions, examples) | {"loss": loss}, predictions)
 
-    def _results(self, params: Params) -> Iterable[Any]:
+    def _results(self, params: Params) -> Iterator[tuple[Batch, tuple[jax.Array, Metrics]]]:
         sharding = rules.batch_sharding(self._mesh)
         for step in range(self._batches.steps_per_epoch):
-            batch = self._batches.batch(step)
-            rows = hosts.local_rows(sharding, len(batch["input_ids"]))
-            local = put_batch({name: array[rows] for name, array in batch.items()}, self._mesh)
-            yield batch, self._step(params, local)
-
-
-def _by_example(batch: dict[str, np.ndarray], logits: np.ndarray) -> Iterable[tuple[int, Any]]:
-    """(index, logits) of each example of a batch: [classes], or [length, classes] of tokens."""
-    of_tokens = logits.shape[1] == batch["segment_ids"].shape[1]
-    for row, example in np.argwhere(batch["example_ids"] >= 0):
-        found = batch["segment_ids"][row] == example + 1 if of_tokens else example
-        yield int(batch["example_ids"][row, example]), logits[row, found]
+            batch = self._batches.packed(step)
+            rows = hosts.local_rows(sharding, len(batch.rows["input_ids"]))
+            local = {name: array[rows] for name, array in batch.rows.items()}
+            yield batch, self._step(params, rules.put_batch(local, self._mesh))

@@ -1,0 +1,410 @@
+"""Fine-tunes a trained BERT on a task: classification, regression, tagging or answering."""
+
+import dataclasses
+import hashlib
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from jax.sharding import Mesh
+
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.config.overrides import differences
+from bert_jax.config.saved import migrate
+from bert_jax.data.batches import prefetch
+from bert_jax.data.wordpiece import WordPiece
+from bert_jax.errors import UserError
+from bert_jax.evaluation.task_scores import Examples, TaskScores
+from bert_jax.fields import Plain, resumable, to_plain
+from bert_jax.interop.formats import read
+from bert_jax.interop.initial import replace_params, without_parts
+from bert_jax.interop.portable import Portable
+from bert_jax.model.heads import parts_of
+from bert_jax.model.model import Model, build_model
+from bert_jax.model.parameters import Axes, Params
+from bert_jax.objective.finetuning import FineTuning
+from bert_jax.parallel import hosts, rules
+from bert_jax.parallel.mesh import check_divides, row_devices
+from bert_jax.parallel.parallelism import parallelism
+from bert_jax.report.confusion import draw_confusion
+from bert_jax.report.curves import draw_curves
+from bert_jax.storage import read_json, write_json
+from bert_jax.tasks import Task
+from bert_jax.tasks.batches import ExampleBatches
+from bert_jax.tasks.features import Features
+from bert_jax.train.checkpoints import Checkpoints, latest_step
+from bert_jax.train.hooks import Evaluate, KeepBest, Log, save
+from bert_jax.train.metrics import MetricsWriter, read_metrics
+from bert_jax.train.optimizers import scale_by_depth
+from bert_jax.train.profiling import Profiler
+from bert_jax.train.program import Program
+from bert_jax.train.state import TrainState
+from bert_jax.train.step import Batch
+from bert_jax.train.trainer import Trainer
+from bert_jax.train.workdirs import check_same_run, claim_workdir, has_run
+
+
+def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
+    """Trains once, or once for each seed in a directory of its own.
+
+    Args:
+      config: of the run.
+      workdir: where checkpoints, metrics, results and predictions go; a run that is there already
+        goes on.
+
+    Returns:
+      True: the run is over. False: a signal stopped it and everything is saved.
+
+    Raises:
+      UserError: config, model, data and workdir do not fit together.
+    """
+    workdir = epath.Path(workdir)
+    with hosts.agreement():
+        source = read(config.init_from, report=hosts.print_once)
+        task, data = read_data(config, source)
+    hosts.check_shared(workdir)
+    for name, (examples, features, _) in data.items():
+        counts = ", ".join(f"{count:,} {what}" for what, count in features.counts.items() if count)
+        hosts.print_once(f"{name}: {len(examples):,} examples ({counts})")
+    setup = Setup.build(config, source, task, data)
+    if config.seeds == 1:
+        return train_once(config, workdir, setup)
+    runs = {
+        workdir / f"seed{seed}": dataclasses.replace(config, seed=seed, seeds=1)
+        for seed in range(config.seed, config.seed + config.seeds)
+    }
+    for run, one in runs.items():
+        hosts.print_once(f"seed {one.seed}")
+        if not train_once(one, run, setup):
+            return False
+    if hosts.is_primary():
+        summarize_seeds(workdir, runs)
+    return True
+
+
+def read_data(config: FinetuneConfig, source: Portable) -> tuple[Task, dict[str, Examples]]:
+    """The task with its labels, and the examples of each split.
+
+    Raises:
+      UserError: files cannot be read, or hold what the task does not take.
+    """
+    task = config.task
+    positions = source.architecture.max_position_embeddings
+    if task.max_seq_length > positions:
+        raise UserError(
+            f"config.task.max_seq_length={task.max_seq_length}, but {config.init_from} has "
+            f"{positions} positions"
+        )
+    data = {}
+    for split in ("train", "dev", "test"):
+        name, labelled = getattr(task, split), split != "test" or task.test_labelled
+        if not name:
+            continue
+        examples = task.read(name, labelled=labelled)
+        if split == "train":
+            task = task.with_labels_of(examples)
+        features = task.features(examples, source.wordpiece, task.max_seq_length)
+        data[split] = Examples(examples, features, labelled)
+    if len(data["train"].features) < config.batch_size:
+        raise UserError(
+            f"config.batch_size={config.batch_size}, but {task.train} has only "
+            f"{len(data['train'].features)} examples"
+        )
+    return task, data
+
+
+class Setup(NamedTuple):
+    """What the runs of all seeds share.
+
+    Attributes:
+      source: the trained model.
+      task: with its labels.
+      data: examples of each split.
+      mesh: of the computation.
+      model: structure of the model.
+      program: the training state and its compiled step.
+      scores: of each split but train.
+      steps: of a run.
+    """
+
+    source: Portable
+    task: Task
+    data: Mapping[str, Examples]
+    mesh: Mesh
+    model: Model
+    program: Program
+    scores: Mapping[str, TaskScores]
+    steps: int
+
+    @classmethod
+    def build(
+        cls,
+        config: FinetuneConfig,
+        source: Portable,
+        task: Task,
+        data: Mapping[str, Examples],
+    ) -> "Setup":
+        """Compiles at the first steps.
+
+        Raises:
+          UserError: devices cannot share the arrays of the model.
+        """
+        mesh = config.mesh.mesh()
+        check_divides(mesh, source.architecture)
+        model = build_model(
+            source.architecture,
+            config.numerics,
+            parallelism(mesh, config.numerics),
+            parts=task.head.parts,
+            outputs=task.num_labels,
+        )
+        batches = training_batches(config, source.wordpiece, task, data["train"].features, mesh)
+        steps = math.ceil(config.epochs * batches.steps_per_epoch)
+        optimizer = config.optimizer
+        warmup_steps = optimizer.warmup_steps or round(config.warmup_share * steps)
+        program = Program(
+            config,
+            FineTuning(model.graphdef, task.head, config.numerics.hidden_dropout, config.freeze),
+            model,
+            transformation(config, model.axes, source.architecture.num_layers),
+            optimizer.schedule.rate(optimizer.learning_rate, warmup_steps, steps),
+            mesh,
+        )
+        scores = {
+            split: TaskScores(
+                task,
+                examples,
+                model,
+                config.numerics,
+                mesh,
+                pad_id=source.wordpiece.pad_id,
+                batch_size=4 * config.batch_size,
+            )
+            for split, examples in data.items()
+            if split != "train"
+        }
+        return cls(source, task, data, mesh, model, program, scores, steps)
+
+    def description(self, config: FinetuneConfig) -> Plain:
+        """What the `config.json` of a run holds."""
+        return {
+            "finetune": config.to_dict(),
+            "model": to_plain(self.source.architecture),
+            "numerics": to_plain(config.numerics),
+            "labels": list(self.task.label_names),
+        }
+
+
+def train_once(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
+    """Trains with one seed, then scores the best checkpoint; False if a signal stopped it."""
+    task, data, program = setup.task, setup.data, setup.program
+    description = setup.description(config)
+    identity = {split: fingerprint(examples.features) for split, examples in data.items()}
+    with hosts.agreement():
+        if hosts.is_primary():
+            if has_run(workdir):
+                changed = differences(saved_description(workdir), description)
+                check_same_run(workdir, changed, identity, free_to_change(config))
+            for directory in (workdir, workdir / "best"):
+                claim_workdir(directory, description, identity, setup.source.wordpiece)
+
+    features = data["train"].features
+    batches = training_batches(config, setup.source.wordpiece, task, features, setup.mesh)
+    baseline = task.baseline(data["train"].examples, data["dev"].examples)
+    done = latest_step(workdir)
+    with (
+        Checkpoints(workdir) as checkpoints,
+        Checkpoints(workdir / "best") as best,
+        MetricsWriter(workdir, done or 0) as writer,
+        Profiler(workdir / "profile") as profiler,
+    ):
+        if done is None:
+            state, progress = initial_state(config, setup), {}
+            writer.write(0, "baseline", baseline)
+        else:
+            state, progress = checkpoints.restore(program.abstract_state)
+            hosts.print_once(f"resuming at step {done}")
+        trainer = Trainer(state, checkpoints, progress)
+        keep_best = KeepBest(best, next(iter(baseline)), workdir)
+        evaluate = Evaluate(lambda params: setup.scores["dev"](params).metrics, writer, [keep_best])
+        every = max(1, batches.steps_per_epoch // config.evals_per_epoch)
+        trainer.report_every(config.log_every, Log(writer, FineTuning.heads))
+        trainer.every(every, evaluate)
+        trainer.every(every, save, when_stopped=True)
+        trainer.after_every_step(profiler.after_step)
+        key = program.dropout_key(config.seed)
+        trainer.fit(
+            lambda state, batch: program.step(state, batch, key),
+            device_batches(batches, trainer.done, setup.steps, setup.mesh),
+            setup.steps,
+        )
+        if trainer.done < setup.steps:
+            signal = trainer.stopped_by.name
+            hosts.print_once(f"{signal}: saved at step {trainer.done}; run again to go on")
+            return False
+    report(workdir, setup)
+    return True
+
+
+def training_batches(
+    config: FinetuneConfig, wordpiece: WordPiece, task: Task, features: Features, mesh: Mesh
+) -> ExampleBatches:
+    """This host's rows of every training batch."""
+    sharding = rules.batch_sharding(mesh)
+    return ExampleBatches(
+        features,
+        task.head,
+        pad_id=wordpiece.pad_id,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        packing=config.packing,
+        row_multiple=row_devices(mesh) * config.optimizer.gradient_accumulation,
+        host_rows=lambda num_rows: hosts.local_rows(sharding, num_rows),
+    )
+
+
+def device_batches(
+    batches: ExampleBatches, first_step: int, steps: int, mesh: Mesh
+) -> Iterator[Batch]:
+    """The batches of the steps to come, on the mesh."""
+    return (rules.put_batch(batch, mesh) for batch in prefetch(batches, first_step, steps))
+
+
+def transformation(
+    config: FinetuneConfig, axes: Axes, num_layers: int
+) -> optax.GradientTransformation:
+    """The optimizer, slower in lower layers or not at all in the encoder if the config says so."""
+    optimizer = config.optimizer.transformation(axes)
+    if config.layer_decay == 1 and not config.freeze:
+        return optimizer
+    return optax.chain(optimizer, scale_by_depth(num_layers, config.layer_decay, config.freeze))
+
+
+def initial_state(config: FinetuneConfig, setup: Setup) -> TrainState:
+    """The trained weights, with random ones for what is new."""
+    source, task, mesh = setup.source, setup.task, setup.mesh
+    state = setup.program.init(jax.random.key(config.seed))
+    if config.random_weights:
+        return state
+    found, wanted = parts_of(source.params), parts_of(state.params)
+    unused = {part for part in found if part not in wanted}
+    if tuple(source.labels) != tuple(task.label_names):
+        unused |= {task.head.part} & set(found)  # it is of other classes
+    if config.reinit_layers:
+        unused |= {"pooler"} & set(found)
+    fresh = [part for part in wanted if part not in found or part in unused]
+    if fresh:
+        hosts.print_once(f"starts at random: {', '.join(fresh)}")
+    if unused:
+        hosts.print_once(f"not used of {config.init_from}: {', '.join(sorted(unused))}")
+    given = without_parts(source.params, unused)
+    given = rules.put_params(given, mesh, setup.model.axes, zero1=config.mesh.zero1)
+    params = replace_params(state.params, given)
+    if config.reinit_layers:
+        params = reinit_layers(params, state.params, config.reinit_layers)
+    return dataclasses.replace(state, params=params)
+
+
+def reinit_layers(params: Params, fresh: Params, num_layers: int) -> Params:
+    """`params` with the top `num_layers` layers of `fresh`."""
+
+    @jax.jit
+    def mix(given: jax.Array, fresh: jax.Array) -> jax.Array:
+        layer = jnp.arange(len(given)).reshape(-1, *[1] * (given.ndim - 1))
+        return jnp.where(layer < len(given) - num_layers, given, fresh)
+
+    layers = [tree["bert"]["encoder"]["layers"] for tree in (params, fresh)]
+    encoder = {"encoder": {"layers": jax.tree.map(mix, *layers)}}
+    return params | {"bert": params["bert"] | encoder}
+
+
+def saved_description(workdir: epath.Path) -> Plain:
+    """The `config.json` of a run, of any version, as `Setup.description` gives it."""
+    fields = migrate(read_json(workdir / "config.json"))
+    return fields | {"finetune": migrate(fields.get("finetune", {}))}
+
+
+def free_to_change(config: FinetuneConfig) -> list[str]:
+    """What a resumed run may change: how it computes and reports, but not what it learns.
+
+    A run is short, so its learning rate stays what it was.
+    """
+    free = [*resumable(config, "finetune."), *resumable(config.numerics, "numerics.")]
+    return [field for field in free if not field.startswith("finetune.optimizer.")]
+
+
+def report(workdir: epath.Path, setup: Setup) -> None:
+    """Scores the best checkpoint and writes results, predictions and curves."""
+    task, data = setup.task, setup.data
+    with Checkpoints(workdir / "best", read_only=True) as best:
+        stored, step = best.read_params()
+    params = rules.put_params(stored, setup.mesh, setup.model.axes)
+    results: dict[str, Any] = {"step": step}
+    for split in ("dev", "test"):
+        if split not in data:
+            continue
+        examples = data[split].examples
+        metrics, predictions = setup.scores[split](params)
+        if hosts.is_primary():
+            name = task.submission_name(getattr(task, split))
+            name = name or f"{split}_predictions{task.predictions_suffix}"
+            task.write_predictions(workdir / name, examples, predictions)
+        if not data[split].labelled:
+            continue
+        baseline = task.baseline(data["train"].examples, examples)
+        results[split] = {"metrics": metrics, "baseline": baseline}
+        hosts.print_once(f"{split} at step {step}: {format_metrics(metrics)}")
+        hosts.print_once(f"{split} baseline: {format_metrics(baseline)}")
+        if not task.label_names:
+            continue
+        classes = results[split]["classes"] = task.per_class(predictions, examples)
+        for row in classes:
+            numbers = "  ".join(f"{name} {row[name]:.3f}" for name in ("precision", "recall", "f1"))
+            hosts.print_once(f"{split} {row['label']}: {numbers}  support {row['support']:,}")
+        matrix = task.confusion_matrix(predictions, examples)
+        if matrix is not None:
+            results[split]["confusion"] = matrix.tolist()
+            if hosts.is_primary():
+                draw_confusion(matrix, task.label_names, workdir / f"{split}_confusion.png")
+    if hosts.is_primary():
+        write_json(workdir / "results.json", results)
+        draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    """The metrics in a line."""
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def summarize_seeds(workdir: epath.Path, runs: Iterable[epath.Path]) -> None:
+    """Writes and prints median, mean and standard deviation of every metric over the runs."""
+    results = [read_json(run / "results.json") for run in runs]
+    summary: dict[str, Any] = {}
+    for split in ("dev", "test"):
+        if split not in results[0]:
+            continue
+        for name in results[0][split]["metrics"]:
+            values = [result[split]["metrics"][name] for result in results]
+            numbers = {
+                "median": statistics.median(values),
+                "mean": statistics.fmean(values),
+                "std": statistics.stdev(values),
+            }
+            summary.setdefault(split, {})[name] = numbers | {"values": values}
+            print(f"{split} {name}, {len(values)} seeds: {format_metrics(numbers)}", flush=True)
+    write_json(workdir / "results.json", summary)
+
+
+def fingerprint(features: Features) -> str:
+    """sha256 of the tokens and labels of examples."""
+    digest = hashlib.sha256()
+    labels = features.labels if isinstance(features.labels, list) else [features.labels]
+    for array in (*features.input_ids, features.b_start, *labels):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,361 @@
+"""Pretrains BERT: masked LM and next sentence prediction on a token store."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from bert_jax.config.overrides import differences
+from bert_jax.config.pretraining import PretrainConfig, Stage
+from bert_jax.config.saved import read_pretrain_config
+from bert_jax.data.batches import BatchStream, prefetch
+from bert_jax.data.stores import Store, open_store
+from bert_jax.errors import UserError
+from bert_jax.evaluation.heldout import HeldOut, bound_objective
+from bert_jax.fields import resumable
+from bert_jax.interop.initial import initial_params, replace_params
+from bert_jax.model.model import Model, build_model
+from bert_jax.parallel import hosts, rules
+from bert_jax.parallel.mesh import check_divides, row_devices
+from bert_jax.parallel.parallelism import parallelism
+from bert_jax.report.curves import draw_curves
+from bert_jax.report.flops import peak_flops, pretraining_flops_per_example
+from bert_jax.train.budget import Budget
+from bert_jax.train.checkpoints import Checkpoints, latest_step
+from bert_jax.train.hooks import Evaluate, Log, Target, save
+from bert_jax.train.metrics import MetricsWriter, read_metrics
+from bert_jax.train.profiling import Profiler
+from bert_jax.train.program import Program
+from bert_jax.train.schedules import Rate
+from bert_jax.train.state import TrainState, num_params
+from bert_jax.train.step import Batch, Metrics
+from bert_jax.train.trainer import Trainer
+from bert_jax.train.workdirs import check_same_run, claim_workdir, has_run
+
+
+def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
+    """Trains all stages of a run, or until it is over or told to stop.
+
+    Args:
+      config: of the run.
+      workdir: where checkpoints, metrics and curves go; a run that is there already goes on.
+
+    Returns:
+      True: the run is over. False: a signal stopped it and everything is saved.
+
+    Raises:
+      UserError: config, store and workdir do not fit together, or the processes not to each other.
+      TrainingDiverged: a gradient is not finite.
+    """
+    workdir = epath.Path(workdir)
+    with hosts.agreement():
+        store = configured_store(config)
+    check_same(config, store)
+    hosts.check_shared(workdir)
+    with hosts.agreement():
+        if hosts.is_primary():
+            check_can_go_on(workdir, config, store)
+
+    done = latest_step(workdir)
+    initial: dict[str, Any] = {}
+    if config.init_from and done is None:
+        with hosts.agreement():
+            initial, lines = initial_params(config, store.wordpiece, config.objective.parts)
+        for line in lines:
+            hosts.print_once(line)
+    stages = [stage for stage in config.stages() if stage.last_step > (done or 0)]
+    if not stages:
+        hosts.print_once(f"{workdir} has all its {done} steps: nothing to train")
+        return True
+    # All at once: what does not fit the last stage is to fail before the first one is trained.
+    parts = [Part.build(stage, store) for stage in stages]
+    check_shapes(parts)
+    describe(parts, store)
+
+    with hosts.agreement():
+        if hosts.is_primary():
+            claim_workdir(workdir, config.to_dict(), identity(store), store.wordpiece)
+    with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
+        if done is None:
+            state, progress = parts[0].initial_state(config.seed, initial), {}
+        else:
+            state, progress = checkpoints.restore(parts[0].program.abstract_state)
+            hosts.print_once(f"resuming at step {done}")
+        trainer = Trainer(state, checkpoints, progress)
+        budget = Budget(config.steps, config.budget_hours, progress)
+        target = Target("mlm_accuracy", config.target_mlm_accuracy, progress)
+        trainer.stop_by(budget)
+        trainer.carry(target.progress)
+        if over := is_over(config, trainer.done, budget, target):
+            hosts.print_once(f"{workdir}: {over}: nothing to train")
+            return True
+
+        with MetricsWriter(workdir, trainer.done) as writer, Profiler(workdir / "profile") as trace:
+            for part in parts:
+                if trainer.done == part.stage.first_step:
+                    writer.write(trainer.done, "baseline", part.heldout.baselines())
+                trainer.state = part.place(trainer.state)
+                trainer.report_every(config.log_every, part.log(writer))
+                trainer.every(config.eval_every, Evaluate(part.heldout, writer, [target]))
+                trainer.every(config.checkpoint_every, save, when_stopped=True)
+                trainer.after_every_step(trace.after_step)
+                trainer.stop_when(target.reached)
+                trainer.fit(part.step(budget), part.batches(trainer.done), part.stage.last_step)
+                over = is_over(config, trainer.done, budget, target)
+                if trainer.stopped_by or over:
+                    break
+    if hosts.is_primary():
+        draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")
+    if over:
+        hosts.print_once(over)
+    elif trainer.stopped_by and trainer.done < config.steps:
+        signal = trainer.stopped_by.name
+        hosts.print_once(f"{signal}: saved at step {trainer.done}; run again to go on")
+        return False
+    return True
+
+
+class Part(NamedTuple):
+    """What trains one stage of a run.
+
+    Attributes:
+      stage: the stage.
+      mesh: of its computation.
+      model: its structure.
+      program: its state and its step.
+      heads: names of the losses.
+      stream: its batches, those of this host.
+      heldout: its evaluation.
+    """
+
+    stage: Stage
+    mesh: Mesh
+    model: Model
+    program: Program
+    heads: tuple[str, ...]
+    stream: BatchStream
+    heldout: HeldOut
+
+    @classmethod
+    def build(cls, stage: Stage, store: Store) -> "Part":
+        """Plans the first epoch and draws the held-out examples; compiles at the first step.
+
+        Raises:
+          UserError: the store has no batches for this stage, or devices cannot share its arrays.
+        """
+        config = stage.config
+        with stage.errors():
+            mesh = config.mesh.mesh()
+            check_devices(config, mesh)
+            store.check(config.data, config.masking.max_predictions_per_seq, "config")
+            rows = hosts.local_rows(rules.batch_sharding(mesh), config.data.batch_size)
+            stream = store.training_batches(config.data, seed=config.seed, host_rows=rows)
+            model = stage_model(config, mesh)
+            heldout = HeldOut(config, store, model, mesh)
+        objective = bound_objective(config, store, model, config.seed)
+        optimizer = config.optimizer.transformation(model.axes)
+        rate = learning_rate(config, stage.first_step)
+        timed = config.budget_hours > 0
+        program = Program(config, objective, model, optimizer, rate, mesh, timed=timed)
+        return cls(stage, mesh, model, program, objective.heads, stream, heldout)
+
+    def initial_state(self, seed: int, given: dict[str, Any]) -> TrainState:
+        """A state at step 0, with some parameters given as numpy arrays."""
+        state = self.program.init(jax.random.key(seed))
+        zero1 = self.stage.config.mesh.zero1
+        placed = rules.put_params(given, self.mesh, self.model.axes, zero1=zero1)
+        return dataclasses.replace(state, params=replace_params(state.params, placed))
+
+    def place(self, state: TrainState) -> TrainState:
+        """A state in the layout of this stage."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.program.abstract_state)
+        return jax.device_put(state, shardings)
+
+    def step(self, budget: Budget) -> Any:
+        """(state, batch) -> (state, metrics), compiled."""
+        config, program = self.stage.config, self.program
+        key = program.dropout_key(config.seed)
+
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            horizon = [budget.steps] if config.budget_hours else []
+            return program.step(state, batch, key, *horizon)
+
+        return step
+
+    def batches(self, done: int) -> Iterator[Batch]:
+        """The batches of the steps to come, on the mesh."""
+        first, stop = done - self.stage.first_step, self.stage.config.steps
+        return (rules.put_batch(batch, self.mesh) for batch in prefetch(self.stream, first, stop))
+
+    def log(self, writer: MetricsWriter) -> Log:
+        """The hook that writes lines of metrics."""
+        config = self.stage.config
+        return Log(
+            writer,
+            self.heads,
+            flops_per_token=flops_per_row(config) / config.data.max_seq_length,
+            peak_flops=peak_flops(self.mesh),
+        )
+
+
+def describe(parts: list[Part], store: Store) -> None:
+    """Prints what is trained, on what."""
+    count = num_params(parts[0].program.abstract_state.params)
+    mesh, kind = parts[0].mesh, jax.devices()[0].device_kind
+    hosts.print_once(
+        f"{count:,} parameters on {mesh.size} {kind} device(s), mesh {dict(mesh.shape)}"
+    )
+    hosts.print_once(store.summary)
+    for part in parts:
+        config = part.stage.config
+        hosts.print_once(
+            f"{part.stage.name or 'run'}: {config.steps:,} steps of {config.data.batch_size:,} "
+            f"rows of {config.data.max_seq_length} tokens, {part.stream.rows_per_epoch:,} rows an "
+            "epoch"
+        )
+
+
+def stage_model(config: PretrainConfig, mesh: Mesh) -> Model:
+    """The model of a run, or of a stage of it, on a mesh."""
+    parallel = parallelism(mesh, config.numerics)
+    return build_model(config.model, config.numerics, parallel, parts=config.objective.parts)
+
+
+def learning_rate(config: PretrainConfig, first_step: int = 0) -> Rate:
+    """The learning rate of each step of a run.
+
+    With a budget it has a second argument, the number of steps that the time allows, to which the
+    schedule of `config.steps` is shrunk.
+
+    Args:
+      config: of the run, or of a stage of it.
+      first_step: at which the schedule starts.
+    """
+    optimizer = config.optimizer
+    rate = optimizer.schedule.rate(optimizer.learning_rate, optimizer.warmup_steps, config.steps)
+    if config.budget_hours:
+        return lambda step, steps: rate(step * (config.steps / steps))
+    return lambda step: rate(step - first_step)
+
+
+def flops_per_row(config: PretrainConfig) -> float:
+    """Training FLOPs of a full row that holds one example."""
+    length = config.data.max_seq_length
+    predictions = config.masking.masked_lm_prob * length
+    return pretraining_flops_per_example(config.model, length=length, predictions=predictions)
+
+
+def configured_store(config: PretrainConfig) -> Store:
+    """Opens the store of a config.
+
+    Raises:
+      UserError: none is named, it cannot be opened, or its vocabulary is not the model's.
+    """
+    if not config.data.store:
+        raise UserError(
+            "config.data.store is empty: name the directory that `bert-jax prepare` wrote"
+        )
+    store = open_store(config.data.store)
+    size = len(store.wordpiece.vocab)
+    if config.model.vocab_size != size:
+        raise UserError(
+            f"config.model.vocab_size={config.model.vocab_size}, but {store.path} has a vocabulary "
+            f"of {size}: set --config.model.vocab_size={size} or prepare another store"
+        )
+    return store
+
+
+def check_same(config: PretrainConfig, store: Store) -> None:
+    """Raises UserError if a process has another config or other data than process 0."""
+    mine = config.to_dict() | identity(store)
+    first, *others = map(json.loads, hosts.gather(json.dumps(mine)))
+    for process, other in enumerate(others, start=1):
+        changed = differences(first, other)
+        if changed:
+            raise UserError(
+                f"process {process} differs from process 0: {'; '.join(changed)}. "
+                f"Start all with the same config and token store"
+            )
+
+
+def check_devices(config: PretrainConfig, mesh: Mesh) -> None:
+    """Raises UserError if rows or parameters cannot be split over the mesh."""
+    check_divides(mesh, config.model)
+    rows = config.data.batch_size // config.optimizer.gradient_accumulation
+    if rows % row_devices(mesh):
+        raise UserError(
+            f"config.data.batch_size={config.data.batch_size} in "
+            f"{config.optimizer.gradient_accumulation} microbatches gives {rows} rows, which "
+            f"{row_devices(mesh)} devices (axes data and fsdp) cannot share equally"
+        )
+
+
+def check_shapes(parts: list[Part]) -> None:
+    """Raises UserError if a phase changes the shapes of the training state."""
+
+    def shapes(part: Part) -> dict[str, Any]:
+        state = part.program.abstract_state
+        leaves = jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in leaves}
+
+    first = shapes(parts[0])
+    for part in parts[1:]:
+        if changed := differences(first, shapes(part)):
+            raise UserError(
+                f"config.{part.stage.name} changes the shapes of the parameters or of the "
+                f"optimizer's state ({changed[0]}): these stay as they are over all phases"
+            )
+
+
+def is_over(config: PretrainConfig, done: int, budget: Budget, target: Target) -> str:
+    """Why a run need not do all its steps; empty where it must.
+
+    Args:
+      config: of the run.
+      done: steps so far.
+      budget: of the run.
+      target: of the run.
+    """
+    if target.reached():
+        rows = sum(
+            (min(done, stage.last_step) - stage.first_step) * stage.config.data.batch_size
+            for stage in config.stages()
+            if stage.first_step < done
+        )
+        reached = f"masked LM accuracy {target.value:.4f} reached in {rows:,} rows"
+        if not config.target_rows:
+            return reached
+        ratio = rows / config.target_rows
+        return f"{reached}, {ratio:.2f} times the {config.target_rows:,} of the reference"
+    if config.budget_hours and done >= budget.steps:
+        return f"the {config.budget_hours:g} hours of the budget are over"
+    return ""
+
+
+def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -> None:
+    """Checks that the workdir is new, or that its run can go on with this config and store.
+
+    Raises:
+      UserError: the run in it is another one, or has more steps already.
+    """
+    if not has_run(workdir):
+        return
+    step = latest_step(workdir) or 0
+    # A phase that has not begun may change, too.
+    later = [s.name for s in config.stages() if s.name and s.first_step >= step]
+    changed = differences(read_pretrain_config(workdir / "config.json").to_dict(), config.to_dict())
+    check_same_run(workdir, changed, identity(store), [*resumable(config), *later])
+    if step > config.steps:
+        raise UserError(
+            f"config.steps={config.steps}, but {workdir} has {step} steps already: "
+            f"choose another --workdir or more steps"
+        )
+
+
+def identity(store: Store) -> dict[str, str]:
+    """What tells the data of a run from other data."""
+    return {"store_fingerprint": store.fingerprint}

@@ -1,0 +1,36 @@
+"""The configuration of a fine-tuning run."""
+
+from dataclasses import dataclass
+
+from bert_jax.config.pretraining import check_microbatches
+from bert_jax.errors import UserError
+from bert_jax.fields import Plain, field, to_plain
+from bert_jax.model.architecture import Numerics
+from bert_jax.parallel.mesh import Layout
+from bert_jax.tasks import ClassificationTask, Task
+from bert_jax.train.optimizers import AdamW, Optimizer
+from bert_jax.train.run import FinetuningRun
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(FinetuningRun):
+    """A fine-tuning run, or one for each of several seeds."""
+
+    task: Task = field(ClassificationTask(), "what to learn from which examples")
+    numerics: Numerics = field(Numerics(), "how the model is computed")
+    optimizer: Optimizer = field(AdamW(), "how to learn it")
+    mesh: Layout = field(Layout(), "how it is laid out over devices")
+
+    def to_dict(self) -> Plain:
+        """Nested plain values, as in `config.json`."""
+        return to_plain(self)
+
+    def check(self, path: str) -> None:
+        """Raises UserError if a source is missing or fields do not fit together."""
+        super().check(path)
+        if not self.init_from:
+            raise UserError(f"{path}.init_from is empty: name the directory of a trained model")
+        for name in ("train", "dev"):
+            if not getattr(self.task, name):
+                raise UserError(f"{path}.task.{name} is empty: name a file or tfds:NAME:SPLIT")
+        check_microbatches(path, "batch_size", self.batch_size, self.optimizer)

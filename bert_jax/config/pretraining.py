@@ -1,0 +1,181 @@
+"""The configuration of a pretraining run: groups of fields, and phases that change them."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from bert_jax.config.overrides import flatten, merge
+from bert_jax.data.sampling import Sampling
+from bert_jax.errors import UserError
+from bert_jax.fields import Plain, build, field, to_plain
+from bert_jax.model.architecture import Architecture, Numerics
+from bert_jax.model.attention import SPLASH_MULTIPLE
+from bert_jax.objective.masking import BoundMasking, Masking, TokenMasking
+from bert_jax.objective.pretraining import MlmNsp
+from bert_jax.objective.protocol import Objective
+from bert_jax.parallel.mesh import Layout
+from bert_jax.train.optimizers import AdamW, Optimizer
+from bert_jax.train.run import PretrainingRun
+
+
+@dataclass(frozen=True)
+class PretrainConfig(PretrainingRun):
+    """A pretraining run."""
+
+    model: Architecture = field(Architecture(), "what the weights are")
+    numerics: Numerics = field(Numerics(), "how the model is computed")
+    data: Sampling = field(Sampling(), "what a batch holds")
+    masking: Masking = field(TokenMasking(), "which tokens to predict")
+    objective: Objective = field(MlmNsp(), "what to learn")
+    optimizer: Optimizer = field(AdamW(), "how to learn it")
+    mesh: Layout = field(Layout(), "how it is laid out over devices")
+    phases: tuple[Mapping[str, Any], ...] = field(
+        (),
+        "stretches of the run, one after another, each a group with its steps and any other fields "
+        "that it changes, as long as the parameters keep their shapes; () has one phase",
+    )
+
+    def to_dict(self) -> Plain:
+        """Nested plain values, as in `config.json`."""
+        return to_plain(self)
+
+    @property
+    def predictions_per_row(self) -> int:
+        """Number of predictions that a row has room for."""
+        most = self.data.max_examples_per_row if self.data.packing else None
+        return self.masking.predictions_per_row(self.data.max_seq_length, most)
+
+    def bound_masking(self, vocabulary: "Vocabulary") -> BoundMasking:
+        """How to mask batches of this configuration in a vocabulary."""
+        return BoundMasking(
+            masking=self.masking,
+            slots=self.predictions_per_row,
+            mask_id=vocabulary.mask_id,
+            is_special=np.isin(np.arange(len(vocabulary.vocab)), vocabulary.special_ids),
+            is_continuation=vocabulary.is_continuation,
+        )
+
+    def stages(self) -> tuple["Stage", ...]:
+        """The phases as configurations of their own; the whole one where there are none."""
+        if not self.phases:
+            return (Stage("", 0, self, {}),)
+        stages: list[Stage] = []
+        first_step = 0
+        for index, phase in enumerate(self.phases):
+            name = f"phases[{index}]"
+            if "steps" not in phase:
+                raise UserError(f"config.{name}.steps is missing: set it in the recipe")
+            with _naming_the_phase(name, phase):
+                fields = merge(PretrainConfig, self.to_dict() | {"phases": ()}, phase)
+                stages.append(Stage(name, first_step, build(PretrainConfig, fields), phase))
+            first_step = stages[-1].last_step
+        return tuple(stages)
+
+    def stage_of(self, step: int) -> "Stage":
+        """The stage that the state after `step` steps was trained in."""
+        return next(stage for stage in self.stages() if step <= stage.last_step)
+
+    def check(self, path: str) -> None:
+        """Raises UserError if fields of several groups do not fit together."""
+        super().check(path)
+        if not self.phases:
+            self._check_groups(path)
+            return
+        total = self.stages()[-1].last_step  # each of them is checked as it is made
+        if self.steps != total:
+            raise UserError(
+                f"{path}.steps={self.steps}, but the steps of {path}.phases sum to {total}: "
+                f"change those of a phase, as in --config.phases[0].steps=1000"
+            )
+        if self.budget_hours:
+            raise UserError(
+                f"{path}.budget_hours={self.budget_hours} does not go with {path}.phases: "
+                f"set it to 0, or {path}.phases to ()"
+            )
+
+    def _check_groups(self, path: str) -> None:
+        model, numerics, data = self.model, self.numerics, self.data
+        if model.type_vocab_size < 2 and data.pairs != "none":
+            raise UserError(
+                f"{path}.model.type_vocab_size={model.type_vocab_size}: pairs need 2 token types"
+            )
+        if data.max_seq_length > model.max_position_embeddings:
+            raise UserError(
+                f"{path}.data.max_seq_length={data.max_seq_length} exceeds "
+                f"{path}.model.max_position_embeddings={model.max_position_embeddings}"
+            )
+        splash_fits = not numerics.attention_dropout and data.max_seq_length % SPLASH_MULTIPLE == 0
+        if numerics.attention == "splash" and not splash_fits:
+            raise UserError(
+                f"{path}.numerics.attention='splash' takes {path}.numerics.attention_dropout=0 and "
+                f"a {path}.data.max_seq_length that is a multiple of {SPLASH_MULTIPLE}; use auto or "
+                "xla"
+            )
+        check_microbatches(path, "data.batch_size", data.batch_size, self.optimizer)
+        if self.optimizer.warmup_steps > self.steps:
+            raise UserError(
+                f"{path}.optimizer.warmup_steps={self.optimizer.warmup_steps} exceeds "
+                f"{path}.steps={self.steps}"
+            )
+
+
+class Vocabulary(Protocol):
+    """What masking needs of a `bert_jax.data.wordpiece.WordPiece`."""
+
+    @property
+    def vocab(self) -> Sequence[str]: ...
+    @property
+    def mask_id(self) -> int: ...
+    @property
+    def special_ids(self) -> np.ndarray: ...
+    @property
+    def is_continuation(self) -> np.ndarray: ...
+
+
+def check_microbatches(path: str, name: str, batch_size: int, optimizer: Optimizer) -> None:
+    """Raises UserError if a batch cannot be split into equal microbatches."""
+    if batch_size % optimizer.gradient_accumulation:
+        raise UserError(
+            f"{path}.{name}={batch_size} is not a multiple of "
+            f"{path}.optimizer.gradient_accumulation={optimizer.gradient_accumulation}"
+        )
+
+
+class Stage(NamedTuple):
+    """A stretch of a run with batches of one shape and a schedule of its own.
+
+    Attributes:
+      name: "phases[0]", say; empty where the run has no phases.
+      first_step: steps of the run before it.
+      config: without phases; its `steps` are those of the stage.
+      phase: the fields that the phase sets.
+    """
+
+    name: str
+    first_step: int
+    config: PretrainConfig
+    phase: Mapping[str, Any]
+
+    @property
+    def last_step(self) -> int:
+        """Steps of the run when the stage is over."""
+        return self.first_step + self.config.steps
+
+    def errors(self) -> contextlib.AbstractContextManager[None]:
+        """Makes a UserError about the stage's config name the fields that the user wrote."""
+        return _naming_the_phase(self.name, self.phase)
+
+
+@contextlib.contextmanager
+def _naming_the_phase(name: str, phase: Mapping[str, Any]) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        # The name of one field may begin another's: the longest come first.
+        for path in sorted(flatten(phase), key=len, reverse=True):
+            message = message.replace(f"config.{path}", f"config.{name}.{path}")
+        raise UserError(message) from error

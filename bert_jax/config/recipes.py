@@ -1,0 +1,278 @@
+"""Recipes: a page of Python with `get_config(argument) -> ConfigDict`, and its overrides.
+
+A recipe starts from `defaults` and sets what it changes. Values that follow from others
+(`config.get_oneway_ref`) follow overrides too. `--config.a.b=value` overrides any field, whether
+the recipe names it or not.
+"""
+
+import contextlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from bert_jax.config.saved import RENAMED, RENAMED_IN_PHASES, migrate
+from bert_jax.errors import UserError
+from bert_jax.fields import Choice, build, fields_of, is_group, no_such_field, to_plain, type_of
+
+T = TypeVar("T")
+
+
+def defaults(cls: type) -> ConfigDict:
+    """The fields of a group with their defaults, for a recipe to change.
+
+    A `Choice` has its "name" and the fields that all its kinds share; a recipe adds those of the
+    kind that it names.
+    """
+    fields = ConfigDict()
+    declared = fields_of(cls)
+    shared = declared
+    if issubclass(cls, Choice):
+        fields.name = cls.called()
+        shared = fields_of(cls.family())
+    for name in shared:
+        fields[name] = _default(cls, name)
+    return fields
+
+
+def _default(cls: type, name: str) -> Any:
+    default = fields_of(cls)[name].default
+    if is_group(type_of(cls, name)):
+        return defaults(type(default))
+    return default if isinstance(default, tuple) else to_plain(default)
+
+
+def load_config(cls: type[T], arguments: Sequence[str]) -> T:
+    """Reads `--config=FILE.py[:ARGUMENT]` and `--config.field=value` overrides.
+
+    Args:
+      cls: what to read, `PretrainConfig` or `FinetuneConfig`.
+      arguments: the command-line arguments that concern the config, nothing else.
+
+    Raises:
+      UserError: the file is missing or broken, a field unknown, of a wrong type or out of range.
+    """
+    path, argument, flags_given = _split(arguments)
+    fields = _run_recipe(path, argument)
+    overrides = [_Override.parse(flag).resolved(cls, fields) for flag in flags_given]
+    for override in overrides:
+        if override.parts[-1] == "name":
+            _choose_kind(cls, fields, override)
+    for override in overrides:
+        override.place(cls, fields)
+    _check_phases(fields, overrides)
+    _apply(fields, overrides)
+    return build(cls, migrate(_plain(fields)))
+
+
+def _plain(value: Any) -> Any:
+    """Nested plain values."""
+    if isinstance(value, ConfigDict):
+        return {name: _plain(item) for name, item in value.to_dict().items()}
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+def _split(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
+    """The file of a recipe, its argument, and the overrides."""
+    recipe, rest = "", list(arguments)
+    for index, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            following = arguments[index + 1 : index + 2]
+            recipe = value if equals else "".join(following)
+            rest = [*arguments[:index], *arguments[index + (1 if equals else 2) :]]
+            break
+    if not recipe:
+        raise UserError("--config=FILE.py is missing; recipes are in configs/")
+    name, colon, argument = recipe.partition(":")
+    if not Path(name).is_file():
+        raise UserError(f"--config={recipe}: no such file; recipes are in configs/")
+    for flag in rest:
+        if not flag.startswith("-"):
+            raise UserError(f"unexpected argument {flag!r}; see --help")
+        if not flag.startswith("--config."):
+            raise UserError(
+                f"unknown flag {flag.partition('=')[0]}: overrides look like --config.steps=1000"
+            )
+    return Path(name), argument if colon else None, rest
+
+
+def _run_recipe(path: Path, argument: str | None) -> ConfigDict:
+    """What `get_config` of the file returns."""
+    name = path if argument is None else f"{path}:{argument}"
+    # A recipe may import the recipe beside it, as a script can import its neighbours.
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        spec = importlib.util.spec_from_file_location("recipe", path)
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        config = module.get_config() if argument is None else module.get_config(argument)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from error
+    except Exception as error:  # a recipe is code: it can raise anything
+        reason = " ".join(str(error).split())
+        raise UserError(f"{name}: {type(error).__name__}: {reason}") from error
+    finally:
+        sys.path.pop(0)
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        raise UserError(f"{path}: get_config() must return a ConfigDict, not {kind}")
+    return config
+
+
+class _Override(NamedTuple):
+    """`--config.PATH=VALUE`; `parts` are those of the path, in which `phases[0]` is one."""
+
+    parts: tuple[str, ...]
+    value: str | None
+
+    @classmethod
+    def parse(cls, flag: str) -> "_Override":
+        path, equals, value = flag.removeprefix("--config.").partition("=")
+        for old, new in RENAMED.items():
+            path = new if path == old else path
+        in_phase = re.fullmatch(r"(phases\[\d+\])\.(\w+)", path)
+        if in_phase and in_phase[2] in RENAMED_IN_PHASES:
+            path = f"{in_phase[1]}.{RENAMED_IN_PHASES[in_phase[2]]}"
+        path = path.replace("task.options.", "task.")
+        return cls(tuple(path.split(".")), value if equals else None)
+
+    @property
+    def path(self) -> str:
+        return ".".join(self.parts)
+
+    @property
+    def flag(self) -> str:
+        return f"--config.{self.path}" + ("" if self.value is None else f"={self.value}")
+
+    def resolved(self, cls: type, fields: ConfigDict) -> "_Override":
+        """The same; of a `Choice` as a whole it is the name of the kind that is set."""
+        with contextlib.suppress(UserError):  # `place` raises, when all kinds are known
+            *_, last = self.walk(cls, fields)
+            if last.name == "name" and self.parts[-1] != "name":
+                return self._replace(parts=(*self.parts, "name"))
+        return self
+
+    def walk(self, cls: type, fields: ConfigDict) -> "Iterator[_Place]":
+        """The groups on the way to the field, which are made where the recipe has none."""
+        path = "config"
+        for depth, part in enumerate(self.parts):
+            if part.startswith("phases["):
+                fields, part = _phase(fields, part), ""
+                path = f"{path}.{self.parts[depth]}"
+                if depth + 1 == len(self.parts):
+                    raise _is_group(path, list(fields))
+                continue
+            yield _Place(cls, fields, part, path)
+            known = fields_of(cls)
+            is_name = part == "name" and issubclass(cls, Choice)
+            if not is_name and part not in known:
+                raise no_such_field(f"{path}.{part}", list(known))
+            annotation = str if is_name else type_of(cls, part)
+            path = f"{path}.{part}"
+            if not is_group(annotation):
+                if depth + 1 < len(self.parts):
+                    raise no_such_field(f"{path}.{self.parts[depth + 1]}", [])
+                return
+            if part not in fields or isinstance(fields[part], str):
+                given = {"name": fields[part]} if part in fields else {}
+                with fields.ignore_type():
+                    fields[part] = ConfigDict(given)
+            fields, default = fields[part], known[part].default
+            if issubclass(annotation, Choice):
+                name = fields.get("name")
+                cls = annotation.kind(name, f"{path}.name") if name else type(default)
+            else:
+                cls = annotation
+            if depth + 1 == len(self.parts):
+                if issubclass(annotation, Choice):
+                    yield _Place(cls, fields, "name", path)
+                    return
+                raise _is_group(path, list(fields_of(cls)))
+
+    def place(self, cls: type, fields: ConfigDict) -> None:
+        """Gives the field its default where the recipe does not set it."""
+        *_, last = self.walk(cls, fields)
+        if last.name not in last.fields and last.name != "name":
+            last.fields[last.name] = _default(last.cls, last.name)
+
+
+class _Place(NamedTuple):
+    """A field of the group `cls`, whose values `fields` are at `path`."""
+
+    cls: type
+    fields: ConfigDict
+    name: str
+    path: str
+
+
+def _is_group(path: str, known: Sequence[str]) -> UserError:
+    return UserError(f"{path} is a group: set its fields, {', '.join(sorted(known))}")
+
+
+def _phase(fields: ConfigDict, part: str) -> ConfigDict:
+    phases = fields.get("phases", ())
+    index = part.removeprefix("phases[").removesuffix("]")
+    if not index.isdecimal() or int(index) >= len(phases):
+        raise UserError(f"config.{part}: config.phases has {len(phases)} items")
+    return phases[int(index)]
+
+
+def _choose_kind(cls: type, fields: ConfigDict, override: _Override) -> None:
+    """Sets the kind of a `Choice` and drops the fields that it has not."""
+    *_, last = override.walk(cls, fields)
+    kind = last.cls.family().kind(override.value or "", f"{last.path}.name")
+    last.fields.name = override.value
+    for name in list(last.fields):
+        if name != "name" and name not in fields_of(kind):
+            del last.fields[name]
+
+
+def _check_phases(fields: ConfigDict, overrides: Sequence[_Override]) -> None:
+    """Raises UserError if an override would have no effect, since all phases set the field."""
+    for override in overrides:
+        path = ".".join(override.parts)
+        phases = fields.get("phases", ())
+        if phases and all(_has(phase, override.parts) for phase in phases):
+            raise UserError(f"config.{path}: every phase has its own: set config.phases[0].{path}")
+
+
+def _has(fields: Any, parts: Sequence[str]) -> bool:
+    for part in parts:
+        if not isinstance(fields, ConfigDict) or part not in fields:
+            return False
+        fields = fields[part]
+    return True
+
+
+def _apply(fields: ConfigDict, overrides: Sequence[_Override]) -> None:
+    """Sets the overridden fields, each to a value of its type."""
+    arguments = ["bert-jax", *(override.flag for override in overrides)]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", fields, flag_values=values, lock_config=False, sys_argv=arguments
+        )
+        values(arguments)
+    except flags.Error as error:
+        # "flag --config.steps=ten: reason"; of a traceback in it, the last line is the reason.
+        first, *more = str(error).removeprefix("flag ").splitlines()
+        flag = first.partition(": ")[0]
+        name, _, value = flag.partition("=")
+        for override in overrides:
+            if name == f"--config.{override.path}":
+                expected = type(_get(fields, override.parts)).__name__
+                raise UserError(f"{name[2:]} must be {expected}, not {value!r}") from error
+        raise UserError(f"{flag}: {more[-1]}" if more else first) from error
+
+
+def _get(fields: Any, parts: Sequence[str]) -> Any:
+    for part in parts:
+        fields = _phase(fields, part) if part.startswith("phases[") else fields[part]
+    return fields

@@ -1,0 +1,142 @@
+"""Saved configurations: how they are read, whatever version wrote them."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+from etils import epath
+
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.errors import UserError
+from bert_jax.fields import Plain, build
+from bert_jax.model.architecture import Architecture, Numerics
+from bert_jax.storage import read_json
+from bert_jax.train.optimizers import Optimizer
+
+T = TypeVar("T")
+
+# Fields that have moved: where they were, and where they are.
+RENAMED = {
+    **{
+        f"model.{name}": f"numerics.{name}"
+        for name in (
+            "hidden_dropout",
+            "attention_dropout",
+            "compute_dtype",
+            "attention",
+            "scan_layers",
+            "remat",
+        )
+    },
+    "data.masking": "masking.name",
+    "data.masked_lm_prob": "masking.masked_lm_prob",
+    "data.max_predictions_per_seq": "masking.max_predictions_per_seq",
+    "optimizer.poly_power": "optimizer.schedule.power",
+}
+# Fields of a phase, which once had eight of its own.
+RENAMED_IN_PHASES = {
+    "batch_size": "data.batch_size",
+    "max_seq_length": "data.max_seq_length",
+    "max_examples_per_row": "data.max_examples_per_row",
+    "max_predictions_per_seq": "masking.max_predictions_per_seq",
+    "learning_rate": "optimizer.learning_rate",
+    "warmup_steps": "optimizer.warmup_steps",
+    "gradient_accumulation": "optimizer.gradient_accumulation",
+}
+
+
+def migrate(fields: Mapping[str, Any]) -> Plain:
+    """Nested plain values of a configuration of any version, as this version writes them."""
+    new: Plain = copy.deepcopy(dict(fields))
+    if isinstance(optimizer := new.get("optimizer"), dict) and "poly_power" in optimizer:
+        new["optimizer"] = _separate_optimizer(optimizer)
+    _rename(new, RENAMED)
+    for phase in new.get("phases", ()):
+        _rename(phase, RENAMED_IN_PHASES)
+    task = new.get("task")
+    if isinstance(task, dict) and isinstance(task.get("options"), dict):
+        options = task.pop("options")
+        # A default was None where it is now an empty value.
+        task |= {name: value for name, value in options.items() if value is not None}
+    return new
+
+
+def _rename(fields: Plain, renamed: Mapping[str, str]) -> None:
+    for old, new in renamed.items():
+        *groups, name = old.split(".")
+        group: Any = fields
+        for each in groups:
+            group = group.get(each) if isinstance(group, dict) else None
+        if not isinstance(group, dict) or name not in group:
+            continue
+        value = group.pop(name)
+        if groups and not group:
+            del fields[groups[0]]
+        *groups, name = new.split(".")
+        group = fields
+        for each in groups:
+            if not isinstance(group.get(each), dict):
+                group[each] = {"name": group[each]} if each in group else {}
+            group = group[each]
+        group[name] = value
+
+
+def _separate_optimizer(fields: Plain) -> Plain:
+    """All optimizers and schedules once had one set of fields; each keeps its own."""
+    power = fields.pop("poly_power")
+    if fields["schedule"] == "poly":
+        fields["schedule"] = {"name": "poly", "power": power}
+    if fields["name"] == "sgd":
+        fields["momentum"] = fields.pop("b1")
+    kind = Optimizer.kind(fields["name"], "config.optimizer.name")
+    return {k: v for k, v in fields.items() if k == "name" or k in kind.__dataclass_fields__}
+
+
+def read_pretrain_config(path: epath.Path) -> PretrainConfig:
+    """Reads back the `config.json` of a pretraining run."""
+    return _read(PretrainConfig, path, read_json(path))
+
+
+def read_finetune_config(path: epath.Path) -> FinetuneConfig:
+    """Reads back the `config.json` of a fine-tuning run."""
+    fields = read_json(path)
+    if not is_finetuning(fields):
+        raise UserError(f"{path}: not the config of a fine-tuning run")
+    return _read(FinetuneConfig, path, fields["finetune"])
+
+
+def is_finetuning(fields: Mapping[str, Any]) -> bool:
+    """Whether the fields of a `config.json` are those of a fine-tuning run."""
+    return "finetune" in fields
+
+
+def read_model_config(path: epath.Path) -> tuple[Architecture, Numerics, tuple[str, ...]]:
+    """The model and the names of its classes, from the `config.json` of any directory of ours."""
+    fields = migrate(read_json(path))
+    with _errors_of(path):
+        labels = fields.get("labels", [])
+        if not isinstance(labels, list):
+            raise UserError(f"labels must be a list of names, not {labels!r}")
+        return *model_config(fields), tuple(labels)
+
+
+def model_config(fields: Mapping[str, Any]) -> tuple[Architecture, Numerics]:
+    """The model in the migrated fields of a configuration."""
+    architecture = build(Architecture, fields.get("model"), "config.model")
+    return architecture, build(Numerics, fields.get("numerics", {}), "config.numerics")
+
+
+def _read(cls: type[T], path: epath.Path, fields: Mapping[str, Any]) -> T:
+    with _errors_of(path):
+        return build(cls, migrate(fields))
+
+
+@contextlib.contextmanager
+def _errors_of(path: epath.Path) -> Iterator[None]:
+    """Puts the path of the file before the message of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

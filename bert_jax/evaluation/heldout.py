@@ -1,0 +1,73 @@
+"""Scores of parameters on the fixed held-out batches of a store."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.data.batches import HELDOUT_SEED
+from bert_jax.data.stores import Store
+from bert_jax.model.model import Model
+from bert_jax.model.parameters import Params
+from bert_jax.objective.protocol import BoundObjective
+from bert_jax.parallel import hosts, rules
+from bert_jax.parallel.mesh import row_devices
+from bert_jax.report.baselines import pretraining_baselines
+from bert_jax.train.metrics import add_sums, means
+from bert_jax.train.program import loader
+from bert_jax.train.step import make_eval_step
+
+
+def bound_objective(
+    config: PretrainConfig, store: Store, model: Model, seed: int
+) -> BoundObjective:
+    """The objective of a run, or of a stage of it, for a model and the vocabulary of a store."""
+    masking = None if store.is_masked else config.bound_masking(store.wordpiece)
+    return config.objective.bind(model.graphdef, masking, seed)
+
+
+class HeldOut:
+    """Scores on held-out documents: always the same examples under the same masks.
+
+    A batch is as large as in training, rounded up to what the mesh can share equally.
+    """
+
+    def __init__(self, config: PretrainConfig, store: Store, model: Model, mesh: Mesh):
+        """Draws the examples; compiles at the first call.
+
+        Args:
+          config: of the run, or of a stage of it.
+          store: whose held-out documents to use.
+          model: whose parameters are scored.
+          mesh: where to compute.
+        """
+        objective = bound_objective(config, store, model, HELDOUT_SEED)
+        rows = -(-config.data.batch_size // row_devices(mesh)) * row_devices(mesh)
+        self._batches = store.heldout_batches(
+            dataclasses.replace(config.data, batch_size=rows),
+            num_batches=config.eval_batches,
+            host_rows=hosts.local_rows(rules.batch_sharding(mesh), rows),
+        )
+        self._heads = objective.heads
+        self._token_counts = store.token_counts
+        self._mesh = mesh
+        everywhere = rules.replicated(mesh)
+        self._prepare = jax.jit(objective.prepare, out_shardings=everywhere)
+        step = make_eval_step(objective, loader(mesh, model.axes, config.numerics))
+        self._step = jax.jit(step, out_shardings=everywhere)
+
+    def __call__(self, params: Params) -> dict[str, float]:
+        """Means over all held-out examples; see `means`."""
+        sums = [self._step(params, batch) for batch in self._device_batches()]
+        return means(add_sums(jax.device_get(sums)), self._heads)
+
+    def baselines(self) -> dict[str, float]:
+        """See `pretraining_baselines`."""
+        prepared = (jax.device_get(self._prepare(batch)) for batch in self._device_batches())
+        return pretraining_baselines(prepared, np.asarray(self._token_counts))
+
+    def _device_batches(self) -> Iterator[Mapping[str, jax.Array]]:
+        return (rules.put_batch(batch, self._mesh) for batch in self._batches)

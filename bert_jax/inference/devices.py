@@ -1,0 +1,114 @@
+"""The devices of this process, which share the rows of every batch."""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from bert_jax.data.packing import Batch, Example
+from bert_jax.inference.batching import make_batches
+from bert_jax.model.parameters import Params
+from bert_jax.parallel import rules
+from bert_jax.parallel.mesh import make_mesh
+
+T = TypeVar("T")
+Found = TypeVar("Found")
+
+# Small batches keep activations in a CPU's caches; an accelerator needs more to do.
+TOKENS_PER_DEVICE = {"cpu": 1024}
+TOKENS_PER_ACCELERATOR = 16_384
+# Packed and sorted together; more would fill rows no better.
+TOKENS_PER_WINDOW = 65_536
+
+
+class Devices:
+    """Brings texts to the devices in batches, and results back in order.
+
+    Attributes:
+      mesh: of the devices.
+    """
+
+    def __init__(self, pad_id: int, longest_row: int):
+        """Computes nothing yet.
+
+        Args:
+          pad_id: id of [PAD].
+          longest_row: positions of the model.
+        """
+        self.mesh = make_mesh(devices=jax.local_devices())
+        platform = self.mesh.devices.flat[0].platform
+        self._tokens_per_device = TOKENS_PER_DEVICE.get(platform, TOKENS_PER_ACCELERATOR)
+        self._pad_id, self._longest_row = pad_id, longest_row
+
+    def put_params(self, params: Params) -> Params:
+        """The parameters, whole on every device."""
+        return jax.device_put(params, rules.replicated(self.mesh))
+
+    def put(self, batch: Batch, **more: np.ndarray) -> dict[str, jax.Array]:
+        """The arrays of a batch and further ones, all with their rows split over the devices."""
+        return jax.device_put(batch.rows | more, rules.batch_sharding(self.mesh))
+
+    def batches(self, examples: Sequence[Example]) -> list[Batch]:
+        """Examples, none longer than the longest row, as batches of few shapes."""
+        return make_batches(
+            examples,
+            pad_id=self._pad_id,
+            longest_row=self._longest_row,
+            tokens_per_device=self._tokens_per_device,
+            num_devices=self.mesh.size,
+        )
+
+    def run(
+        self,
+        examples: Iterable[Example],
+        start: Callable[[Batch], Found],
+        finish: Callable[[Batch, Any], Iterable[T]],
+    ) -> Iterator[T]:
+        """Results in the order of the examples.
+
+        A thread makes and packs a window of examples while the devices are at the window before,
+        and the results of one are fetched while they are at the next.
+
+        Args:
+          examples: of one text each.
+          start: sends a batch to the devices and returns what will be there, without waiting.
+          finish: from a batch and what was there, as numpy arrays, to a result for each text.
+        """
+        smallest = self._tokens_per_device * self.mesh.size
+        windows = _ahead(
+            (len(window), self.batches(window))
+            for window in _windows(examples, max(TOKENS_PER_WINDOW, 4 * smallest))
+        )
+        running = ((size, [(b, start(b)) for b in batches]) for size, batches in windows)
+        for (size, calls), _ in itertools.pairwise(itertools.chain(running, [(0, [])])):
+            results: dict[int, T] = {}
+            for batch, found in calls:
+                of_texts = finish(batch, jax.device_get(found))
+                results |= zip(batch.examples.tolist(), of_texts, strict=True)
+            yield from (results[index] for index in range(size))
+
+
+def _windows(examples: Iterable[Example], tokens: int) -> Iterator[list[Example]]:
+    """Stretches of at least so many tokens; the last may have less."""
+    window: list[Example] = []
+    size = 0
+    for example in examples:
+        window.append(example)
+        size += len(example.ids)
+        if size >= tokens:
+            yield window
+            window, size = [], 0
+    if window:
+        yield window
+
+
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items, each made by a thread while the one before is in use."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        upcoming = thread.submit(next, items, None)
+        while (item := upcoming.result()) is not None:
+            upcoming = thread.submit(next, items, None)
+            yield item

@@ -1,0 +1,114 @@
+"""What is asked of a model, as functions of a whole batch of rows, to be compiled.
+
+Each composes the functions of a model's parts (`bert_jax.inference.functions.part_functions`). Its
+first arguments are these functions, the parameters, and `rows`: the arrays of a
+`bert_jax.data.packing.Batch` on devices.
+"""
+
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from bert_jax.inference.functions import Function
+from bert_jax.model.bert import gather_positions
+from bert_jax.model.heads import NEXT_SENTENCE, Head
+from bert_jax.model.parameters import Params
+from bert_jax.parallel import rules
+
+Functions = Mapping[str, Function]
+Rows = Mapping[str, jax.Array]
+
+
+def hidden_states(functions: Functions, params: Params, rows: Rows) -> jax.Array:
+    """[num_layers + 1, rows, length, hidden] fp32: the embeddings and every layer."""
+    names = ("input_ids", "token_type_ids", "position_ids", "segment_ids")
+    return functions["encoder"](params, *(rows[name] for name in names))
+
+
+def token_vectors(
+    functions: Functions, params: Params, rows: Rows, *, layers: tuple[int, ...]
+) -> jax.Array:
+    """[rows, length, layers, hidden] fp32: one vector for each token and layer."""
+    hidden = hidden_states(functions, params, rows)
+    return jnp.stack([hidden[layer] for layer in layers], axis=2)
+
+
+def mean_vectors(
+    functions: Functions, params: Params, rows: Rows, *, layers: tuple[int, ...]
+) -> jax.Array:
+    """[rows, slots, layers, hidden] fp32: the mean over the tokens of each text."""
+    hidden = token_vectors(functions, params, rows, layers=layers)
+    slots = 1 + jnp.arange(rows["cls_positions"].shape[1])
+    member = (rows["segment_ids"][:, None] == slots[:, None]).astype(jnp.float32)
+    share = member / jnp.maximum(member.sum(axis=-1, keepdims=True), 1)
+    return jnp.einsum("ret,rtlh->relh", share, hidden, precision="highest")
+
+
+def cls_vectors(
+    functions: Functions, params: Params, rows: Rows, *, layers: tuple[int, ...]
+) -> jax.Array:
+    """[rows, slots, layers, hidden] fp32: the [CLS] of each text."""
+    hidden = token_vectors(functions, params, rows, layers=layers)
+    return jnp.take_along_axis(hidden, rows["cls_positions"][:, :, None, None], axis=1)
+
+
+def pooled_vectors(
+    functions: Functions, params: Params, rows: Rows, *, layers: tuple[int, ...]
+) -> jax.Array:
+    """[rows, slots, layers, hidden] fp32: what the pooler makes of the [CLS] of each text."""
+    cls = cls_vectors(functions, params, rows, layers=layers)
+    return _on_last_axis(functions["pooler"], params, cls)
+
+
+# By the name of the pooling.
+VECTORS = {
+    "mean": mean_vectors,
+    "cls": cls_vectors,
+    "pooled": pooled_vectors,
+    "tokens": token_vectors,
+}
+
+
+def logits(functions: Functions, params: Params, rows: Rows, *, head: Head) -> jax.Array:
+    """[rows, slots, outputs] of a pooled head, else [rows, length, outputs]; fp32."""
+    vectors = pooled_vectors if head.pooled else token_vectors
+    hidden = vectors(functions, params, rows, layers=(-1,))[:, :, 0]
+    return _on_last_axis(functions[head.part], params, hidden)
+
+
+def follows(functions: Functions, params: Params, rows: Rows) -> jax.Array:
+    """[rows, slots] fp32: probability that B follows A."""
+    return jax.nn.softmax(logits(functions, params, rows, head=NEXT_SENTENCE))[..., 0]
+
+
+def attention(functions: Functions, params: Params, rows: Rows) -> jax.Array:
+    """[num_layers, rows, heads, query, key] fp32, which sums to 1 over `key`."""
+    hidden = hidden_states(functions, params, rows)
+    return functions["attention"](params, hidden, rows["segment_ids"])
+
+
+def best_words(
+    functions: Functions, params: Params, rows: Rows, *, mesh: Mesh, top_k: int
+) -> tuple[jax.Array, jax.Array]:
+    """Probabilities (fp32) and ids (int32) of the likeliest words, both [rows, slots, top_k].
+
+    Args:
+      functions, params, rows: as of all; `rows` also has `positions` [rows, slots] of the words.
+      mesh: over which rows are split.
+      top_k: how many words.
+    """
+    hidden = gather_positions(hidden_states(functions, params, rows)[-1], rows["positions"])
+    words = _on_last_axis(functions["masked_lm"], params, hidden)
+    # Left to XLA, every device would gather the logits of all rows.
+    spec = rules.spec(("batch",))
+    best = functools.partial(jax.lax.top_k, k=top_k)
+    best = jax.shard_map(best, mesh=mesh, in_specs=spec, out_specs=spec)
+    return best(jax.nn.softmax(words))
+
+
+def _on_last_axis(function: Function, params: Params, x: jax.Array) -> jax.Array:
+    """A function of [n, hidden] on [..., hidden]."""
+    return function(params, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

@@ -1,0 +1,36 @@
+"""Texts as they are given to a model: strings, and pairs of strings."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from bert_jax.errors import UserError
+
+Text = str | tuple[str, str]  # a pair is A and B
+
+
+def checked(texts: Iterable[Any], *, text: bool = True, pair: bool = True) -> Iterator[Any]:
+    """The texts as they are, one by one.
+
+    Args:
+      texts: what was given.
+      text: whether a string may be among them.
+      pair: whether a pair of strings may be among them, a tuple or a list.
+
+    Raises:
+      UserError: a text is something else, or `texts` is a single one.
+    """
+    wanted = " or ".join(["a string"] * text + ["a pair of strings"] * pair)
+    if isinstance(texts, str):
+        raise UserError(f"texts must be a list, each of them {wanted}, not {excerpt(texts)}")
+    for number, item in enumerate(texts, 1):
+        is_text = isinstance(item, str)
+        is_pair = isinstance(item, (tuple, list)) and [*map(type, item)] == [str, str]
+        if not ((text and is_text) or (pair and is_pair)):
+            raise UserError(f"text number {number} must be {wanted}, not {excerpt(item)}")
+        yield item
+
+
+def excerpt(text: Any) -> str:
+    """The beginning of a text, for messages."""
+    shown = repr(text)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."

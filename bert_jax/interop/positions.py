@@ -1,0 +1,42 @@
+"""Position encodings for formats of others, which have learned vectors alone."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bert_jax.errors import UserError
+from bert_jax.interop.portable import Portable
+from bert_jax.interop.tensors import Report
+from bert_jax.model.positions import Learned, Sinusoidal
+
+TABLE = "bert/embeddings/position/embedding"
+
+
+def with_learned_positions(model: Portable, report: Report) -> Portable:
+    """The same model with one vector a position, as if they were learned.
+
+    Args:
+      model: with learned positions, which stays as it is, or with fixed vectors.
+      report: is told that vectors are written as learned ones.
+
+    Raises:
+      UserError: its encoding is no vector a position.
+    """
+    architecture = model.architecture
+    encoding = architecture.position_embedding
+    if type(encoding) is Learned:
+        return model
+    if type(encoding) is not Sinusoidal:
+        raise UserError(
+            f"position_embedding is {encoding.called()}; in this format positions are learned"
+        )
+    position_ids = jnp.arange(architecture.max_position_embeddings)[None]
+    vectors = encoding.vectors(None, position_ids, architecture)
+    params = flatten_dict(model.params, sep="/") | {TABLE: np.asarray(vectors)[0]}
+    report("written as learned positions: the sinusoidal ones")
+    return model._replace(
+        architecture=dataclasses.replace(architecture, position_embedding=Learned()),
+        params=unflatten_dict(params, sep="/"),
+    )

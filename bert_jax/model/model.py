@@ -1,0 +1,87 @@
+"""A model: the encoder with heads on top, as a structure and a nested dict of parameters."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from bert_jax.model.architecture import Architecture, Numerics, Parallel
+from bert_jax.model.bert import Bert
+from bert_jax.model.heads import HEADS, PRETRAINING, Batch
+from bert_jax.model.parameters import Axes, Params, axes_of
+
+
+class BertWithHeads(nnx.Module):
+    """BERT with the heads of pretraining, or any others.
+
+    Args of the constructor:
+      architecture, numerics, parallel: see there.
+      rngs: for the parameters.
+      parts: which of `bert_jax.model.heads.PARTS` there are.
+      outputs: of those heads whose number of outputs is the task's.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        numerics: Numerics,
+        parallel: Parallel,
+        rngs: nnx.Rngs,
+        *,
+        parts: Sequence[str] = PRETRAINING,
+        outputs: int = 0,
+    ):
+        with_pooler = "pooler" in parts
+        self.bert = Bert(architecture, numerics, parallel, rngs, with_pooler=with_pooler)
+        for part, head in HEADS.items():
+            if part in parts:
+                setattr(self, part, head.make_module(architecture, numerics, outputs, rngs))
+
+    def encode(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+        """The states [rows, length, hidden] of a batch; see `Bert` for its arrays."""
+        return self.bert(
+            batch["input_ids"],
+            batch["token_type_ids"],
+            batch["position_ids"],
+            batch["segment_ids"],
+            dropout_key,
+        )
+
+
+class Model(NamedTuple):
+    """A model's structure, apart from its parameters.
+
+    Attributes:
+      graphdef: `nnx.merge(graphdef, params)` gives the module.
+      init: key -> parameters; a pure function to jit, or to trace for shapes.
+      axes: names of the axes of each parameter; see `bert_jax.model.parameters`.
+    """
+
+    graphdef: nnx.GraphDef[BertWithHeads]
+    init: Callable[[jax.Array], Params]
+    axes: Axes
+
+
+def build_model(
+    architecture: Architecture,
+    numerics: Numerics,
+    parallel: Parallel = Parallel(),
+    *,
+    parts: Sequence[str] = PRETRAINING,
+    outputs: int = 0,
+) -> Model:
+    """The model with the parts that `BertWithHeads` is given; computes nothing yet.
+
+    Without `parallel` it is tied to no devices: it runs on any, by XLA's attention, and layouts
+    follow from its arguments.
+    """
+
+    def make(rngs: nnx.Rngs) -> BertWithHeads:
+        return BertWithHeads(architecture, numerics, parallel, rngs, parts=parts, outputs=outputs)
+
+    def init(key: jax.Array) -> Params:
+        return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(params=key)))[1])
+
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(0)))
+    return Model(nnx.split(abstract)[0], init, axes_of(abstract))

@@ -1,0 +1,127 @@
+"""Parameters: how they start, and the names of their axes, given where a parameter is made.
+
+Sharding, exchange with other formats and exports all read these names:
+
+  vocab       tokens of the vocabulary, padded
+  position    positions of a row
+  token_type  token types
+  embed       features of a token, on the side of a matrix that may be split
+  hidden      features of a token that stay together
+  heads       features of all attention heads
+  mlp         features inside a feed-forward layer
+  output      outputs of a head
+  layer       layers, where they are stacked
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+if TYPE_CHECKING:
+    from bert_jax.model.architecture import Architecture, Numerics
+
+Axes = Mapping[str, tuple[str, ...]]  # path of a parameter -> names of its axes
+Params = dict[str, Any]  # nested dict of arrays
+
+WORD_EMBEDDINGS = "bert/embeddings/word/embedding"  # used as lookup and as decoder
+
+
+def initializer(stddev: float) -> nnx.Initializer:
+    """Truncated normal, cut at two `stddev`, variance not corrected for the cut (as Google's)."""
+    return nnx.initializers.truncated_normal(stddev, lower=-2.0, upper=2.0)
+
+
+def linear(
+    axes: tuple[str, str],
+    sizes: tuple[int, int],
+    architecture: Architecture,
+    rngs: nnx.Rngs,
+    numerics: Numerics | None = None,
+    *,
+    bias: str = "",
+) -> nnx.Linear:
+    """A dense layer from the first of two axes to the second.
+
+    Args:
+      axes: names of the axes of its kernel.
+      sizes: their sizes.
+      architecture: of the model.
+      rngs: for the kernel; the bias starts at 0.
+      numerics: of the model; None computes in fp32.
+      bias: name of the axis of its bias; default: the second one of the kernel.
+    """
+    return nnx.Linear(
+        *sizes,
+        kernel_init=initializer(architecture.initializer_range),
+        dtype=jnp.dtype(numerics.compute_dtype) if numerics else None,
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": (bias or axes[1],)},
+        rngs=rngs,
+    )
+
+
+def table(
+    axes: tuple[str, str], rows: int, architecture: Architecture, rngs: nnx.Rngs
+) -> nnx.Embed:
+    """An embedding table with one row of `hidden_size` features for each index."""
+    return nnx.Embed(
+        rows,
+        architecture.hidden_size,
+        embedding_init=initializer(architecture.initializer_range),
+        embedding_metadata={"axes": axes},
+        rngs=rngs,
+    )
+
+
+def layer_norm(architecture: Architecture, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm that computes and returns fp32, whatever the compute dtype.
+
+    The variance is E[x^2] - E[x]^2, so that one pass gives both moments, and one gives both sums of
+    the gradient.
+    """
+    return nnx.LayerNorm(
+        architecture.hidden_size,
+        epsilon=architecture.layer_norm_eps,
+        dtype=jnp.float32,
+        scale_metadata={"axes": ("hidden",)},
+        bias_metadata={"axes": ("hidden",)},
+        rngs=rngs,
+    )
+
+
+def stack_axes(layers: nnx.Module) -> None:
+    """Names the leading axis of parameters that hold one value for each layer."""
+    for _, variable in nnx.iter_graph(layers):
+        if isinstance(variable, nnx.Param):
+            variable.set_metadata(axes=("layer", *variable.get_metadata()["axes"]))
+
+
+def axes_of(module: nnx.Module) -> dict[str, tuple[str, ...]]:
+    """Path of each parameter of a module, "pooler/kernel", and the names of its axes."""
+    return {
+        "/".join(map(str, path)): variable.get_metadata()["axes"]
+        for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
+    }
+
+
+def layer_axes(axes: Axes) -> dict[str, tuple[str, ...]]:
+    """The axes of one layer's parameters, from those of all layers stacked."""
+    return {path: names[1:] for path, names in axes.items()}
+
+
+def is_stacked(names: tuple[str, ...]) -> bool:
+    """Whether a parameter with these axes holds one value for each layer."""
+    return names[0] == "layer"
+
+
+def path_of(keys: tuple[object, ...]) -> str:
+    """The path of a parameter in a tree: the keys of its nested dicts.
+
+    Optimizer moments mirror the tree of parameters, so theirs is the path of their parameter.
+    """
+    return "/".join(key.key for key in keys if isinstance(key, jax.tree_util.DictKey))

@@ -1,0 +1,55 @@
+"""What a training step knows of what it learns."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+from flax import nnx
+
+from bert_jax.fields import Choice
+from bert_jax.model.heads import PRETRAINING
+from bert_jax.objective.masking import BoundMasking
+
+Batch = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+class BoundObjective(Protocol):
+    """What to learn from a batch, for one model.
+
+    Attributes:
+      heads: names of its losses.
+    """
+
+    heads: tuple[str, ...]
+
+    def prepare(self, batch: Batch) -> Batch:
+        """Completes a global batch (masks, labels) before it is split into microbatches."""
+
+    def weights(self, batch: Batch) -> dict[str, jax.Array]:
+        """Per head, the weights of a prepared batch; they sum to the "<head>_count" of `sums`."""
+
+    def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
+        """Per head, the fp32 scalars "<head>_loss" (nats), "<head>_count", perhaps "_correct"."""
+
+
+@dataclass(frozen=True)
+class Objective(Choice):
+    """What a pretraining run learns: a family of kinds, whose fields are their knobs."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Which of `bert_jax.model.heads.PARTS` the model has."""
+        return PRETRAINING
+
+    def bind(
+        self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int
+    ) -> BoundObjective:
+        """The objective for a model.
+
+        Args:
+          graphdef: structure of a `BertWithHeads` that has `parts`.
+          masking: how to mask; None where the examples are masked already.
+          seed: of the masks.
+        """
+        raise NotImplementedError

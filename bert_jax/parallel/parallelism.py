@@ -1,0 +1,65 @@
+"""What a mesh gives to a model: pinned activations, gathered layers, a kernel for attention."""
+
+import functools
+
+import jax
+from jax.sharding import Mesh
+
+from bert_jax.model.architecture import Numerics, Parallel
+from bert_jax.model.attention import SPLASH_MULTIPLE, Attend, attention, splash_attention
+from bert_jax.parallel import rules
+
+# Below it the scores are small and XLA's own fusions are as good.
+SPLASH_MIN_LENGTH = 512
+
+
+def parallelism(mesh: Mesh, numerics: Numerics) -> Parallel:
+    """What a model needs to run on a mesh."""
+    return Parallel(
+        constrain=rules.activation_constraint(mesh),
+        gather_layer=functools.partial(rules.gather_layer, mesh),
+        attend=choose_attention(numerics.attention, mesh),
+    )
+
+
+def choose_attention(implementation: str, mesh: Mesh) -> Attend:
+    """The attention function of a model on a mesh.
+
+    Args:
+      implementation: "xla"; "splash", the TPU kernel, where the length is a multiple of
+        `SPLASH_MULTIPLE` and nothing is dropped, and XLA elsewhere; or "auto", which is splash on
+        TPUs from `SPLASH_MIN_LENGTH` tokens a row on.
+      mesh: of the run. Off TPUs the kernel runs in its interpreter, slowly.
+    """
+    on_tpu = mesh.devices.flat[0].platform == "tpu"
+    if implementation == "xla" or (implementation == "auto" and not on_tpu):
+        return attention
+    heads = rules.spec(("batch", None, "heads", None))
+    kernel = jax.shard_map(
+        functools.partial(splash_attention, interpret=not on_tpu),
+        mesh=mesh,
+        in_specs=(heads, heads, heads, rules.spec(("batch", None))),
+        out_specs=heads,
+        check_vma=False,
+    )
+
+    shortest = SPLASH_MULTIPLE if implementation == "splash" else SPLASH_MIN_LENGTH
+
+    def attend(
+        query: jax.Array,
+        key: jax.Array,
+        value: jax.Array,
+        segment_ids: jax.Array,
+        *,
+        dropout_rate: float = 0.0,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        length = query.shape[1]
+        dropped = dropout_key is not None and dropout_rate > 0
+        if dropped or length < shortest or length % SPLASH_MULTIPLE:
+            return attention(
+                query, key, value, segment_ids, dropout_rate=dropout_rate, dropout_key=dropout_key
+            )
+        return kernel(query, key, value, segment_ids)
+
+    return attend

@@ -1,0 +1,135 @@
+"""What a training does between its steps: lines of metrics, evaluations, the best model, a target.
+
+Each is a hook of `bert_jax.train.trainer.Trainer`.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from etils import epath
+
+from bert_jax.model.parameters import Params
+from bert_jax.parallel.hosts import print_once
+from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.metrics import (
+    MetricsWriter,
+    format_seconds,
+    means,
+    progress_line,
+    read_metrics,
+)
+from bert_jax.train.trainer import Trainer
+
+Scores = Mapping[str, float]
+
+
+class Log:
+    """Writes a line of training metrics, means over all steps since the last one, and prints it."""
+
+    def __init__(
+        self,
+        writer: MetricsWriter,
+        heads: Sequence[str],
+        *,
+        flops_per_token: float = 0.0,
+        peak_flops: float | None = None,
+    ):
+        """Args:
+        writer: of the run.
+        heads: of the objective.
+        flops_per_token: forward and backward.
+        peak_flops: of all devices together, per second; None where it is not known.
+        """
+        self._writer, self._heads = writer, heads
+        self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
+
+    def __call__(self, trainer: Trainer) -> None:
+        trainer.collect()
+        sums = trainer.sums
+        line = means(sums, self._heads)
+        line["grad_norm"] = sums["grad_norm"] / sums["steps"]
+        line["learning_rate"] = sums["learning_rate"]
+        line |= trainer.stopwatch.read()
+        if self._peak_flops:
+            line["mfu"] = line["tokens_per_second"] * self._flops_per_token / self._peak_flops
+        self._writer.write(trainer.done, "train", line)
+        trainer.look_at_clock()
+        print_once(progress_line(trainer.done, max(trainer.done, trainer.last_step), line))
+        trainer.sums = {}
+
+
+class Evaluate:
+    """Writes a line of held-out scores, and prints it."""
+
+    def __init__(
+        self,
+        score: Callable[[Params], Scores],
+        writer: MetricsWriter,
+        listeners: Iterable[Callable[[Trainer, Scores], None]] = (),
+    ):
+        """Args:
+        score: parameters -> scores.
+        writer: of the run.
+        listeners: called with the scores before their line is written.
+        """
+        self._score, self._writer, self._listeners = score, writer, tuple(listeners)
+
+    def __call__(self, trainer: Trainer) -> None:
+        trainer.collect()
+        started = time.monotonic()
+        scores = self._score(trainer.state.params)
+        for listener in self._listeners:
+            listener(trainer, scores)
+        self._writer.write(trainer.done, "heldout", scores)
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+        seconds = time.monotonic() - started
+        print_once(f"held-out at step {trainer.done}: {numbers}  ({format_seconds(seconds)})")
+        trainer.stopwatch.skip(seconds)
+
+
+class Target:
+    """Ends training at the first evaluation that reaches a score."""
+
+    def __init__(self, metric: str, goal: float, progress: Mapping[str, float]):
+        """Args:
+        metric: name of the score.
+        goal: what it must reach; 0 never ends training.
+        progress: of the checkpoint that the run goes on from.
+        """
+        self.metric, self.goal = metric, goal
+        self.value: float = progress.get(metric, 0.0)
+
+    def __call__(self, trainer: Trainer, scores: Scores) -> None:
+        self.value = scores.get(self.metric, 0.0)
+
+    def reached(self) -> bool:
+        """Whether the last evaluation reached the goal."""
+        return 0 < self.goal <= self.value
+
+    def progress(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+        return {self.metric: self.value}
+
+
+class KeepBest:
+    """Saves the parameters of the best evaluation so far."""
+
+    def __init__(self, best: Checkpoints, metric: str, workdir: epath.Path):
+        """Args:
+        best: where to save.
+        metric: name of the score; higher is better.
+        workdir: of the run, whose metrics tell the evaluations before.
+        """
+        self._best, self._metric, self._workdir = best, metric, workdir
+
+    def __call__(self, trainer: Trainer, scores: Scores) -> None:
+        lines = read_metrics(self._workdir)
+        reached = [line[self._metric] for line in lines if line["split"] == "heldout"]
+        if scores[self._metric] > max(reached, default=-math.inf):
+            self._best.save(trainer.done, {"params": trainer.state.params}, dict(scores))
+
+
+def save(trainer: Trainer) -> None:
+    """Saves the state of a trainer."""
+    trainer.save()

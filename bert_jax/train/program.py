@@ -1,0 +1,145 @@
+"""The compiled part of a training: how its state starts, and the step that changes it."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from bert_jax.model.architecture import Numerics
+from bert_jax.model.model import Model
+from bert_jax.model.parameters import Axes, Params
+from bert_jax.objective.protocol import BoundObjective
+from bert_jax.parallel import rules
+from bert_jax.parallel.compiler import compiler_options
+from bert_jax.parallel.mesh import Layout
+from bert_jax.train.optimizers import Optimizer
+from bert_jax.train.schedules import Rate
+from bert_jax.train.state import TrainState, init_state
+from bert_jax.train.step import make_train_step
+
+# Parameters and masks fold small numbers (a count, an epoch) into the key of the seed: dropout
+# keeps away from them.
+DROPOUT_STREAM = 2**31
+RNG_IMPLEMENTATIONS = {"threefry": "threefry2x32", "rbg": "rbg"}
+
+
+class Settings(Protocol):
+    """What a program reads of a configuration."""
+
+    @property
+    def rng(self) -> str: ...
+    @property
+    def numerics(self) -> Numerics: ...
+    @property
+    def optimizer(self) -> Optimizer: ...
+    @property
+    def mesh(self) -> Layout: ...
+
+
+class Program:
+    """The state and the step of a training, laid out on a mesh. Seeds share one program.
+
+    Attributes:
+      abstract_state: shapes of the state with their shardings.
+      init: key -> state, sharded; compiled at its first call.
+      step: (state, batch, dropout key) -> (state, metrics); the state is donated. Where the rate
+        has a second argument, so has the step a fourth. Compiled at its first call.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        objective: BoundObjective,
+        model: Model,
+        optimizer: optax.GradientTransformation,
+        rate: Rate,
+        mesh: Mesh,
+        *,
+        timed: bool = False,
+    ):
+        """Traces shapes; compiles nothing yet.
+
+        Args:
+          settings: of the run, or of a stage of it.
+          objective: what to learn.
+          model: of the objective.
+          optimizer: without its learning rate.
+          rate: step -> learning rate.
+          mesh: of the run.
+          timed: the rate also takes the number of steps that the time allows.
+        """
+        init = functools.partial(init_state, model.init, optimizer)
+        shapes = jax.eval_shape(init, jax.random.key(0))
+        zero1 = settings.mesh.zero1
+        shardings = rules.state_shardings(mesh, shapes, model.axes, zero1=zero1)
+        self.abstract_state: TrainState = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            shapes,
+            shardings,
+        )
+        self.init = jax.jit(init, out_shardings=shardings)
+        self.compiler_options = compiler_options(mesh, settings.rng)
+
+        def store(gradients: Params) -> Params:
+            gradients = rules.scatter(mesh, gradients, model.axes, shardings.params)
+            return jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
+
+        replicated = rules.replicated(mesh)
+        self.step = jax.jit(
+            make_train_step(
+                objective,
+                optimizer,
+                rate,
+                gradient_accumulation=settings.optimizer.gradient_accumulation,
+                load=loader(mesh, model.axes, settings.numerics),
+                store=store,
+            ),
+            in_shardings=(
+                shardings,
+                rules.batch_sharding(mesh),
+                replicated,
+                *[replicated] * timed,
+            ),
+            out_shardings=(shardings, replicated),
+            donate_argnums=0,
+            compiler_options=self.compiler_options,
+        )
+        self._key = functools.partial(dropout_key, settings)
+
+    def dropout_key(self, seed: int) -> jax.Array | None:
+        """The key of the step; None if nothing is dropped."""
+        return self._key(seed)
+
+    def lower(self, batch: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> jax.stages.Lowered:
+        """The step for a batch of these shapes, to be compiled for devices that need not exist."""
+        key = jax.eval_shape(lambda: self.dropout_key(seed))
+        return self.step.lower(self.abstract_state, batch, key)
+
+
+def dropout_key(settings: Settings, seed: int) -> jax.Array | None:
+    """The key that the step folds with its number; None if nothing is dropped."""
+    if settings.numerics.hidden_dropout == settings.numerics.attention_dropout == 0:
+        return None
+    key = jax.random.key(seed, impl=RNG_IMPLEMENTATIONS[settings.rng])
+    return jax.random.fold_in(key, DROPOUT_STREAM)
+
+
+def loader(mesh: Mesh, axes: Axes, numerics: Numerics) -> Any:
+    """The function from stored parameters to those to compute with.
+
+    Weights of matrix products and embeddings are cast first and gathered then, at half the bytes
+    where they are bf16; so their gradients are reduced in bf16 too. Biases and LayerNorm stay fp32.
+    """
+    dtype = jnp.dtype(numerics.compute_dtype)
+
+    def cast(keys: Any, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if keys[-1].key in ("kernel", "embedding") else leaf
+
+    def load(params: Params) -> Params:
+        return rules.gather(mesh, jax.tree_util.tree_map_with_path(cast, params), axes)
+
+    return load

@@ -1,0 +1,89 @@
+"""Learning rate schedules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from bert_jax.fields import POSITIVE, Choice, field
+
+Rate = Callable[[jax.Array], jax.Array]  # int32 step (0 is the first) -> fp32 rate
+
+
+@dataclass(frozen=True)
+class Schedule(Choice):
+    """Linear warmup from 0, then what a kind makes of the rest.
+
+    As in Google's BERT and NVIDIA's, the decay counts from step 0 over all steps and warmup
+    overrides it, so the rate drops at the boundary from the peak to, for "linear",
+    peak * (1 - warmup_steps / steps). A schedule joined at the peak would be slightly higher.
+    """
+
+    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
+        """The share of the peak after warmup.
+
+        Args:
+          t: fp32, steps done.
+          steps: of the whole schedule.
+          warmup_steps: the first ones of them.
+        """
+        raise NotImplementedError
+
+    def rate(self, peak: float, warmup_steps: int, steps: int) -> Rate:
+        """The rate of each step."""
+
+        def rate(step: jax.Array) -> jax.Array:
+            t = jnp.asarray(step, jnp.float32)
+            warmup = t / max(warmup_steps, 1)
+            decay = self.factor(t, steps, warmup_steps)
+            return peak * jnp.where(t < warmup_steps, warmup, decay)
+
+        return rate
+
+
+def left(t: jax.Array, steps: int) -> jax.Array:
+    """The share of the steps that is left."""
+    return jnp.maximum(1.0 - t / steps, 0.0)
+
+
+@dataclass(frozen=True)
+class Linear(Schedule, name="linear"):
+    """1 - t/T."""
+
+    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
+        return left(t, steps)
+
+
+@dataclass(frozen=True)
+class Poly(Schedule, name="poly"):
+    """(1 - t/T) ** power."""
+
+    power: float = field(1.0, "exponent", bounds=POSITIVE)
+
+    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
+        return left(t, steps) ** self.power
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule, name="cosine"):
+    """Half a cosine, from 1 to 0."""
+
+    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
+        return 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left(t, steps))))
+
+
+@dataclass(frozen=True)
+class Rsqrt(Schedule, name="rsqrt"):
+    """sqrt(warmup_steps / t)."""
+
+    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
+        return jnp.sqrt(max(warmup_steps, 1) / jnp.maximum(t, 1.0))
+
+
+@dataclass(frozen=True)
+class Constant(Schedule, name="constant"):
+    """1."""
+
+    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
+        return jnp.ones_like(t)

@@ -1,0 +1,265 @@
+"""The training loop: steps, hooks in between, and an orderly stop."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+from jax.experimental import multihost_utils
+
+from bert_jax.errors import TrainingDiverged
+from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.metrics import Stopwatch, Sums, add_sums
+from bert_jax.train.state import TrainState
+from bert_jax.train.step import Batch, Metrics
+
+Hook = Callable[["Trainer"], None]
+
+
+class StopSignal:
+    """Notes SIGTERM and SIGINT so that the loop can save and leave. A second one acts at once.
+
+    Of several processes none may leave alone. There JAX's coordination service listens for SIGTERM,
+    with a handler below Python's that must stay in place, and finds a step which no process has
+    passed yet; SIGINT is turned into SIGTERM.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+        self._alone = jax.process_count() == 1
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT) if self._alone else (signal.SIGINT,):
+                self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def reached(self, step: int) -> bool:
+        """Whether to stop after this step, the same on all processes; ask after every step."""
+        if not self._alone and multihost_utils.reached_preemption_sync_point(step):
+            self.received = signal.SIGTERM
+        return self.received is not None
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._restore()
+        if self._alone:
+            self.received = signal.Signals(number)
+        else:
+            signal.raise_signal(signal.SIGTERM)
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+
+class Clock(Protocol):
+    """What ends a training by the time; see `bert_jax.train.budget.Budget`."""
+
+    @property
+    def steps(self) -> int:
+        """Estimated steps of the whole run."""
+
+    def update(self, done: int) -> None:
+        """Looks at the clock after `done` steps."""
+
+    def progress(self) -> dict[str, float]:
+        """What a checkpoint keeps."""
+
+
+class _Due(NamedTuple):
+    """When a hook is called: see `Trainer.every`."""
+
+    steps: int
+    hook: Hook
+    at_end: bool
+    when_stopped: bool
+
+    def at(self, done: int, *, last: bool) -> bool:
+        return (self.at_end and last) or (self.steps > 0 and done % self.steps == 0)
+
+
+class Trainer:
+    """Runs optimizer steps and, after some of them, hooks.
+
+    Metrics are read while the next step already runs, so the device never waits for them.
+
+    Attributes:
+      state: the training state; donated to the next step.
+      done: its steps.
+      sums: of the metrics of all steps that no line has reported yet, also over a resume.
+      stopwatch: speed since the last line.
+      checkpoints: where `save` saves.
+      stopped_by: the signal that ended `fit`, if one did.
+    """
+
+    def __init__(self, state: TrainState, checkpoints: Checkpoints, progress: Mapping[str, Any]):
+        """Starts from a state.
+
+        Args:
+          state: fresh, or restored from a checkpoint.
+          checkpoints: of the run.
+          progress: what the checkpoint keeps beside the state; empty at the start of a run.
+        """
+        self.state = state
+        self.done = int(state.step)
+        self.sums: Sums = dict(progress.get("unlogged", {}))
+        self.stopwatch = Stopwatch()
+        self.checkpoints = checkpoints
+        self.stopped_by: signal.Signals | None = None
+        self._pending: list[Metrics] = []  # of steps that may still run
+        self._stage_end = self.done
+        self._clock: Clock | None = None
+        self._carried: list[Callable[[], Mapping[str, float]]] = []
+        self._clear()
+
+    def _clear(self) -> None:
+        self._hooks: list[_Due] = []
+        self._reports: list[_Due] = []
+        self._after_step: list[Callable[[int, Metrics], None]] = []
+        self._conditions: list[Callable[[], bool]] = []
+        self._ran: dict[_Due, int] = {}  # the step after which a hook has run last
+
+    def every(
+        self, steps: int, hook: Hook, *, at_end: bool = True, when_stopped: bool = False
+    ) -> None:
+        """Calls a hook after every so many steps; hooks of a step run in the order of these calls.
+
+        Args:
+          steps: of the run; 0 is never.
+          hook: what to call.
+          at_end: also after the last step.
+          when_stopped: also when training ends earlier.
+        """
+        self._hooks.append(_Due(steps, hook, at_end, when_stopped))
+
+    def report_every(self, steps: int, hook: Hook) -> None:
+        """Calls a hook as `every` does, but while the next step already runs.
+
+        Where another hook is due after the same step, it does not wait.
+        """
+        self._reports.append(_Due(steps, hook, at_end=True, when_stopped=False))
+
+    def after_every_step(self, hook: Callable[[int, Metrics], None]) -> None:
+        """Calls a hook with the number of steps and the metrics, on devices, of the last one."""
+        self._after_step.append(hook)
+
+    def stop_when(self, condition: Callable[[], bool]) -> None:
+        """Ends training as soon as a condition holds."""
+        self._conditions.append(condition)
+
+    def stop_by(self, clock: Clock) -> None:
+        """Ends training when the time is over."""
+        self._clock = clock
+        self.carry(clock.progress)
+
+    def carry(self, progress: Callable[[], Mapping[str, float]]) -> None:
+        """Keeps numbers in every checkpoint beside the state."""
+        self._carried.append(progress)
+
+    @property
+    def last_step(self) -> int:
+        """Steps of the run after which `fit` ends, as far as is known."""
+        return min(self._stage_end, self._clock.steps) if self._clock else self._stage_end
+
+    def look_at_clock(self) -> None:
+        """Estimates again how many steps the time allows."""
+        if self._clock:
+            self._clock.update(self.done)
+
+    def fit(
+        self,
+        step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+        batches: Iterator[Batch],
+        last_step: int,
+    ) -> None:
+        """Trains until the run has `last_step` steps, time is over or a signal comes.
+
+        The hooks are those of this call: they are forgotten at its end.
+
+        Args:
+          step: compiled.
+          batches: on devices, those of the steps to come.
+          last_step: number of steps of the run.
+
+        Raises:
+          TrainingDiverged: a gradient is not finite. The state is not saved.
+        """
+        self._stage_end = last_step
+        self.stopwatch = Stopwatch()
+        self._ran = dict.fromkeys(self._hooks, self.done)
+        reports: list[_Due] = []  # those that wait for the next step to start
+        stopping = False
+        with StopSignal() as stop:
+            while self.done < self.last_step and not stopping and not self._is_over():
+                began = time.monotonic()
+                batch = next(batches)
+                self.stopwatch.add_wait(time.monotonic() - began)
+                self.state, metrics = step(self.state, batch)
+                self._call(reports)
+                self._pending.append(metrics)
+                self.done += 1
+                for watch in self._after_step:
+                    watch(self.done, metrics)
+
+                stopping = stop.reached(self.done)
+                last = self.done >= self.last_step
+                reports = self._due(self._reports, last)
+                if last or stopping or self._due(self._hooks, last):
+                    self._call(reports)
+                    reports = []
+                    last = self.done >= self.last_step  # there may be time left for more
+                self._call(self._due(self._hooks, last))
+            self._call(reports)
+            self._call(
+                [due for due in self._hooks if due.when_stopped and self._ran[due] < self.done]
+            )
+        self.stopped_by = stop.received
+        self._clear()
+
+    def collect(self) -> None:
+        """Adds the metrics of the latest steps to `sums`; waits for these steps to finish.
+
+        Raises:
+          TrainingDiverged: a gradient is not finite.
+        """
+        fresh = [metrics | {"steps": 1} for metrics in jax.device_get(self._pending)]
+        if not fresh:
+            return
+        self._pending.clear()
+        self.stopwatch.count(add_sums(fresh))
+        self.sums = add_sums([self.sums, *fresh])
+        self.sums["learning_rate"] = float(fresh[-1]["learning_rate"])
+        if not math.isfinite(self.sums["grad_norm"]):
+            raise TrainingDiverged(
+                f"the gradient became infinite or NaN by step {self.done}. Lower "
+                f"config.optimizer.learning_rate or raise config.optimizer.warmup_steps and run "
+                f"again: the run goes on from its last checkpoint "
+                f"({self.checkpoints.latest_step() or 'none yet'})"
+            )
+
+    def save(self) -> None:
+        """Starts to write a checkpoint of the state as it is."""
+        self.collect()
+        progress: dict[str, Any] = {"unlogged": self.sums}
+        for carried in self._carried:
+            progress |= carried()
+        self.checkpoints.save(self.done, self.state, progress)
+
+    def _is_over(self) -> bool:
+        return any(condition() for condition in self._conditions)
+
+    def _due(self, hooks: list[_Due], last: bool) -> list[_Due]:
+        return [due for due in hooks if due.at(self.done, last=last)]
+
+    def _call(self, hooks: list[_Due]) -> None:
+        for due in hooks:
+            due.hook(self)
+            self._ran[due] = self.done
