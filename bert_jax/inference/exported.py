@@ -24,6 +24,7 @@ from bert_jax.config import ModelConfig, build_model_config
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.inference import load_bert
+from bert_jax.inference.choices import DEFAULT_PLATFORMS, check_platforms
 from bert_jax.inference.functions import part_functions
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import num_classes
@@ -31,8 +32,6 @@ from bert_jax.model.heads import parts_of
 from bert_jax.storage import files_below, is_remote
 from bert_jax.train.build import build_model
 from bert_jax.train.state import Params
-
-PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
 
 
 def is_exported(path: epath.Path) -> bool:
@@ -61,7 +60,7 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Callable]]:
 
 
 def write_exported(
-    path: epath.PathLike, model: Portable, platforms: Sequence[str] = PLATFORMS[:3]
+    path: epath.PathLike, model: Portable, platforms: Sequence[str] = DEFAULT_PLATFORMS
 ) -> None:
     """Writes the functions of a model, its parameters, its vocabulary and a loader for them.
 
@@ -80,8 +79,7 @@ def write_exported(
     path = epath.Path(path)
     if path.exists() and any(path.iterdir()):
         raise UserError(f"{path}: not empty; choose another directory for the export")
-    if unknown := [platform for platform in platforms if platform not in PLATFORMS]:
-        raise UserError(f"no platform {unknown[0]!r} to export for; use {', '.join(PLATFORMS)}")
+    check_platforms(platforms)
     if not is_remote(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     nearby = None if is_remote(path) else path.parent

@@ -17,6 +17,7 @@ from bert_jax.data.packing import Batch, Example
 from bert_jax.data.wordpiece import MASK
 from bert_jax.errors import UserError
 from bert_jax.inference.batching import make_batches
+from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
 from bert_jax.inference.exported import is_exported, read_exported
 from bert_jax.inference.functions import part_functions
 from bert_jax.interop.formats import read
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 Text = str | tuple[str, str]  # a pair is A and B
 
-POOLINGS = ("mean", "cls", "pooled", "tokens")
 # Small batches keep activations in a CPU's caches; an accelerator needs more to do.
 TOKENS_PER_DEVICE = {"cpu": 1024}
 TOKENS_PER_ACCELERATOR = 16_384
@@ -71,8 +71,9 @@ def load(
         if step is not None or compute_dtype is not None:
             raise UserError(f"{path}: an exported model has one step and one compute_dtype")
         return TrainedBert(*read_exported(path))
-    if compute_dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"compute_dtype={compute_dtype!r}: use float32 or bfloat16")
+    if compute_dtype not in (None, *COMPUTE_DTYPES):
+        use = " or ".join(COMPUTE_DTYPES)
+        raise UserError(f"compute_dtype={compute_dtype!r}: use {use}")
     model = read(path, step)
     if compute_dtype is not None:
         model = model._replace(

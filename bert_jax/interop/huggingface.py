@@ -18,6 +18,7 @@ from etils import epath
 
 from bert_jax.config import read_json
 from bert_jax.errors import UserError
+from bert_jax.interop.choices import ARCHITECTURES
 from bert_jax.interop.configs import (
     check_vocabulary,
     config_fields,
@@ -38,15 +39,6 @@ from bert_jax.interop.tensors import (
 from bert_jax.interop.tokenizer import read_wordpiece, write_wordpiece
 from bert_jax.model.heads import PARTS, parts_of
 
-ARCHITECTURES = {  # class -> the parts that it has beside the encoder
-    "BertModel": ("pooler",),
-    "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
-    "BertForMaskedLM": ("masked_lm",),
-    "BertForNextSentencePrediction": ("pooler", "next_sentence"),
-    "BertForSequenceClassification": ("pooler", "sequence_classifier"),
-    "BertForTokenClassification": ("token_classifier",),
-    "BertForQuestionAnswering": ("answer_span",),
-}
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # either may be shards with an index
 # A class without heads has no `bert.` in front, and old checkpoints have TensorFlow's names.

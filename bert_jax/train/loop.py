@@ -26,8 +26,6 @@ from bert_jax.train.metrics import (
 from bert_jax.train.profiling import Profiler
 from bert_jax.train.state import TrainState
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: saved on SIGTERM or SIGINT; the same command goes on
-
 
 class StopSignal:
     """Notes SIGTERM and SIGINT so that the loop can save and leave. A second one acts at once.

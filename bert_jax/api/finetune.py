@@ -1,16 +1,11 @@
-"""Fine-tunes a trained BERT on a task: classification, regression, tagging or answering.
+"""Fine-tunes a trained BERT on a task: classification, regression, tagging or answering."""
 
-bert-jax finetune --config=configs/finetune.py:classification --config.init_from=MODEL \\
-    --config.task.train=train.tsv --config.task.dev=dev.tsv --workdir=runs/task
-"""
-
-import argparse
 import dataclasses
 import hashlib
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,7 +15,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import FinetuneConfig, RunConfig, load_finetune_config, read_json
+from bert_jax.config import FinetuneConfig, RunConfig, read_json
 from bert_jax.data.batches import prefetch
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
@@ -33,14 +28,15 @@ from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.confusion import draw_confusion
 from bert_jax.report.curves import draw_curves
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.classification import ClassificationTask
 from bert_jax.tasks.registry import Task, build_task, submission_name
 from bert_jax.train import build
 from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints, latest_step
-from bert_jax.train.loop import EXIT_STOPPED, train
-from bert_jax.train.metrics import MetricsWriter, read_metrics
+from bert_jax.train.loop import train
+from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.optimizers import scale_by_depth
 from bert_jax.train.profiling import Profiler
 from bert_jax.train.scoring import Examples, Scoring
@@ -60,42 +56,21 @@ FREE_TO_CHANGE = (
 )
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="bert-jax finetune",
-        description=__doc__.partition("\n")[0],
-        epilog="A run that was stopped or killed goes on when the same command is given again. "
-        f"Exit code {EXIT_STOPPED}: stopped by SIGTERM or Ctrl-C, everything saved. "
-        "WORKDIR/best is the best model by the first metric on the dev examples.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE.py[:ARG]",
-        help="the recipe, for example configs/finetune.py:tagging; --config.FIELD=VALUE overrides "
-        "a field of it, for example --config.init_from=runs/base --config.epochs=4",
-    )
-    parser.add_argument(
-        "--workdir",
-        required=True,
-        metavar="DIR",
-        help="where checkpoints, metrics, results and predictions go; a run that is there already "
-        "is resumed",
-    )
-    hosts.add_arguments(parser)
-    arguments, overrides = parser.parse_known_args(argv)
-    config = load_finetune_config([f"--config={arguments.config}", *overrides])
-    hosts.connect(arguments)
-    return finetune(config, epath.Path(arguments.workdir))
+def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
+    """Trains once, or once for each seed in a directory of its own; goes on with runs cut short.
 
+    Args:
+      config: of the run; see `load_finetune_config`.
+      workdir: where checkpoints, metrics, results and predictions go.
 
-def finetune(config: FinetuneConfig, workdir: epath.Path) -> int:
-    """Trains once, or once for each seed in a directory of its own; returns the exit code.
+    Returns:
+      True: all is trained and scored. False: a signal stopped it, and everything is saved.
 
     Raises:
       UserError: config, model, data and workdir do not fit together.
+      TrainingDiverged: a gradient is not finite.
     """
+    workdir = epath.Path(workdir)
     with hosts.agreement():
         source = read(config.init_from, report=hosts.print_once)
         task, data = read_data(config, source)
@@ -111,12 +86,11 @@ def finetune(config: FinetuneConfig, workdir: epath.Path) -> int:
     }
     for run, one in runs.items():
         hosts.print_once(f"seed {one.seed}")
-        code = train_once(one, run, source, task, data)
-        if code:
-            return code
+        if not train_once(one, run, source, task, data):
+            return False
     if hosts.is_primary():
         summarize_seeds(workdir, runs)
-    return 0
+    return True
 
 
 def read_data(config: FinetuneConfig, source: Portable) -> tuple[Task, dict[str, Examples]]:
@@ -155,8 +129,8 @@ def train_once(
     source: Portable,
     task: Task,
     data: Mapping[str, Examples],
-) -> int:
-    """Trains with one seed, then scores the best checkpoint; returns the exit code."""
+) -> bool:
+    """Trains with one seed, then scores the best checkpoint; False if a signal stopped it."""
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     batches = training_batches(config, source.wordpiece, data["train"].features, mesh)
     steps = math.ceil(config.epochs * batches.steps_per_epoch)
@@ -246,9 +220,9 @@ def train_once(
                 f"{outcome.stopped_by.name}: saved at step {int(outcome.state.step)}; run again to "
                 f"go on"
             )
-            return EXIT_STOPPED
+            return False
     report(config, workdir, task, data, score, mesh)
-    return 0
+    return True
 
 
 def training_batches(

@@ -1,11 +1,7 @@
-"""Pretrains BERT: masked LM and next sentence prediction on a token store.
+"""Pretrains BERT: masked LM and next sentence prediction on a token store."""
 
-bert-jax pretrain --config=configs/quickstart.py --workdir=runs/quickstart
-"""
-
-import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,7 +10,7 @@ import optax
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config import Config, Stage, load_config, read_config
+from bert_jax.config import Config, Stage, read_config
 from bert_jax.data.batches import Batches, PremaskedBatches, prefetch
 from bert_jax.errors import UserError
 from bert_jax.interop.initial import initial_params, replace_params
@@ -24,13 +20,14 @@ from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.flops import peak_flops_per_device
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train import build
 from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints, latest_step
 from bert_jax.train.evaluation import Evaluation
-from bert_jax.train.loop import EXIT_STOPPED, Outcome, train
-from bert_jax.train.metrics import MetricsWriter, Sums, read_metrics
-from bert_jax.train.profiling import PROFILED_STEPS, Profiler
+from bert_jax.train.loop import Outcome, train
+from bert_jax.train.metrics import MetricsWriter, Sums
+from bert_jax.train.profiling import Profiler
 from bert_jax.train.state import TrainState, num_params
 from bert_jax.train.workdirs import check_workdir, claim_workdir
 
@@ -53,42 +50,21 @@ FREE_TO_CHANGE = (
 )
 
 
-def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="bert-jax pretrain",
-        description=__doc__.partition("\n")[0],
-        epilog="A run that was stopped or killed goes on when the same command is given again. "
-        f"Exit code {EXIT_STOPPED}: stopped by SIGTERM or Ctrl-C, everything saved. "
-        f"SIGUSR1: the next {PROFILED_STEPS} steps are profiled into WORKDIR/profile.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE.py[:ARG]",
-        help="the recipe, for example configs/bert.py:base; --config.FIELD=VALUE overrides a field "
-        "of it, for example --config.steps=2000 --config.data.batch_size=64",
-    )
-    parser.add_argument(
-        "--workdir",
-        required=True,
-        metavar="DIR",
-        help="where checkpoints, metrics and curves go; a run that is there already is resumed",
-    )
-    hosts.add_arguments(parser)
-    arguments, overrides = parser.parse_known_args(argv)
-    config = load_config([f"--config={arguments.config}", *overrides])
-    hosts.connect(arguments)
-    return pretrain(config, epath.Path(arguments.workdir))
+def pretrain(config: Config, workdir: epath.PathLike) -> bool:
+    """Trains all stages of a run, or until it is over or told to stop; goes on with one cut short.
 
+    Args:
+      config: of the run; see `load_config`.
+      workdir: where checkpoints, metrics and curves go.
 
-def pretrain(config: Config, workdir: epath.Path) -> int:
-    """Trains all stages of a run, or until it is over or told to stop; returns the exit code.
+    Returns:
+      True: the run is over. False: a signal stopped it, and everything is saved.
 
     Raises:
       UserError: config, store and workdir do not fit together, or the processes not to each other.
+      TrainingDiverged: a gradient is not finite.
     """
+    workdir = epath.Path(workdir)
     with hosts.agreement():
         store = build.configured_store(config)
     build.check_same(config, store)
@@ -107,7 +83,7 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
     stages = [stage for stage in config.stages() if stage.last_step > done]
     if not stages:
         hosts.print_once(f"{workdir} has all its {done} steps: nothing to train")
-        return 0
+        return True
 
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     for stage in stages:
@@ -141,7 +117,7 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         over = is_over(config, done, budget, progress.get("mlm_accuracy", 0.0))
         if over:
             hosts.print_once(f"{workdir}: {over}: nothing to train")
-            return 0
+            return True
 
         unlogged = progress.get("unlogged", {})
         with MetricsWriter(workdir, done) as writer, Profiler(workdir / "profile") as profiler:
@@ -161,8 +137,8 @@ def pretrain(config: Config, workdir: epath.Path) -> int:
         hosts.print_once(over)
     elif done < config.steps:
         hosts.print_once(f"{stopped_by.name}: saved at step {done}; run again to go on")
-        return EXIT_STOPPED
-    return 0
+        return False
+    return True
 
 
 class Part(NamedTuple):

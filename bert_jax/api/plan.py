@@ -1,6 +1,5 @@
 """Compiles a training step for TPUs that are not there, and says what it will need and take."""
 
-import argparse
 import dataclasses
 import gzip
 import hashlib
@@ -10,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from bert_jax.config import CHOICES, Config, load_config
+from bert_jax.config import CHOICES, Config
 from bert_jax.errors import UserError
 from bert_jax.objective.masking import Masking
 from bert_jax.objective.pretraining import PreTraining
@@ -36,60 +35,6 @@ OUT_OF_MEMORY = re.compile(
     r"\(([\d.]+[KMGT])\) exceeds available HBM"
     r"|of ([\d.]+[KMGT]) hbm. Exceeded hbm capacity by ([\d.]+[KMGT])"
 )
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs `bert-jax plan`."""
-    parser = argparse.ArgumentParser(
-        prog="bert-jax plan",
-        description="Compiles the training step of a recipe for TPU slices, which need not be "
-        "there, and prints what it needs and what to expect: memory, FLOPs, estimated step time, "
-        "collectives, input rate. One plan for each phase of the recipe.",
-        epilog="example: bert-jax plan --config=configs/bert.py:large --topology=v5e:4x8 "
-        "--config.data.max_seq_length=512 --config.data.batch_size=1024",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE.py[:ARG]",
-        help="the recipe; --config.FIELD=VALUE overrides a field of it. No store is needed",
-    )
-    parser.add_argument(
-        "--topology",
-        required=True,
-        metavar="GENERATION:SHAPE",
-        help="one TPU slice: v5e:2x4, v6e:16x16, v4:4x4x4, v5p:2x2x1, tpu7x:4x4x4 ...",
-    )
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many slices (1)")
-    parser.add_argument(
-        "--search",
-        action="store_true",
-        help="find the largest batch that fits, for each rematerialisation policy, and plan the "
-        "fastest by estimate; a compile takes minutes, and there are about a dozen",
-    )
-    parser.add_argument("--output", metavar="FILE.json", help="write the plans here too")
-    arguments, overrides = parser.parse_known_args(argv)
-    config = load_config([f"--config={arguments.config}", *overrides])
-    # The host's part is small, and an accelerator that is here must stay free for others. JAX's own
-    # cache cannot read back what was compiled for devices that are not here.
-    jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)
-
-    plans = []
-    for stage in config.stages():
-        with stage.errors():
-            if arguments.search:
-                found = list(search(stage.config, arguments.topology, arguments.slices))
-                chosen = max(found, key=lambda plan: plan.tokens_per_second)
-            else:
-                chosen = plan(stage.config, arguments.topology, arguments.slices)
-        print(f"\n{stage.name or 'plan'}\n\n{chosen.table()}\n", flush=True)
-        plans.append({"phase": stage.name} | chosen.to_dict())
-    if arguments.output:
-        Path(arguments.output).write_text(json.dumps(plans, indent=2) + "\n")
-    return 0 if all(plan["fits"] for plan in plans) else 1
 
 
 def plan(config: Config, topology: str, num_slices: int = 1) -> Plan:
@@ -188,6 +133,29 @@ def search(config: Config, topology: str, num_slices: int = 1) -> Iterator[Plan]
             f"not even {SEARCH_STEP} rows a device fit into {topology}: use a larger "
             f"config.mesh.fsdp or config.mesh.tensor, or config.mesh.zero1=True"
         )
+
+
+def plan_stages(
+    config: Config, topology: str, num_slices: int = 1, *, largest_batch: bool = False
+) -> Iterator[tuple[str, Plan]]:
+    """The name of each stage of a config, with its plan; "" is the name where there are no phases.
+
+    Args:
+      config: with or without phases.
+      topology, num_slices: as of `plan`.
+      largest_batch: `search`, and take the plan of the most tokens a second by estimate.
+
+    Raises:
+      UserError: as `plan` and `search`; names the stage.
+    """
+    for stage in config.stages():
+        with stage.errors():
+            if largest_batch:
+                found = list(search(stage.config, topology, num_slices))
+                chosen = max(found, key=lambda plan: plan.tokens_per_second)
+            else:
+                chosen = plan(stage.config, topology, num_slices)
+        yield stage.name, chosen
 
 
 def _next_rows(tried: dict[int, Plan]) -> int:

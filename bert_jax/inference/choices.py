@@ -1,0 +1,19 @@
+"""What can be chosen when a model is used or exported.
+
+Loads nothing, so that a choice is checked before anything is loaded.
+"""
+
+from collections.abc import Iterable
+
+from bert_jax.errors import UserError
+
+POOLINGS = ("mean", "cls", "pooled", "tokens")
+COMPUTE_DTYPES = ("float32", "bfloat16")
+PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
+DEFAULT_PLATFORMS = ("cpu", "tpu", "cuda")
+
+
+def check_platforms(names: Iterable[str]) -> None:
+    """Raises UserError if a model cannot be exported for one of these."""
+    if unknown := [name for name in names if name not in PLATFORMS]:
+        raise UserError(f"no platform {unknown[0]!r} to export for; use {', '.join(PLATFORMS)}")

@@ -1,0 +1,47 @@
+"""What can be chosen when a model is converted.
+
+Loads nothing, so that a choice is checked before anything is loaded. The messages name the
+flags of `bert-jax convert`.
+"""
+
+from collections.abc import Iterable
+
+from bert_jax.errors import UserError
+
+FORMATS = ("huggingface", "google", "bert_jax")
+ARCHITECTURES = {  # class -> the parts that it has beside the encoder
+    "BertModel": ("pooler",),
+    "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
+    "BertForMaskedLM": ("masked_lm",),
+    "BertForNextSentencePrediction": ("pooler", "next_sentence"),
+    "BertForSequenceClassification": ("pooler", "sequence_classifier"),
+    "BertForTokenClassification": ("token_classifier",),
+    "BertForQuestionAnswering": ("answer_span",),
+}
+# Parts that can start at random.
+INITIALISED = ("pooler", "masked_lm", "next_sentence", "answer_span")
+
+
+def check_format(name: str) -> None:
+    """Raises UserError if no model can be written in this format."""
+    if name not in FORMATS:
+        raise UserError(f"--to={name}: use one of {', '.join(FORMATS)}")
+
+
+def check_architecture(name: str | None) -> None:
+    """Raises UserError if this is no class of `ARCHITECTURES`; None is any."""
+    if name is not None and name not in ARCHITECTURES:
+        raise UserError(f"--architecture={name}: use one of {', '.join(ARCHITECTURES)}")
+
+
+def check_initialise(parts: Iterable[str]) -> None:
+    """Raises UserError if some part cannot start at random."""
+    for part in parts:
+        if part not in INITIALISED:
+            raise UserError(f"--initialise={part}: use one of {', '.join(INITIALISED)}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError if this is no seed of 32 bits."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed={seed} must be from 0 to 2**32 - 1")
