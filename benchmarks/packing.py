@@ -15,10 +15,10 @@ from pathlib import Path
 
 from etils import epath
 
+from bert_jax.api.pretrain import pretrain
 from bert_jax.config import load_config
 from bert_jax.data.store import open_store
-from bert_jax.pretrain import pretrain
-from bert_jax.train.metrics import read_metrics
+from bert_jax.report.metrics_file import read_metrics
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bert.py"
 ROUNDS, STEPS, LOG_EVERY = 2, 40, 10

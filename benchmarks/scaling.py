@@ -16,10 +16,10 @@ from typing import Any
 
 import jax
 
+from bert_jax.api.plan import plan
 from bert_jax.config import Config, load_config
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.topologies import topology_devices
-from bert_jax.plan import plan
 from bert_jax.report.compiled import ACROSS_SLICES
 from bert_jax.report.flops import CHIPS, GIB
 from bert_jax.train import build

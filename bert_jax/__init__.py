@@ -1,16 +1,25 @@
 """Pretraining of BERT on TPUs with JAX.
 
-`bert_jax.load(path)` gives a trained model to use; see `bert_jax.inference.trained`.
+The verbs of the command line but `predict` and `plot` are functions here: `prepare`, `pretrain`,
+`finetune`, `evaluate`, `convert`, `export`, `plan`; see `bert_jax.api`. `bert_jax.load(path)` gives
+a trained model to use; see `bert_jax.inference.trained`.
 """
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
+_VERBS = ("prepare", "pretrain", "finetune", "evaluate", "convert", "export", "plan")
+_HOMES = {verb: f"bert_jax.api.{verb}" for verb in _VERBS} | {"load": "bert_jax.inference.trained"}
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what needs jax when it is asked for, so that `bert-jax prepare` starts without."""
-    if name == "load":
-        return importlib.import_module("bert_jax.inference.trained").load
+    """Imports a function when it is asked for, so that `import bert_jax` needs no jax."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Libraries log their inner workings through absl; what a user must know is printed.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return importlib.import_module(f"bert_jax.{argv[0]}").main(argv[1:]) or 0
+        return importlib.import_module(f"bert_jax.cli.{argv[0]}").main(argv[1:]) or 0
     except UserError as error:
         print(f"bert-jax {argv[0]}: error: {error}", file=sys.stderr)
         return 2

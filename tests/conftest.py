@@ -23,8 +23,9 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 @pytest.fixture(scope="session")
 def sotu_store(tmp_path_factory):
     """Path of a store of the carried corpus with 1,000 WordPieces, made as a user makes it."""
-    from bert_jax import prepare  # not above: the environment must be set before JAX is imported
+    # Not above: the environment must be set before JAX is imported.
+    from bert_jax.cli.prepare import main
 
     path = tmp_path_factory.mktemp("sotu") / "store"
-    prepare.main(["corpus:sotu", f"--output={path}", "--vocab-size=1000", "--workers=1"])
+    main(["corpus:sotu", f"--output={path}", "--vocab-size=1000", "--workers=1"])
     return path

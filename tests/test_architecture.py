@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import bert_jax
+from bert_jax.__main__ import VERBS
+
 pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +23,9 @@ LAYERS = (
     {"train"},
     {"interop"},
     {"inference"},
-    {"prepare", "pretrain", "evaluate", "finetune", "predict", "convert", "export"}
-    | {"plan", "plot", "__main__"},
+    {"api"},
+    {"cli"},
+    {"__main__"},
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Rooms with less freedom than their layer: what they may import of ours, and of others' beside it.
@@ -147,8 +151,95 @@ def test_main_path_loads_no_other_framework():
     assert not found & {"tensorflow", "tensorflow_datasets", "torch", "transformers"}
 
 
+HEAVY = {
+    "jax",
+    "flax",
+    "orbax",
+    "grain",
+    "numba",
+    "matplotlib",
+    "tokenizers",
+    "tensorflow_datasets",
+}
+
+
 def test_prepare_loads_no_jax():
     """So that its worker processes start at once and take no accelerator."""
-    found = loaded(["bert_jax.prepare"])
+    found = loaded(["bert_jax.cli.prepare", "bert_jax.api.prepare"])
     assert "bert_jax.data.store" in found
     assert not found & {"jax", "flax", "grain", "matplotlib"}
+
+
+def test_only_main_imports_the_command_line():
+    text = (ROOT / "bert_jax" / "__main__.py").read_text(encoding="utf-8")
+    assert 'import_module(f"bert_jax.cli.{' in text
+    assert {room(module) for module, rooms in OURS.items() if "cli" in rooms} == {"cli"}
+
+
+def test_every_verb_has_a_page():
+    assert {f"bert_jax.cli.{verb}" for verb in VERBS} <= set(IMPORTS)
+
+
+def test_functions_of_the_package_are_those_of_the_api():
+    functions = set(bert_jax.__all__) - {"__version__", "load"}
+    modules = {module for module in IMPORTS if module.startswith("bert_jax.api.")}
+    assert {f"bert_jax.api.{name}" for name in functions} == modules
+    assert set(bert_jax.__all__) <= set(dir(bert_jax))
+    for name in (*functions, "load"):
+        assert getattr(bert_jax, name).__name__ == name
+    with pytest.raises(AttributeError, match="'nothing'"):
+        _ = bert_jax.nothing
+
+
+def test_command_line_loads_nothing_heavy():
+    pages = {module for module in IMPORTS if room(module) in ("cli", "__main__")}
+    found = loaded(sorted(pages))
+    assert pages <= found
+    assert not found & HEAVY
+
+
+COMMANDS = """
+import contextlib, io, sys
+from bert_jax.__main__ import VERBS, main
+
+def told(*argv):
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        try:
+            code = main(argv)
+        except SystemExit as exit_:
+            code = exit_.code
+    return code, errors.getvalue()
+
+for verb in VERBS:
+    assert told(verb, "--help")[0] == 0, verb
+no_config = "--config=none.py: no such file"
+for command, message in {
+    "prepare none --output=none --heldout=2": "--heldout: 2.0 is no share",
+    "prepare none --output=none --workers=0": "--workers: 0",
+    "pretrain --config=none.py --workdir=none": no_config,
+    "finetune --config=none.py --workdir=none": no_config,
+    "evaluate --workdir=none --process-id=0": "belong together",
+    "evaluate --workdir=none --step=first": "invalid int value",
+    "predict classify --model=none none.txt": "none.txt: no such file",
+    "predict features --model=none --output=x.gif": "--output=x.gif",
+    "predict attention --model=none a --output=x.gif": "--output=x.gif",
+    "convert none none --to=google --initialise=eyes": "--initialise=eyes",
+    "convert none none --to=google --seed=-1": "--seed=-1",
+    "convert none none --to=onnx": "invalid choice",
+    "export --model=none --output=none --platforms=abacus": "no platform 'abacus'",
+    "plan --config=none.py --topology=v5e:2x4": no_config,
+    "plot": "required: WORKDIR",
+}.items():
+    code, errors = told(*command.split())
+    assert code == 2 and message in errors, (command, code, errors)
+print(*(name for name, module in sys.modules.items() if module))
+"""
+
+
+def test_help_and_mistakes_are_told_before_anything_heavy_is_loaded():
+    process = subprocess.run(
+        [sys.executable, "-c", COMMANDS], cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
+    assert not set(process.stdout.split()) & HEAVY

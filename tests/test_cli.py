@@ -10,14 +10,18 @@ from matplotlib import image
 
 from bert_jax import __version__
 from bert_jax.__main__ import VERBS, main
-from bert_jax.train.metrics import read_metrics
+from bert_jax.report.metrics_file import read_metrics
+from bert_jax.train.profiling import PROFILED_STEPS
 
 pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).parents[1]
 HELP = {
     "prepare": ("Tokenise a corpus once", "corpus:sotu", "--vocab-size N", "examples:"),
-    "pretrain": ("Pretrains BERT", "--config FILE.py[:ARG]", "--workdir DIR", "Exit code 75"),
+    "pretrain": (
+        *("Pretrains BERT", "--config FILE.py[:ARG]", "--workdir DIR", "Exit code 75"),
+        f"the next {PROFILED_STEPS} steps are profiled",
+    ),
     "finetune": ("Fine-tunes", "--config FILE.py[:ARG]", "--workdir DIR", "Exit code 75", "best"),
     "convert": ("SOURCE is one of", "--to", "--initialise PART,...", "--no-strict", "--uncased"),
     "evaluate": ("held-out documents", "--workdir DIR", "--step N", "--store DIR"),

@@ -12,10 +12,10 @@ from etils import epath
 
 import bert_jax
 from bert_jax.__main__ import main
+from bert_jax.api.pretrain import identity
 from bert_jax.config import load_config
 from bert_jax.data.store import open_store
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.pretrain import identity
 from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.workdirs import claim_workdir
@@ -85,7 +85,7 @@ def fails(made, tmp_path, capsys):
 @pytest.fixture
 def no_devices(monkeypatch):
     """Fails the test as soon as training goes on to the devices."""
-    monkeypatch.setattr("bert_jax.pretrain.make_mesh", lambda *_: pytest.fail("went too far"))
+    monkeypatch.setattr("bert_jax.api.pretrain.make_mesh", lambda *_: pytest.fail("went too far"))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

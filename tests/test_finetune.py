@@ -13,18 +13,18 @@ from tiny import make_model
 
 from bert_jax import load
 from bert_jax.__main__ import main
+from bert_jax.api.finetune import finetune
 from bert_jax.config import build_finetune_config
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
-from bert_jax.finetune import finetune
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import read_workdir, write_workdir
 from bert_jax.objective.finetuning import FineTuning
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
 from bert_jax.train import loop
 from bert_jax.train.build import build_model
-from bert_jax.train.metrics import read_metrics
 from bert_jax.train.optimizers import scale_by_depth
 
 WORDS = [f"w{index}" for index in range(40)]
@@ -156,7 +156,7 @@ SAID = {"classification": said_by_classify, "tagging": said_by_tag, "answering":
 def test_a_task_is_learned(task, model, tmp_path, capsys):
     config = recipe(task, model, tmp_path, train=480, epochs=4.0)
     workdir = epath.Path(tmp_path / "run")
-    assert finetune(config, workdir) == 0
+    assert finetune(config, workdir)
     results = json.loads((workdir / "results.json").read_text())
     metric, least = LEARNED[task]
     for split in ("dev", "test"):
@@ -207,7 +207,7 @@ def test_a_regression_is_learned(model, tmp_path, monkeypatch):
         "metric_names": ("pearson", "spearman"),
     }
     config = dataclasses.replace(config, task=dataclasses.replace(config.task, options=options))
-    assert finetune(config, epath.Path(tmp_path / "run")) == 0
+    assert finetune(config, epath.Path(tmp_path / "run"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["test"]["metrics"]["pearson"] > 0.5
 
@@ -298,7 +298,7 @@ def test_batches_are_a_function_of_seed_and_step():
 def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypatch):
     config = recipe("classification", model, tmp_path)
     once, twice = epath.Path(tmp_path / "once"), epath.Path(tmp_path / "twice")
-    assert finetune(config, once) == 0
+    assert finetune(config, once)
 
     class Killed(Exception):
         pass
@@ -313,7 +313,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypa
     with pytest.raises(Killed):
         finetune(config, twice)
     monkeypatch.undo()
-    assert finetune(config, twice) == 0
+    assert finetune(config, twice)
     for name in ("results.json", "test_predictions.tsv"):
         assert (once / name).read_text() == (twice / name).read_text()
     jax.tree.map(
@@ -324,7 +324,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypa
 def test_a_frozen_encoder_stays(model, tmp_path):
     config = recipe("classification", model, tmp_path, freeze=True, epochs=1.0)
     workdir = epath.Path(tmp_path / "run")
-    assert finetune(config, workdir) == 0
+    assert finetune(config, workdir)
     before, after = read_workdir(model).params["bert"], read_workdir(workdir).params["bert"]
     for part in ("embeddings", "encoder"):
         jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
@@ -334,7 +334,7 @@ def test_a_frozen_encoder_stays(model, tmp_path):
 def test_top_layers_start_anew(model, tmp_path):
     changes = {"reinit_layers": 1, "epochs": 0.05, "optimizer.learning_rate": 1e-30, "seed": 1}
     config = recipe("classification", model, tmp_path, **changes)
-    assert finetune(config, epath.Path(tmp_path / "run")) == 0
+    assert finetune(config, epath.Path(tmp_path / "run"))
     before, after = (read_workdir(path).params["bert"] for path in (model, tmp_path / "run"))
     kernels = [
         tree["encoder"]["layers"]["attention"]["query"]["kernel"] for tree in (before, after)
@@ -360,9 +360,9 @@ def test_seeds_are_summarized(model, tmp_path, capsys):
     config = recipe("classification", model, tmp_path, seeds=3, epochs=1.0)
     # A seed may have been trained by itself, on another device say.
     alone = dataclasses.replace(config, seed=1, seeds=1)
-    assert finetune(alone, epath.Path(tmp_path / "run" / "seed1")) == 0
+    assert finetune(alone, epath.Path(tmp_path / "run" / "seed1"))
     metrics = (tmp_path / "run" / "seed1" / "metrics.jsonl").read_text()
-    assert finetune(config, epath.Path(tmp_path / "run")) == 0
+    assert finetune(config, epath.Path(tmp_path / "run"))
     assert (tmp_path / "run" / "seed1" / "metrics.jsonl").read_text() == metrics
     summary = json.loads((tmp_path / "run" / "results.json").read_text())["dev"]["accuracy"]
     each = [
@@ -398,7 +398,7 @@ def test_what_does_not_fit_is_refused(changes, message, model, tmp_path):
 def test_another_run_is_not_gone_on_with(model, tmp_path):
     config = recipe("classification", model, tmp_path, epochs=0.1)
     workdir = epath.Path(tmp_path / "run")
-    assert finetune(config, workdir) == 0
+    assert finetune(config, workdir)
     with pytest.raises(UserError, match=r"run of another model.*finetune\.epochs: 0\.1 -> 2\.0"):
         finetune(dataclasses.replace(config, epochs=2.0), workdir)
 

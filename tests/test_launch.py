@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fake_cloud import Cloud, Unit
 
-from bert_jax.train.metrics import read_metrics
+from bert_jax.report.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "launch").rglob("*.sh"))

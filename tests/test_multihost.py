@@ -17,15 +17,15 @@ import pytest
 from etils import epath
 from test_training import TIMES, recipe
 
-from bert_jax import evaluate
+from bert_jax.api.pretrain import pretrain
+from bert_jax.cli import evaluate
+from bert_jax.cli.stopping import EXIT_STOPPED
 from bert_jax.errors import UserError
 from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.pretrain import pretrain
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
-from bert_jax.train.loop import EXIT_STOPPED
-from bert_jax.train.metrics import read_metrics
 
 pytestmark = pytest.mark.core
 
@@ -35,7 +35,7 @@ TIMEOUT = 300  # seconds that a busy machine may need
 PRETRAIN = """
 import sys
 from etils import epath
-from bert_jax import pretrain
+from bert_jax.cli import pretrain
 from bert_jax.config import read_config
 from bert_jax.__main__ import main
 pretrain.load_config = lambda argv: read_config(epath.Path(argv[0].removeprefix("--config=")))
@@ -107,7 +107,7 @@ def comparable(workdir: Path, split: str) -> list[list[float]]:
 @pytest.fixture(scope="module")
 def one_process(sotu_store, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one") / "run"
-    assert pretrain(steps(sotu_store, 12), epath.Path(workdir)) == 0
+    assert pretrain(steps(sotu_store, 12), epath.Path(workdir))
     return workdir
 
 
@@ -133,7 +133,7 @@ def test_any_number_of_processes_is_the_same_run(one_process, sotu_store, tmp_pa
 
     workdir = tmp_path / "run"
     mesh = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2}
-    assert pretrain(steps(sotu_store, 8, **mesh), epath.Path(workdir)) == 0
+    assert pretrain(steps(sotu_store, 8, **mesh), epath.Path(workdir))
 
     run = Processes(2, *command(tmp_path, steps(sotu_store, 10**6)))
     wait_for_step(run, workdir, 12)

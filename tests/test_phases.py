@@ -13,15 +13,14 @@ import pytest
 from etils import epath
 from test_training import assert_same_run, recipe
 
+from bert_jax.api.pretrain import pretrain
 from bert_jax.config import Config, build_config, read_config
 from bert_jax.data.store import open_store
 from bert_jax.errors import UserError
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.pretrain import pretrain
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train import budget, build
 from bert_jax.train.checkpoints import Checkpoints
-from bert_jax.train.loop import EXIT_STOPPED
-from bert_jax.train.metrics import read_metrics
 
 PHASES = (
     {
@@ -87,7 +86,7 @@ def uninterrupted(batches, sotu_store, tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "put_batch", put_and_note)
-        assert pretrain(phased(sotu_store), epath.Path(workdir)) == 0
+        assert pretrain(phased(sotu_store), epath.Path(workdir))
     return workdir
 
 
@@ -139,23 +138,23 @@ def test_stopped_in_any_phase_and_resumed_is_the_same_run(
     """With the last step of a phase, and within the next."""
     workdir = epath.Path(tmp_path / "run")
     stop_at(monkeypatch, step)
-    assert pretrain(phased(sotu_store), workdir) == EXIT_STOPPED
+    assert not pretrain(phased(sotu_store), workdir)
     monkeypatch.undo()
     assert max(int(path.name) for path in (workdir / "checkpoints").iterdir()) == step
-    assert pretrain(phased(sotu_store), workdir) == 0
+    assert pretrain(phased(sotu_store), workdir)
     assert_same_run(uninterrupted, workdir, 11)
 
 
 def test_a_phase_may_change_until_it_begins(uninterrupted, sotu_store, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     stop_at(monkeypatch, 6)
-    assert pretrain(phased(sotu_store), epath.Path(workdir)) == EXIT_STOPPED
+    assert not pretrain(phased(sotu_store), epath.Path(workdir))
     monkeypatch.undo()
     with pytest.raises(UserError, match=r"phases\[0\]\.batch_size: 16 -> 8\. Choose"):
         pretrain(phased(sotu_store, {"batch_size": 8}, {}), epath.Path(workdir))
     subprocess.run(["cp", "-r", workdir, tmp_path / "another"], check=True)
     shorter = phased(sotu_store, {}, {"steps": 2, "learning_rate": 5e-4})
-    assert pretrain(shorter, epath.Path(tmp_path / "another")) == 0
+    assert pretrain(shorter, epath.Path(tmp_path / "another"))
     assert read_metrics(tmp_path / "another")[-1]["step"] == 8
     with pytest.raises(UserError, match=r"phases\[1\]\.learning_rate: 0\.001 -> 0\.002\. Choose"):
         pretrain(phased(sotu_store, {}, {"learning_rate": 2e-3}), epath.Path(uninterrupted))
@@ -200,7 +199,7 @@ def test_the_rate_ends_with_the_budget(sotu_store, tmp_path, monkeypatch):
     """36 seconds: at one a step 36 steps; from step 18 on two a step, so 27."""
     Clock(monkeypatch, (18, 1.0), (1000, 2.0))
     workdir = tmp_path / "run"
-    assert pretrain(by_the_clock(sotu_store, 0.01), epath.Path(workdir)) == 0
+    assert pretrain(by_the_clock(sotu_store, 0.01), epath.Path(workdir))
     lines = read_metrics(workdir)
     assert (lines[-1]["split"], lines[-1]["step"]) == ("heldout", 27)
     rates = {line["step"]: line["learning_rate"] for line in lines if line["split"] == "train"}
@@ -216,31 +215,31 @@ def test_a_run_that_was_stopped_has_the_rest_of_its_budget(sotu_store, tmp_path,
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with monkeypatch.context() as patch:
         Clock(patch, (1000, 1.5))
-        assert pretrain(by_the_clock(sotu_store, 0.005), epath.Path(whole)) == 0
+        assert pretrain(by_the_clock(sotu_store, 0.005), epath.Path(whole))
     with monkeypatch.context() as patch:
         clock = Clock(patch, (1000, 1.5))
         stop_at(patch, 7)
-        assert pretrain(by_the_clock(sotu_store, 0.005), epath.Path(parts)) == EXIT_STOPPED
+        assert not pretrain(by_the_clock(sotu_store, 0.005), epath.Path(parts))
         clock.now += 1e6  # the time between two starts does not count
-        assert pretrain(by_the_clock(sotu_store, 0.005), epath.Path(parts)) == 0
+        assert pretrain(by_the_clock(sotu_store, 0.005), epath.Path(parts))
         assert_same_run(whole, parts, 12)
         clock.now += 1e6
         lines = (parts / "metrics.jsonl").read_bytes()
-        assert pretrain(by_the_clock(sotu_store, 0.005), epath.Path(parts)) == 0
+        assert pretrain(by_the_clock(sotu_store, 0.005), epath.Path(parts))
         assert (parts / "metrics.jsonl").read_bytes() == lines
 
 
 def test_a_run_ends_at_its_target(sotu_store, tmp_path, capsys):
     workdir = epath.Path(tmp_path / "run")
     fields = {"steps": 5, "eval_every": 3, "target_mlm_accuracy": 1e-9, "target_rows": 96}
-    assert pretrain(recipe(sotu_store, **fields), workdir) == 0
+    assert pretrain(recipe(sotu_store, **fields), workdir)
     message = r"masked LM accuracy 0\.\d{4} reached in 48 rows, 0\.50 times the 96 of the reference"
     printed = capsys.readouterr().out
     assert re.search(message, printed)
     assert read_metrics(workdir)[-1]["step"] == 3
-    assert pretrain(recipe(sotu_store, **fields), workdir) == 0
+    assert pretrain(recipe(sotu_store, **fields), workdir)
     assert "nothing to train" in capsys.readouterr().out
     higher = fields | {"target_mlm_accuracy": 0.99}
-    assert pretrain(recipe(sotu_store, **higher), workdir) == 0
+    assert pretrain(recipe(sotu_store, **higher), workdir)
     assert json.loads((workdir / "config.json").read_text())["target_mlm_accuracy"] == 0.99
     assert read_metrics(workdir)[-1]["step"] == 5

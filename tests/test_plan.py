@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from bert_jax import plan as planner
+from bert_jax.api import plan as planner
+from bert_jax.cli.plan import main
 from bert_jax.config import Config, load_config
 from bert_jax.report.compiled import Collective, collectives, cycles_by_kind, entry_cycles
 from bert_jax.report.plans import Plan, Program
@@ -230,7 +231,7 @@ def test_what_does_not_fit_is_told_by_how_much(message, too_much, monkeypatch, t
     monkeypatch.setattr(jax.config, "update", lambda *_: None)  # would outlive the test
     output = tmp_path / "plans.json"
     arguments = [f"--config={RECIPE}:tiny", "--topology=v5e:2x4", f"--output={output}"]
-    assert planner.main(arguments) == 1
+    assert main(arguments) == 1
     assert f"DOES NOT FIT, {too_much:.2f} GiB too much" in capsys.readouterr().out
     (plan,) = json.loads(output.read_text())
     assert not plan["fits"]
@@ -296,7 +297,7 @@ def test_search_plans_the_fastest(monkeypatch, capsys):
     pytest.importorskip("libtpu", reason="the compiler for TPUs is in libtpu")
     monkeypatch.setattr(planner, "plan", fake_plan)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)  # would outlive the test
-    assert planner.main([f"--config={RECIPE}:tiny", "--topology=v5e:2x4", "--search"]) == 0
+    assert main([f"--config={RECIPE}:tiny", "--topology=v5e:2x4", "--search"]) == 0
     trials, _, table = capsys.readouterr().out.partition("\nplan\n")
     assert "remat=none      8 rows a device:     2.00 GiB, fits" in trials
     # 1,000 cycles a step are shared by so many rows that what recomputes most is fastest.

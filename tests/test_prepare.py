@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from bert_jax import prepare
+from bert_jax.cli import prepare
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.store import document_hash, open_store, verify_store
 from bert_jax.data.wordpiece import train_wordpiece

@@ -22,17 +22,18 @@ from etils import epath
 from etils.epath import backend
 from fsspec.registry import _registry
 
-from bert_jax import __main__, plot, predict, prepare
+from bert_jax import __main__
+from bert_jax.api.pretrain import pretrain
+from bert_jax.cli import plot, predict, prepare
 from bert_jax.config import build_config
 from bert_jax.data import store as stores
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.store import open_store, verify_store
 from bert_jax.errors import UserError
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.pretrain import pretrain
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train import build
 from bert_jax.train.checkpoints import latest_step
-from bert_jax.train.metrics import read_metrics
 
 # Read as gcsfs is imported: otherwise it asks Google what kind of bucket it is.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
@@ -221,9 +222,9 @@ def test_run_is_the_one_of_a_disk(bucket, remote_store, local_store, tmp_path, c
         return build_config(config.to_dict())
 
     local, remote = epath.Path(tmp_path / "run"), bucket / "runs" / "run"
-    assert pretrain(recipe(local_store, 4), local) == 0
+    assert pretrain(recipe(local_store, 4), local)
     for steps in (2, 4):
-        assert pretrain(recipe(remote_store, steps), remote) == 0
+        assert pretrain(recipe(remote_store, steps), remote)
         assert latest_step(remote) == steps
     output = capsys.readouterr().out
     assert "resuming at step 2" in output

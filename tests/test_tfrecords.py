@@ -14,16 +14,16 @@ from etils import epath
 from tensorboardX.record_writer import RecordWriter
 from test_training import assert_same_run, recipe
 
-from bert_jax import evaluate
+from bert_jax.api.pretrain import pretrain
+from bert_jax.cli import evaluate
 from bert_jax.data.batches import PremaskedBatches, heldout_batches
 from bert_jax.data.store import open_store
 from bert_jax.data.tfrecords import Example, is_premasked, open_premasked
 from bert_jax.errors import UserError
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.pretrain import pretrain
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train import build
-from bert_jax.train.metrics import read_metrics
 
 pytestmark = pytest.mark.core
 
@@ -217,10 +217,10 @@ def test_words_are_counted_without_masks(folder, masked):
 def test_training_resumes_exactly_and_is_evaluated(folder, tmp_path, capsys):
     """The second run has lost all that came after its first checkpoint."""
     straight, resumed = epath.Path(tmp_path / "straight"), epath.Path(tmp_path / "resumed")
-    assert pretrain(configured(folder), straight) == 0
+    assert pretrain(configured(folder), straight)
     shutil.copytree(straight, resumed)
     shutil.rmtree(resumed / "checkpoints" / "8")
-    assert pretrain(configured(folder), resumed) == 0
+    assert pretrain(configured(folder), resumed)
     printed = capsys.readouterr().out
     assert "320 pre-masked training examples" in printed
     assert "resuming at step 4" in printed

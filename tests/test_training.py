@@ -16,17 +16,16 @@ from bert import get_config
 from etils import epath
 from tiny import make_batch, make_masking, make_model
 
+from bert_jax.api.pretrain import pretrain
 from bert_jax.config import build_config
 from bert_jax.data.store import open_store
 from bert_jax.errors import TrainingDiverged, UserError
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.pretrain import pretrain
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.evaluation import Evaluation
-from bert_jax.train.loop import EXIT_STOPPED
-from bert_jax.train.metrics import read_metrics
 from bert_jax.train.optimizers import adamw, learning_rate_schedule
 from bert_jax.train.state import init_state
 from bert_jax.train.step import make_train_step
@@ -81,7 +80,7 @@ def assert_same_run(left: Path, right: Path, step: int):
 @pytest.fixture(scope="module")
 def uninterrupted(sotu_store, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    assert pretrain(recipe(sotu_store), epath.Path(workdir)) == 0
+    assert pretrain(recipe(sotu_store), epath.Path(workdir))
     return workdir
 
 
@@ -127,12 +126,12 @@ def test_stopped_by_sigterm_and_resumed_is_the_same_run(
         return put_batch(batch, mesh)
 
     monkeypatch.setattr(build, "put_batch", put_and_stop)
-    assert pretrain(recipe(sotu_store), workdir) == EXIT_STOPPED
+    assert not pretrain(recipe(sotu_store), workdir)
     monkeypatch.undo()
     stopped_at = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert stopped_at % 4, "the test is to stop between two lines"
     assert stopped_at % 5, "and between two checkpoints"
-    assert pretrain(recipe(sotu_store), workdir) == 0
+    assert pretrain(recipe(sotu_store), workdir)
     assert_same_run(uninterrupted, workdir, 14)
 
 
@@ -144,7 +143,7 @@ def test_killed_and_resumed_is_the_same_run(uninterrupted, sotu_store, tmp_path)
     script = f"""
 import os, signal
 from etils import epath
-from bert_jax import pretrain
+from bert_jax.api import pretrain
 from bert_jax.config import read_config
 from bert_jax.train import loop
 def die_at_thirteen(step, *rest):
@@ -158,13 +157,13 @@ pretrain.pretrain(read_config(epath.Path({str(config)!r})), epath.Path({str(work
     died = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert died.returncode == -signal.SIGKILL, died.stderr.decode()
     assert read_metrics(workdir)[-1]["step"] == 12
-    assert pretrain(recipe(sotu_store), epath.Path(workdir)) == 0
+    assert pretrain(recipe(sotu_store), epath.Path(workdir))
     assert_same_run(uninterrupted, workdir, 14)
 
 
 def test_a_finished_run_is_left_alone(uninterrupted, sotu_store):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
-    assert pretrain(recipe(sotu_store), epath.Path(uninterrupted)) == 0
+    assert pretrain(recipe(sotu_store), epath.Path(uninterrupted))
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
 
 
@@ -172,7 +171,7 @@ def test_a_run_can_be_prolonged_on_another_mesh(uninterrupted, sotu_store, tmp_p
     workdir = tmp_path / "run"
     subprocess.run(["cp", "-r", uninterrupted, workdir], check=True)
     longer = recipe(sotu_store, steps=16, **{"mesh.data": 4, "mesh.fsdp": 2})
-    assert pretrain(longer, epath.Path(workdir)) == 0
+    assert pretrain(longer, epath.Path(workdir))
     printed = capsys.readouterr().out
     assert "changed since the last start: steps: 14 -> 16" in printed
     assert "resuming at step 14" in printed

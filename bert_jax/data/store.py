@@ -181,6 +181,11 @@ def heldout_bound(documents: Iterable[str], share: float) -> float:
     return sorted(hashes)[min(max(num_heldout, least), most)]
 
 
+def is_store(path: epath.Path) -> bool:
+    """Whether a store is there; `write_store` writes the manifest last."""
+    return (path / _MANIFEST).exists()
+
+
 def check_unused(path: epath.Path) -> None:
     """Raises UserError if `path` is anything but an empty folder or nothing.
 

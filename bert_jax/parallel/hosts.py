@@ -1,6 +1,5 @@
 """The processes of a run, one on each host: how they find each other and what they agree on."""
 
-import argparse
 import contextlib
 import os
 import re
@@ -30,72 +29,55 @@ ALONE = ("coordinator_address should be defined", "must be called before any JAX
 TPU_DEVICE = re.compile(r"/dev/(accel|vfio/)\d+")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that `connect` reads."""
-    group = parser.add_argument_group(
-        "several hosts",
-        "Give the same command on every host. On TPU VMs, Slurm and Open MPI the processes find "
-        "each other; elsewhere the first three flags tell them.",
-    )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
-    group.add_argument(
-        "--heartbeat-timeout",
-        type=int,
-        default=100,
-        metavar="SECONDS",
-        help="end with an error when nothing was heard of a process for so long (default: 100)",
-    )
-    group.add_argument(
-        "--platform",
-        choices=("tpu", "gpu", "cpu"),
-        help="refuse to run on any other (default: any)",
-    )
-
-
-def connect(arguments: argparse.Namespace) -> None:
+def connect(
+    *,
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat_timeout: int = 100,
+    platform: str | None = None,
+) -> None:
     """Joins the other processes of the run, if there are any. Comes before any use of a device.
 
+    Args:
+      coordinator, num_processes, process_id: "HOST:PORT" of process 0, how many processes there are
+        and which this is; all None where the processes find each other, or where this is alone.
+      heartbeat_timeout: seconds; a process of which nothing was heard for so long ends the others.
+      platform: refuse to run on any other than "tpu", "gpu" or "cpu"; None for any.
+
     Raises:
-      UserError: the flags are incomplete or wrong, the platform is not the one asked for, or the
-        TPU is in use by another process, which it names.
+      UserError: the platform is not the one asked for, or the TPU is in use by another process,
+        which it names.
     """
-    address = (arguments.coordinator, arguments.num_processes, arguments.process_id)
-    if None in address and address != (None, None, None):
-        raise UserError("--coordinator, --num-processes and --process-id belong together: give all")
-    if arguments.process_id is not None and not 0 <= arguments.process_id < arguments.num_processes:
-        raise UserError(
-            f"--process-id={arguments.process_id}: from 0 to --num-processes - 1 = "
-            f"{arguments.num_processes - 1}"
-        )
     hint = threading.Timer(HINT_AFTER_SECONDS, print, [HINT], {"file": sys.stderr, "flush": True})
     hint.daemon = True
     hint.start()
     try:
         jax.distributed.initialize(
-            *address,
-            heartbeat_timeout_seconds=arguments.heartbeat_timeout,
-            shutdown_timeout_seconds=arguments.heartbeat_timeout,
+            coordinator,
+            num_processes,
+            process_id,
+            heartbeat_timeout_seconds=heartbeat_timeout,
+            shutdown_timeout_seconds=heartbeat_timeout,
         )
     except (ValueError, RuntimeError) as error:
-        if arguments.coordinator or not any(reason in str(error) for reason in ALONE):
+        if coordinator or not any(reason in str(error) for reason in ALONE):
             raise
     try:
-        platform = jax.default_backend()
+        found = jax.default_backend()
     except RuntimeError:  # where JAX_PLATFORMS asks for a TPU
         check_tpu_is_free()
         raise
     finally:
         hint.cancel()
-    if arguments.platform not in (None, platform):
-        if arguments.platform == "tpu":
+    if platform not in (None, found):
+        if platform == "tpu":
             check_tpu_is_free()
-        raise UserError(f"--platform={arguments.platform}, but JAX found only {platform} devices")
+        raise UserError(f"--platform={platform}, but JAX found only {found} devices")
     if jax.process_count() > 1:
         print(
             f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: "
-            f"{jax.local_device_count()} of {jax.device_count()} {platform} devices",
+            f"{jax.local_device_count()} of {jax.device_count()} {found} devices",
             flush=True,
         )
 

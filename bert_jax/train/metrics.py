@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 from tensorboardX import SummaryWriter
 
-from bert_jax.errors import UserError
 from bert_jax.parallel import hosts
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.storage import is_remote
 
 Sums = dict[str, float]
@@ -90,24 +90,6 @@ class MetricsWriter:
     def __exit__(self, *exception: object) -> None:
         if self._writes:
             self._tensorboard.close()
-
-
-def read_metrics(workdir: epath.PathLike) -> list[Line]:
-    """The lines of a run's metrics.jsonl; a last line cut short by a crash is left out.
-
-    Raises:
-      UserError: there is no such file.
-    """
-    path = epath.Path(workdir) / "metrics.jsonl"
-    if not path.exists():
-        raise UserError(f"{path}: no such file; is {workdir} the --workdir of a training run?")
-    lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
 
 
 class Stopwatch:

@@ -1,4 +1,4 @@
-"""Uses a trained model on text."""
+"""`bert-jax predict`: uses a trained model on text."""
 
 import argparse
 import json
@@ -6,20 +6,23 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
-from tqdm import tqdm
 
+from bert_jax.cli import flags
 from bert_jax.errors import UserError
+from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
 from bert_jax.inference.text_lines import FORMATS, Line, TextLines
-from bert_jax.inference.trained import POOLINGS, TrainedBert, load
-from bert_jax.inference.vector_files import check_output, vector_file
-from bert_jax.report.attention_maps import MAX_TOKENS, draw_picture, write_page
+
+if TYPE_CHECKING:
+    from bert_jax.inference.trained import TrainedBert
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="bert-jax predict", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="bert-jax predict", description="Uses a trained model on text."
+    )
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for add_task in (
         _add_fill_mask,
@@ -112,6 +115,10 @@ def _add_features(tasks: Any) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from bert_jax.inference.vector_files import check_output, vector_file
+
     check_output(arguments.output, arguments.pooling)
     lines, bert = _lines(arguments), _load(arguments)
 
@@ -151,6 +158,9 @@ def _attention(arguments: argparse.Namespace) -> None:
     page, picture = arguments.output, arguments.output.with_suffix(".png")
     if page.suffix != ".html":
         raise UserError(f"--output={page}: a name that ends in .html is due")
+
+    from bert_jax.report.attention_maps import MAX_TOKENS, draw_picture, write_page
+
     bert = _load(arguments)
     pair = arguments.text_a, arguments.text_b
     text = arguments.text_a if arguments.text_b is None else pair
@@ -276,22 +286,20 @@ def _add_max_seq_length(task: argparse.ArgumentParser, default: int) -> None:
 
 
 def _add_model(task: argparse.ArgumentParser) -> None:
-    add = task.add_argument
-    add(
-        "--model",
-        required=True,
-        metavar="DIR",
-        help="of a training run, of Hugging Face or Google, or one that convert or export wrote",
+    flags.add_model(
+        task, "of a training run, of Hugging Face or Google, or one that convert or export wrote"
     )
-    add("--step", type=int, metavar="N", help="which checkpoint of a run (default: newest)")
-    add(
+    flags.add_step(task, "which checkpoint of a run (default: newest)")
+    task.add_argument(
         "--compute-dtype",
-        choices=("float32", "bfloat16"),
+        choices=COMPUTE_DTYPES,
         help="of matrix products (default: that of the run, or float32)",
     )
 
 
-def _load(arguments: argparse.Namespace) -> TrainedBert:
+def _load(arguments: argparse.Namespace) -> "TrainedBert":
+    from bert_jax.inference.trained import load
+
     return load(arguments.model, arguments.step, compute_dtype=arguments.compute_dtype)
 
 

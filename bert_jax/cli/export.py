@@ -1,13 +1,10 @@
-"""Writes a trained model as StableHLO, to run where bert_jax is not."""
+"""`bert-jax export`: writes a trained model as StableHLO."""
 
 import argparse
 from collections.abc import Sequence
 
-import jax
-from etils import epath
-
-from bert_jax.inference.exported import PLATFORMS, write_exported
-from bert_jax.interop.formats import read
+from bert_jax.cli import flags
+from bert_jax.inference.choices import DEFAULT_PLATFORMS, PLATFORMS, check_platforms
 
 
 def main(argv: Sequence[str]) -> None:
@@ -17,21 +14,21 @@ def main(argv: Sequence[str]) -> None:
         "load_bert.py, which runs it with nothing but jax and numpy. Batch and length stay open.",
         epilog="example: bert-jax export --model=runs/base --output=exported",
     )
-    parser.add_argument(
-        "--model", required=True, metavar="DIR", help="a training run, or any model to convert"
-    )
+    flags.add_model(parser, "a training run, or any model to convert")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new directory")
-    parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: newest)")
+    flags.add_step(parser, "which checkpoint (default: newest)")
     parser.add_argument(
         "--platforms",
-        default=",".join(PLATFORMS[:3]),
+        default=",".join(DEFAULT_PLATFORMS),
         metavar="NAMES",
         help=f"to run on, of {', '.join(PLATFORMS)} (default: %(default)s); "
         "none of them needs to be here",
     )
     arguments = parser.parse_args(argv)
-    # The programs name the files that they were made of: not where on this machine these are.
-    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
-    model = read(epath.Path(arguments.model), arguments.step)
-    write_exported(arguments.output, model, arguments.platforms.split(","))
+    platforms = arguments.platforms.split(",")
+    check_platforms(platforms)
+
+    from bert_jax.api.export import export
+
+    export(arguments.model, arguments.output, step=arguments.step, platforms=platforms)
     print(arguments.output)

@@ -1,0 +1,132 @@
+"""A model from one format into another."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bert_jax.errors import UserError
+from bert_jax.interop import formats
+from bert_jax.interop.choices import (
+    ARCHITECTURES,
+    INITIALISED,
+    check_architecture,
+    check_format,
+    check_initialise,
+    check_seed,
+)
+from bert_jax.interop.google_tf import write_google
+from bert_jax.interop.huggingface import write_huggingface
+from bert_jax.interop.initial import without_parts
+from bert_jax.interop.portable import Portable
+from bert_jax.interop.tensors import Report
+from bert_jax.interop.workdir import write_workdir
+from bert_jax.model.heads import parts_of
+from bert_jax.storage import is_remote
+from bert_jax.train.build import build_model
+
+WRITERS = {
+    "huggingface": write_huggingface,
+    "google": write_google,
+    "bert_jax": lambda path, model, _: write_workdir(path, model),
+}
+
+
+def convert(
+    source: epath.PathLike,
+    target: epath.PathLike,
+    *,
+    to: str,
+    step: int | None = None,
+    architecture: str | None = None,
+    initialise: Sequence[str] = (),
+    seed: int = 0,
+    strict: bool = True,
+    lowercase: bool | None = None,
+    report: Report = print,
+) -> tuple[str, ...]:
+    """Writes a model in another format.
+
+    Args:
+      source: workdir of bert_jax, local or gs://; directory of Hugging Face; Google's checkpoint.
+      target: local directory, new or empty; appears when it is whole.
+      to: one of `FORMATS`.
+      step: which checkpoint of a workdir; None for the newest.
+      architecture: one of `ARCHITECTURES`, whose parts are to be written; None for all there are.
+      initialise: those of `INITIALISED` that are missing and start at random.
+      seed: of `initialise`, 32 bits.
+      strict: refuse tensors that have no place in the model; else they are left out and reported.
+      lowercase: whether the vocabulary is uncased, where no file says it.
+      report: is told, by name, what does not come along or is not as it was.
+
+    Returns:
+      The parts that were written beside the encoder.
+
+    Raises:
+      UserError: the source cannot be read, lacks a part that is asked for, or cannot be written in
+        this format, or `target` is in use.
+    """
+    check_format(to)
+    check_architecture(architecture)
+    check_initialise(initialise)
+    check_seed(seed)
+    target = epath.Path(target)
+    _check_unused(target)
+    model = formats.read(source, step, lowercase=lowercase, strict=strict, report=report)
+    model = _with_parts(model, architecture, initialise, seed, report)
+    _write(target, model, to, report)
+    return parts_of(model.params)
+
+
+def _check_unused(target: epath.Path) -> None:
+    if is_remote(target):
+        raise UserError(f"{target}: TARGET must be on a local disk; copy it from there")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not empty; choose another TARGET")
+
+
+def _with_parts(
+    model: Portable,
+    architecture: str | None,
+    initialise: Sequence[str],
+    seed: int,
+    report: Report,
+) -> Portable:
+    """The model with the parts of an architecture (None: those that it has), some of them new."""
+    found = parts_of(model.params)
+    if there := [part for part in initialise if part in found]:
+        raise UserError(f"--initialise={there[0]}: SOURCE has it already")
+    wanted = ARCHITECTURES[architecture] if architecture else (*found, *initialise)
+    if missing := [part for part in wanted if part not in (*found, *initialise)]:
+        names = ",".join(missing)
+        new = f"--initialise={names}" if set(missing) <= set(INITIALISED) else "fine-tuning"
+        raise UserError(f"SOURCE has no {names}, which {architecture} has: {new} makes it")
+    if useless := [part for part in initialise if part not in wanted]:
+        raise UserError(f"--initialise={useless[0]}: {architecture} has none")
+    if "next_sentence" in wanted and "pooler" not in wanted:
+        raise UserError("next_sentence reads the pooler: add it to --initialise")
+    unwanted = [part for part in found if part not in wanted]
+    for part in unwanted:
+        report(f"left out: {part}, which {architecture} has not")
+    params = without_parts(model.params, unwanted)
+    if initialise:
+        init = jax.jit(build_model(model.config, None, initialise).init)
+        fresh = jax.device_get(init(jax.random.key(seed)))
+        params = unflatten_dict(flatten_dict(fresh) | flatten_dict(params))
+        report(f"initialised: {', '.join(initialise)} (random, seed {seed})")
+    labels = model.labels if any("classifier" in part for part in wanted) else ()
+    return model._replace(params=params, labels=labels)
+
+
+def _write(target: epath.Path, model: Portable, to: str, report: Report) -> None:
+    """Writes under another name, and renames what is whole."""
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        unfinished = epath.Path(scratch) / target.name
+        unfinished.mkdir()
+        WRITERS[to](unfinished, model, report)
+        os.replace(unfinished, target)

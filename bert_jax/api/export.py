@@ -1,0 +1,39 @@
+"""A trained model as StableHLO, to run where bert_jax is not."""
+
+from collections.abc import Sequence
+
+import jax
+from etils import epath
+
+from bert_jax.inference.choices import DEFAULT_PLATFORMS
+from bert_jax.inference.exported import write_exported
+from bert_jax.interop.formats import read
+
+SOURCE_FILES = "jax_hlo_source_file_canonicalization_regex"
+
+
+def export(
+    model: epath.PathLike,
+    output: epath.PathLike,
+    *,
+    step: int | None = None,
+    platforms: Sequence[str] = DEFAULT_PLATFORMS,
+) -> None:
+    """Writes a model's functions, parameters and vocabulary, and a loader for them.
+
+    Args:
+      model: workdir of a training run, or any model that `convert` reads.
+      output: a new directory, local or gs://.
+      step: which checkpoint of a workdir; None for the newest.
+      platforms: those of `PLATFORMS` to lower for; they need not be here.
+
+    Raises:
+      UserError: the model cannot be read, `output` is in use, or a platform is unknown.
+    """
+    before = getattr(jax.config, SOURCE_FILES)
+    # The programs name the files that they were made of: not where on this machine these are.
+    jax.config.update(SOURCE_FILES, ".*/")
+    try:
+        write_exported(output, read(model, step), platforms)
+    finally:
+        jax.config.update(SOURCE_FILES, before)

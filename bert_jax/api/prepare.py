@@ -1,0 +1,139 @@
+"""From text to a token store."""
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from etils import epath
+from tqdm import tqdm
+
+from bert_jax.data.documents import Source, find_sources, read_documents
+from bert_jax.data.limits import check_heldout, check_workers
+from bert_jax.data.store import (
+    Store,
+    check_unused,
+    document_hash,
+    heldout_bound,
+    is_store,
+    open_store,
+    write_store,
+)
+from bert_jax.data.wordpiece import train_wordpiece
+from bert_jax.errors import UserError
+from bert_jax.interop.tokenizer import read_wordpiece
+
+
+def prepare(
+    sources: Sequence[str],
+    output: epath.PathLike,
+    *,
+    vocab: epath.PathLike | None = None,
+    vocab_size: int = 30522,
+    lowercase: bool | None = None,
+    heldout: float = 0.05,
+    text_field: str = "text",
+    document_per_file: bool = False,
+    unwrap: bool = False,
+    data_dir: str | None = None,
+    workers: int | None = None,
+) -> Store:
+    """Tokenises a corpus into a store; opens the store if it is there already.
+
+    Shows progress on standard error.
+
+    Args:
+      sources: of documents; see `find_sources`.
+      output: folder of the store, local or gs://.
+      vocab: a vocab.txt, or a folder with one or with a tokenizer.json; None trains a vocabulary on
+        the training documents.
+      vocab_size: tokens in the vocabulary that is trained.
+      lowercase: whether to lower-case and strip accents; None for what a given vocabulary says,
+        True where one is trained.
+      heldout: share of the documents kept for evaluation, at least two.
+      text_field: field of the text in JSONL or TFDS.
+      document_per_file: each .txt file is one document; blank lines in it end paragraphs.
+      unwrap: join the lines of a paragraph, for text with line breaks at a fixed width.
+      data_dir: where TensorFlow Datasets keeps its datasets.
+      workers: processes that tokenise; any number gives the same store. None for one a core.
+
+    Raises:
+      UserError: sources or vocabulary cannot be read, a number is out of range, or `output` holds
+        something else, such as a store of other sources or options.
+    """
+    workers = os.cpu_count() if workers is None else workers
+    check_heldout(heldout)
+    check_workers(workers)
+    output = epath.Path(output)
+    found = find_sources(
+        sources,
+        text_field=text_field,
+        document_per_file=document_per_file,
+        unwrap=unwrap,
+        data_dir=data_dir,
+    )
+    wordpiece = None
+    if vocab is not None:
+        wordpiece = read_wordpiece(epath.Path(vocab), lowercase=lowercase)
+        vocabulary = {"vocab": wordpiece.vocab_hash}
+    else:
+        vocabulary = {"vocab_size": vocab_size, "cased": lowercase is False}
+    provenance = {  # what decides the content of the store, for its manifest
+        "sources": [source.fingerprint() for source in found],
+        "options": vocabulary
+        | {
+            "heldout": heldout,
+            "text_field": text_field,
+            "document_per_file": document_per_file,
+            "unwrap": unwrap,
+        },
+    }
+    if is_store(output):
+        store = open_store(output)
+        _check_same(store, provenance)
+        return store
+
+    check_unused(output)  # before the vocabulary is trained, which can take long
+    bound = heldout_bound(read_documents(found), heldout)
+    if wordpiece is None:
+        documents = _with_progress(found, "vocabulary")
+        wordpiece = train_wordpiece(
+            (text for text in documents if document_hash(text) >= bound),
+            vocab_size=vocab_size,
+            lowercase=lowercase is not False,
+        )
+    return write_store(
+        output,
+        _with_progress(found, "tokens"),
+        wordpiece,
+        heldout_bound=bound,
+        workers=workers,
+        provenance=provenance,
+    )
+
+
+def _check_same(store: Store, provenance: dict[str, Any]) -> None:
+    there, here = store.manifest["options"], provenance["options"]
+    different = [
+        f"--{name.replace('_', '-')} ({there.get(name)} there, {here.get(name)} now)"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
+    ]
+    if store.manifest["sources"] != provenance["sources"]:
+        different.insert(0, "sources")
+    if different:
+        raise UserError(
+            f"{store.path}: a store of other {', '.join(different)}; choose another --output, "
+            "or delete it"
+        )
+
+
+def _with_progress(sources: Sequence[Source], label: str) -> Iterator[str]:
+    total = sum(source.size for source in sources)
+    with tqdm(total=total, unit="B", unit_scale=True, desc=label, mininterval=0.5) as bar:
+        count = 0
+        for count, text in enumerate(read_documents(sources, bar.update), 1):
+            if count % 100 == 0:
+                bar.set_postfix_str(f"{count:,} documents", refresh=False)
+            yield text
+        bar.set_postfix_str(f"{count:,} documents", refresh=False)
+        bar.update(total - bar.n)

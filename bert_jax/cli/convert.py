@@ -1,0 +1,86 @@
+"""`bert-jax convert`: brings a model into another format."""
+
+import argparse
+from collections.abc import Sequence
+
+from etils import epath
+
+from bert_jax.cli import flags
+from bert_jax.interop.choices import (
+    ARCHITECTURES,
+    FORMATS,
+    INITIALISED,
+    check_initialise,
+    check_seed,
+)
+
+_DESCRIPTION = """\
+Convert a model between formats. SOURCE is one of
+
+  a workdir of bert_jax         of a training run, or a converted one; gs:// is read as well
+  a directory of Hugging Face   config.json, model.safetensors or pytorch_model.bin, tokenizer
+  a checkpoint of Google        bert_config.json, bert_model.ckpt, vocab.txt; needs bert-jax[tf]
+
+What is in SOURCE and does not come along, or is not as it was, is printed by name.
+"""
+
+_EXAMPLES = """\
+examples:
+  bert-jax convert runs/base exported/base --to=huggingface
+  bert-jax convert bert-base-uncased models/base --to=bert_jax
+  bert-jax convert uncased_L-2_H-128_A-2 models/tiny --to=bert_jax --uncased
+  bert-jax convert minilm models/minilm --to=bert_jax --initialise=masked_lm,next_sentence
+"""
+
+
+def main(argv: Sequence[str]) -> None:
+    args = _parse(argv)
+
+    from bert_jax.api.convert import convert
+
+    parts = ", ".join(("encoder", *convert(**vars(args))))
+    print(f"{args.target}: written for {args.to}, with {parts}")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bert-jax convert",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE")
+    add("target", type=epath.Path, metavar="TARGET", help="local directory, new or empty")
+    add("--to", required=True, choices=FORMATS, help="its format")
+    flags.add_step(parser, "which checkpoint of a workdir (default: newest)")
+    add(
+        "--architecture",
+        choices=ARCHITECTURES,
+        metavar="CLASS",
+        help="the parts to write are those of this class of Hugging Face"
+        " (default: all that are there): " + ", ".join(ARCHITECTURES),
+    )
+    add(
+        "--initialise",
+        type=lambda names: names.split(","),
+        default=[],
+        metavar="PART,...",
+        help=f"start parts that are missing at random: {', '.join(INITIALISED)}",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of --initialise (default: %(default)s)")
+    add(
+        "--no-strict",
+        dest="strict",
+        action="store_false",
+        help="leave out tensors that have no place in the model, and name them",
+    )
+    flags.add_casing(
+        parser,
+        cased="the vocabulary is cased, where no file says it",
+        uncased="the vocabulary is uncased, where no file says it",
+    )
+    args = parser.parse_args(argv)
+    check_initialise(args.initialise)
+    check_seed(args.seed)
+    return args

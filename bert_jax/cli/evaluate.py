@@ -1,0 +1,58 @@
+"""`bert-jax evaluate`: scores a checkpoint."""
+
+import argparse
+import json
+from collections.abc import Sequence
+
+from bert_jax.cli import flags, hosts
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="bert-jax evaluate",
+        description="Scores a checkpoint of pretraining on held-out documents, always the same "
+        "examples under the same masks, or one of fine-tuning on the examples of a split, beside "
+        "what a model that looks at nothing would reach.",
+    )
+    flags.add_workdir(parser, "of the training run")
+    flags.add_step(parser, "which checkpoint (default: the newest, of fine-tuning the best)")
+    parser.add_argument(
+        "--store",
+        metavar="DIR",
+        help="token store whose held-out documents to score on (default: that of the training run)",
+    )
+    parser.add_argument(
+        "--data",
+        default="dev",
+        metavar="SOURCE",
+        help="of fine-tuning: train, dev, test, or another file or tfds:NAME:SPLIT (default: dev)",
+    )
+    parser.add_argument(
+        "--predictions",
+        metavar="PATH",
+        help="of fine-tuning: write the predictions there, and do not look at labels",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead")
+    hosts.add_arguments(parser)
+    arguments = parser.parse_args(argv)
+    hosts.connect(arguments)
+
+    from bert_jax.api.evaluate import evaluate
+    from bert_jax.parallel.hosts import is_primary
+
+    split, step, scores, baselines = evaluate(
+        arguments.workdir,
+        step=arguments.step,
+        store=arguments.store,
+        data=arguments.data,
+        predictions=arguments.predictions,
+    )
+    if not is_primary():
+        return
+    if arguments.json:
+        print(json.dumps({"step": step, split: scores, "baseline": baselines}))
+        return
+    print(f"{f'step {step}':<20}{'model':>10}{'baseline':>10}")
+    for name, value in scores.items():
+        baseline = f"{baselines[name]:>10.4f}" if name in baselines else ""
+        print(f"{name:<20}{value:>10.4f}{baseline}")

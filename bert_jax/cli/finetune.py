@@ -1,0 +1,36 @@
+"""`bert-jax finetune`: teaches a trained model a task."""
+
+import argparse
+from collections.abc import Sequence
+
+from bert_jax.cli import flags, hosts, stopping
+from bert_jax.config import load_finetune_config
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bert-jax finetune",
+        description="Fine-tunes a trained BERT on a task: classification, regression, tagging or "
+        "answering.",
+        epilog=stopping.HELP
+        + "WORKDIR/best is the best model by the first metric on the dev examples.",
+        allow_abbrev=False,
+    )
+    flags.add_config(
+        parser,
+        "the recipe, for example configs/finetune.py:tagging; --config.FIELD=VALUE overrides "
+        "a field of it, for example --config.init_from=runs/base --config.epochs=4",
+    )
+    flags.add_workdir(
+        parser,
+        "where checkpoints, metrics, results and predictions go; a run that is there already "
+        "is resumed",
+    )
+    hosts.add_arguments(parser)
+    arguments, overrides = parser.parse_known_args(argv)
+    config = load_finetune_config([f"--config={arguments.config}", *overrides])
+    hosts.connect(arguments)
+
+    from bert_jax.api.finetune import finetune
+
+    return stopping.exit_code(finetune(config, arguments.workdir))

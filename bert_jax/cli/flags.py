@@ -1,0 +1,33 @@
+"""Flags that several verbs share; each verb says what one means to it."""
+
+import argparse
+
+
+def add_config(parser: argparse.ArgumentParser, help: str) -> None:
+    """Adds --config. Overrides like --config.steps=9 are left to the config's own parser."""
+    parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help=help)
+
+
+def add_workdir(parser: argparse.ArgumentParser, help: str) -> None:
+    """Adds --workdir, of a run."""
+    parser.add_argument("--workdir", required=True, metavar="DIR", help=help)
+
+
+def add_model(parser: argparse.ArgumentParser, help: str) -> None:
+    """Adds --model, a trained one."""
+    parser.add_argument("--model", required=True, metavar="DIR", help=help)
+
+
+def add_step(parser: argparse.ArgumentParser, help: str) -> None:
+    """Adds --step, a checkpoint of a workdir."""
+    parser.add_argument("--step", type=int, metavar="N", help=help)
+
+
+def add_casing(parser: argparse.ArgumentParser, *, cased: str, uncased: str) -> None:
+    """Adds --cased and --uncased, which exclude each other: False, True or None for `lowercase`."""
+    casing = parser.add_mutually_exclusive_group()
+    for flag, action, help in (
+        ("--cased", "store_false", cased),
+        ("--uncased", "store_true", uncased),
+    ):
+        casing.add_argument(flag, dest="lowercase", action=action, default=None, help=help)

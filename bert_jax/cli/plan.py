@@ -1,0 +1,60 @@
+"""`bert-jax plan`: compiles a training step for TPUs that are not there."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from bert_jax.cli import flags
+from bert_jax.config import load_config
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bert-jax plan",
+        description="Compiles the training step of a recipe for TPU slices, which need not be "
+        "there, and prints what it needs and what to expect: memory, FLOPs, estimated step time, "
+        "collectives, input rate. One plan for each phase of the recipe.",
+        epilog="example: bert-jax plan --config=configs/bert.py:large --topology=v5e:4x8 "
+        "--config.data.max_seq_length=512 --config.data.batch_size=1024",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_config(
+        parser, "the recipe; --config.FIELD=VALUE overrides a field of it. No store is needed"
+    )
+    parser.add_argument(
+        "--topology",
+        required=True,
+        metavar="GENERATION:SHAPE",
+        help="one TPU slice: v5e:2x4, v6e:16x16, v4:4x4x4, v5p:2x2x1, tpu7x:4x4x4 ...",
+    )
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many slices (1)")
+    parser.add_argument(
+        "--search",
+        action="store_true",
+        help="find the largest batch that fits, for each rematerialisation policy, and plan the "
+        "fastest by estimate; a compile takes minutes, and there are about a dozen",
+    )
+    parser.add_argument("--output", metavar="FILE.json", help="write the plans here too")
+    arguments, overrides = parser.parse_known_args(argv)
+    config = load_config([f"--config={arguments.config}", *overrides])
+
+    import jax
+
+    from bert_jax.api.plan import plan_stages
+
+    # The host's part is small, and an accelerator that is here must stay free for others. JAX's own
+    # cache cannot read back what was compiled for devices that are not here.
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+
+    plans = []
+    for name, plan in plan_stages(
+        config, arguments.topology, arguments.slices, largest_batch=arguments.search
+    ):
+        print(f"\n{name or 'plan'}\n\n{plan.table()}\n", flush=True)
+        plans.append({"phase": name} | plan.to_dict())
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(plans, indent=2) + "\n")
+    return 0 if all(plan["fits"] for plan in plans) else 1

@@ -1,0 +1,35 @@
+"""`bert-jax plot`: draws the curves of training runs."""
+
+import argparse
+from collections.abc import Sequence
+
+from etils import epath
+
+from bert_jax.errors import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="bert-jax plot",
+        description="Draws losses and accuracies of one or more training runs over their steps, "
+        "with what a model that ignores context would reach as dashed lines.",
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of a training run")
+    parser.add_argument(
+        "--output", metavar="FILE.png", help="default: curves.png in the first workdir"
+    )
+    arguments = parser.parse_args(argv)
+
+    from bert_jax.report.metrics_file import read_metrics
+
+    workdirs = [epath.Path(workdir) for workdir in arguments.workdirs]
+    output = arguments.output or workdirs[0] / "curves.png"
+    runs = {str(workdir): read_metrics(workdir) for workdir in workdirs}
+    for workdir, lines in runs.items():
+        if not lines:
+            raise UserError(f"{workdir}/metrics.jsonl: no metrics yet; wait for the first ones")
+
+    from bert_jax.report.curves import draw_curves
+
+    draw_curves(runs, output)
+    print(output)

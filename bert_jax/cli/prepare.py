@@ -1,0 +1,138 @@
+"""`bert-jax prepare`: tokenises documents into a token store."""
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from etils import epath
+
+from bert_jax.cli import flags
+from bert_jax.data.limits import check_heldout, check_workers
+
+if TYPE_CHECKING:
+    from bert_jax.data.store import Split, Store
+    from bert_jax.data.wordpiece import WordPiece
+
+_DESCRIPTION = """\
+Tokenise a corpus once, into a folder that `bert-jax pretrain` reads.
+
+A source is
+  a .txt file       documents separated by blank lines; a line break ends a sentence
+  a .jsonl file     one JSON object a line, its text in the field --text-field
+  a folder or glob  all such files in it, sorted by path; .gz, .xz, .bz2 and .zst are read as well
+  tfds:NAME[:SPLIT] a dataset of TensorFlow Datasets in ArrayRecord format
+  gs://...          any of these in Google Cloud Storage; --output may be there, too
+  corpus:sotu       State of the Union 1790-2026, 2 million words, which comes with bert_jax
+"""
+
+_EXAMPLES = """\
+examples:
+  bert-jax prepare corpus:sotu --output data/sotu --vocab-size 8192
+  bert-jax prepare 'books/*.txt.gz' --document-per-file --unwrap --output data/books
+  bert-jax prepare more.jsonl --vocab data/books --output data/more
+  bert-jax prepare tfds:wikipedia/20230601.en --data-dir ~/tensorflow_datasets --output data/wiki
+"""
+
+
+def main(argv: Sequence[str]) -> None:
+    args = _parse(argv)
+
+    from bert_jax.api.prepare import prepare
+    from bert_jax.data.store import is_store
+
+    there, started = is_store(args.output), time.monotonic()
+    store = prepare(**vars(args))
+    if there:
+        print(f"{args.output} is there already, from the same sources and options: nothing to do.")
+    else:
+        print(f"{args.output} is ready after {time.monotonic() - started:.1f} s.")
+    _print_summary(store)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bert-jax prepare",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("sources", nargs="+", metavar="SOURCE")
+    add("--output", required=True, type=epath.Path, metavar="DIR", help="folder of the store")
+    vocabulary = parser.add_mutually_exclusive_group()
+    vocabulary.add_argument(
+        "--vocab",
+        type=epath.Path,
+        metavar="PATH",
+        help="vocabulary to use: a vocab.txt, or a folder with one or with a tokenizer.json;"
+        " without it, one is trained on the training documents",
+    )
+    vocabulary.add_argument(
+        "--vocab-size",
+        type=int,
+        default=30522,
+        metavar="N",
+        help="tokens in the vocabulary that is trained (default: %(default)s, as in BERT)",
+    )
+    flags.add_casing(
+        parser,
+        cased="keep case and accents",
+        uncased="lower-case and strip accents (default where a vocabulary is trained)",
+    )
+    add(
+        "--heldout",
+        type=float,
+        default=0.05,
+        metavar="SHARE",
+        help="share of the documents kept for evaluation, at least two (default: %(default)s)",
+    )
+    add("--text-field", default="text", metavar="NAME", help="field of the text in JSONL or TFDS")
+    add(
+        "--document-per-file",
+        action="store_true",
+        help="each .txt file is one document; blank lines in it end paragraphs",
+    )
+    add(
+        "--unwrap",
+        action="store_true",
+        help="join the lines of a paragraph, for text with line breaks at a fixed width",
+    )
+    add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its datasets")
+    add(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        metavar="N",
+        help="processes that tokenise (default: %(default)s); any number gives the same store",
+    )
+    args = parser.parse_args(argv)
+    check_heldout(args.heldout)
+    check_workers(args.workers)
+    return args
+
+
+def _print_summary(store: "Store") -> None:
+    casing = "uncased" if store.wordpiece.lowercase else "cased"
+    print(f"vocabulary: {len(store.wordpiece.vocab):,} tokens, {casing}\n")
+    columns = "{:10}{:>12}{:>14}{:>16}{:>10}{:>17}"
+    print(columns.format("", "documents", "sentences", "tokens", "unknown", "tokens per word"))
+    for split in (store.train, store.heldout):
+        print(columns.format(split.name, *_row(split, store.wordpiece)))
+    if empty := store.manifest["empty_documents"]:
+        print(f"{empty:,} documents without text were left out.")
+    if store.manifest["splits"]["heldout"]["documents"] < 2:
+        print("Fewer than two documents are held out: next-sentence pairs need two.")
+
+
+def _row(split: "Split", wordpiece: "WordPiece") -> list[str]:
+    tokens = len(split.tokens)
+    words = split.token_counts[~wordpiece.is_continuation].sum()
+    return [
+        f"{len(split.documents) - 1:,}",
+        f"{len(split.sentences) - 1:,}",
+        f"{tokens:,}",
+        f"{split.token_counts[wordpiece.unk_id] / max(1, tokens):.3%}",
+        f"{tokens / max(1, words):.2f}",
+    ]

@@ -1,0 +1,34 @@
+"""`bert-jax pretrain`: trains BERT on a token store."""
+
+import argparse
+from collections.abc import Sequence
+
+from bert_jax.cli import flags, hosts, stopping
+from bert_jax.config import load_config
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="bert-jax pretrain",
+        description="Pretrains BERT: masked LM and next sentence prediction on a token store.",
+        epilog=stopping.HELP + "SIGUSR1: the next 5 steps are profiled into WORKDIR/profile.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_config(
+        parser,
+        "the recipe, for example configs/bert.py:base; --config.FIELD=VALUE overrides a field "
+        "of it, for example --config.steps=2000 --config.data.batch_size=64",
+    )
+    flags.add_workdir(
+        parser,
+        "where checkpoints, metrics and curves go; a run that is there already is resumed",
+    )
+    hosts.add_arguments(parser)
+    arguments, overrides = parser.parse_known_args(argv)
+    config = load_config([f"--config={arguments.config}", *overrides])
+    hosts.connect(arguments)
+
+    from bert_jax.api.pretrain import pretrain
+
+    return stopping.exit_code(pretrain(config, arguments.workdir))
