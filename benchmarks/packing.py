@@ -17,7 +17,7 @@ from etils import epath
 
 from bert_jax.api.pretrain import pretrain
 from bert_jax.config import load_config
-from bert_jax.data.store import open_store
+from bert_jax.data.stores import open_store
 from bert_jax.report.metrics_file import read_metrics
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bert.py"

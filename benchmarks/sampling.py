@@ -16,7 +16,7 @@ import numpy as np
 
 from bert_jax.data.batches import Batches
 from bert_jax.data.sampling import PAIRS, plan_epoch
-from bert_jax.data.store import Split, open_store
+from bert_jax.data.split import Split, open_store
 
 NUM_SENTENCES = 5_000_000
 MAX_EXAMPLES_PER_ROW = 8

@@ -8,7 +8,7 @@ from importlib import resources
 
 import numpy as np
 
-from bert_jax.data.store import Split
+from bert_jax.data.split import Split
 
 PAD, CLS, SEP = "[PAD]", "[CLS]", "[SEP]"
 

@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bert import get_config
+from configured import configured
 
-from bert_jax.config import build_config
 from bert_jax.errors import UserError
 from bert_jax.model.attention import attention, splash_attention
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train.build import build_attention
+from bert_jax.parallel.parallelism import choose_attention
 
 pytestmark = pytest.mark.core
 
@@ -44,19 +43,17 @@ def test_splash_on_a_mesh():
     """Rows over data and fsdp, heads over tensor."""
     arrays = inputs(rows=4)
     mesh = make_mesh(2, 2, 2)
-    found = jax.jit(build_attention("splash", mesh))(*arrays)
+    found = jax.jit(choose_attention("splash", mesh))(*arrays)
     np.testing.assert_allclose(found, attention(*arrays), atol=2e-5)
 
 
 def test_auto_is_xla_off_tpus():
-    assert build_attention("auto", make_mesh()) is attention
-    assert build_attention("xla", make_mesh()) is attention
+    assert choose_attention("auto", make_mesh()) is attention
+    assert choose_attention("xla", make_mesh()) is attention
 
 
 @pytest.mark.parametrize(("dropout", "length"), [(0.1, 128), (0.0, 96)])
 def test_what_splash_cannot_do_is_an_error(dropout, length):
-    config = get_config("tiny")
-    config.model.update({"attention": "splash", "attention_dropout": dropout})
-    config.data.max_seq_length = length
-    with pytest.raises(UserError, match=r"config\.model\.attention='splash' takes"):
-        build_config(config.to_dict())
+    fields = {"numerics.attention": "splash", "numerics.attention_dropout": dropout}
+    with pytest.raises(UserError, match=r"config\.numerics\.attention='splash' takes"):
+        configured(**fields, **{"data.max_seq_length": length})

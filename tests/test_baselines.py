@@ -4,14 +4,11 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
-from bert import get_config
+from configured import configured
 
-from bert_jax.config import build_config
-from bert_jax.data.store import open_store
+from bert_jax.data.stores import open_store
 from bert_jax.objective.pretraining import PreTraining
-from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.baselines import pretraining_baselines
-from bert_jax.train.build import build_masking, evaluation_batches
 
 pytestmark = pytest.mark.core
 
@@ -19,12 +16,11 @@ pytestmark = pytest.mark.core
 def test_baselines_of_the_held_out_documents(sotu_store):
     """The same numbers, counted token by token over what an evaluation sees."""
     store = open_store(sotu_store)
-    recipe = get_config("tiny")
-    recipe.data.store = str(sotu_store)
-    config = build_config(recipe.to_dict())
-    objective = PreTraining(None, build_masking(config.data, store.wordpiece), seed=0)
+    config = configured(**{"data.store": sotu_store})
+    objective = PreTraining(None, config.bound_masking(store.wordpiece), seed=0)
     prepare = jax.jit(objective.prepare)
-    heldout = evaluation_batches(config, store, make_mesh())
+    rows = np.arange(config.data.batch_size)
+    heldout = store.heldout_batches(config.data, num_batches=0, host_rows=rows)
     batches = [jax.device_get(prepare(batch)) for batch in heldout]
     baselines = pretraining_baselines(batches, store.train.token_counts)
 

@@ -1,21 +1,34 @@
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from sotu_words import CLS, PAD, SEP, make_split, sotu_words
 
 from bert_jax.data import batches as batches_module
-from bert_jax.data.batches import READ_AHEAD, Batches, heldout_batches, prefetch
-from bert_jax.data.sampling import plan_epoch
+from bert_jax.data.batches import READ_AHEAD, batch_shapes, one_epoch, prefetch
+from bert_jax.data.sampling import Sampling, plan_epoch
 from bert_jax.errors import UserError
 
 pytestmark = pytest.mark.core
 
-SPECIAL = {"cls_id": 1, "sep_id": 2}
-OPTIONS = {**SPECIAL, "batch_size": 32, "max_seq_length": 128}
+OPTIONS = {"batch_size": 32, "max_seq_length": 128}
 PACKED = {**OPTIONS, "packing": True, "max_examples_per_row": 4}
+
+
+def Batches(split, *, seed, num_epochs=None, host_rows=None, pad_id=0, **options):
+    """Batches without packing, unless it is asked for."""
+    sampling = Sampling(**{"packing": False, **options})
+    special = SimpleNamespace(cls_id=1, sep_id=2, pad_id=pad_id)
+    rows = {"num_epochs": num_epochs, "host_rows": host_rows}
+    return batches_module.Batches(split, sampling, special, seed=seed, **rows)
+
+
+def heldout_batches(split, *, num_batches=0, host_rows=None, **options):
+    stream = Batches(split, seed=0, num_epochs=1, host_rows=host_rows, **options)
+    return one_epoch(stream, options["batch_size"], num_batches)
 
 
 def tiny_split(name="train"):
@@ -44,11 +57,13 @@ def packed():
 def test_rows_read_back_as_text(pairs, packing):
     split, vocab = sotu_words()
     options = {
-        "seed": 0, "max_seq_length": 128, "pairs": pairs, "short_seq_prob": 0.5,
+        "batch_size": 32, "max_seq_length": 128, "pairs": pairs, "short_seq_prob": 0.5,
         "packing": packing, "max_examples_per_row": 4,
     }  # fmt: skip
-    batch = Batches(split, batch_size=32, **SPECIAL, **options).batch(5)
-    plan = plan_epoch(split.sentences, split.documents, epoch=0, **options)
+    batch = Batches(split, seed=0, **options).batch(5)
+    sampling = Sampling(**options)
+    assert {name: values.shape for name, values in batch.items()} == batch_shapes(sampling)
+    plan = plan_epoch(split.sentences, split.documents, sampling, seed=0, epoch=0)
 
     def text(start, length):
         return [vocab[i] for i in split.tokens[start : start + length]]
@@ -102,15 +117,16 @@ def test_a_batch_does_not_depend_on_those_before_it(packed):
 
 def test_epochs_follow_one_another():
     """Each epoch gives rows_per_epoch rows of its own plan, also when a batch spans several."""
-    batches = Batches(tiny_split(), seed=0, **SPECIAL, batch_size=70, max_seq_length=20)
+    batches = Batches(tiny_split(), seed=0, batch_size=70, max_seq_length=20)
     rows = batches.rows_per_epoch
     assert rows < 70
     ids = np.concatenate([batches.batch(step)["example_ids"][:, 0] for step in range(10)])
     assert np.array_equal(ids[:, 0], np.arange(700) // rows)
     for epoch in range(700 // rows):
         examples = ids[ids[:, 0] == epoch, 1]
+        sampling = Sampling(max_seq_length=20, packing=False)
         plan = plan_epoch(
-            tiny_split().sentences, tiny_split().documents, seed=0, epoch=epoch, max_seq_length=20
+            tiny_split().sentences, tiny_split().documents, sampling, seed=0, epoch=epoch
         )
         expected = np.resize(plan.row_examples, rows)  # repeats the first rows of a short epoch
         assert np.array_equal(examples, expected)
@@ -127,7 +143,7 @@ def test_each_epoch_is_planned_once_and_ahead(monkeypatch):
         return plan_epoch(*args, epoch=epoch, **options)
 
     monkeypatch.setattr(batches_module, "plan_epoch", spy)
-    batches = Batches(tiny_split(), seed=0, **SPECIAL, batch_size=1, max_seq_length=20)
+    batches = Batches(tiny_split(), seed=0, batch_size=1, max_seq_length=20)
     epoch = batches.rows_per_epoch
     # What threads read ahead must not span more epochs than are held.
     assert epoch > READ_AHEAD.num_threads + READ_AHEAD.prefetch_buffer_size
@@ -161,7 +177,7 @@ def test_prefetch_keeps_the_order(packed):
 
 
 def test_heldout_gives_every_row_once():
-    options = {**SPECIAL, "batch_size": 8, "max_seq_length": 20}
+    options = {"batch_size": 8, "max_seq_length": 20}
     heldout = heldout_batches(tiny_split("heldout"), **options)
     batches = list(heldout)
     assert {b["input_ids"].shape for b in batches} == {(8, 20)}

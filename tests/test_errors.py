@@ -14,7 +14,7 @@ import bert_jax
 from bert_jax.__main__ import main
 from bert_jax.api.pretrain import identity
 from bert_jax.config import load_config
-from bert_jax.data.store import open_store
+from bert_jax.data.stores import open_store
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints

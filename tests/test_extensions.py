@@ -22,7 +22,7 @@ from extensions.trapezoid import Trapezoid
 from bert_jax.__main__ import main
 from bert_jax.api.evaluate import load_trained
 from bert_jax.config.saved import read_pretrain_config
-from bert_jax.data.store import open_store
+from bert_jax.data.stores import open_store
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.train.metrics import read_metrics
 

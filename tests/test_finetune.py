@@ -232,8 +232,8 @@ def make_features(kind, seed=0):
 )
 def test_packing_changes_nothing(kind):
     head = "sequence_classifier" if kind == "regression" else kind
-    graphdef, init = make_model(
-        parts=("pooler", head), num_labels=1 if kind == "regression" else 3, initializer_range=0.2
+    graphdef, init, _ = make_model(
+        parts=("pooler", head), outputs=1 if kind == "regression" else 3, initializer_range=0.2
     )
     params = init(jax.random.key(0))
     objective = FineTuning(graphdef, head)
@@ -345,7 +345,7 @@ def test_top_layers_start_anew(model, tmp_path):
 
 
 def test_layers_below_learn_more_slowly():
-    _, init = make_model(parts=("pooler", "sequence_classifier"), num_labels=2)
+    _, init, _ = make_model(parts=("pooler", "sequence_classifier"), outputs=2)
     ones = jax.tree.map(lambda x: np.ones(x.shape), jax.eval_shape(init, jax.random.key(0)))
     scaled, _ = scale_by_depth(2, 0.5, freeze=False).update(ones, None, ones)
     layers = scaled["bert"]["encoder"]["layers"]["attention"]["query"]["kernel"]

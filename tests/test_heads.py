@@ -16,7 +16,7 @@ pytestmark = pytest.mark.core
 
 @pytest.mark.parametrize("parts", [(), ("masked_lm",), PRETRAINING, PARTS])
 def test_parameters_tell_the_parts(parts):
-    _, init = tiny.make_model(parts=parts, num_labels=3)
+    _, init, _ = tiny.make_model(parts=parts, outputs=3)
     params = jax.eval_shape(init, jax.random.key(0))
     assert parts_of(params) == parts
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -24,7 +24,7 @@ def test_parameters_tell_the_parts(parts):
 
 
 def test_parts_together_give_the_logits_of_the_whole_model():
-    graphdef, init = tiny.make_model()
+    graphdef, init, _ = tiny.make_model()
     params = init(jax.random.key(0))
     functions = part_functions(graphdef, parts_of(params))
     batch = tiny.make_batch([[20, 12], [48]])
@@ -43,7 +43,7 @@ def test_parts_together_give_the_logits_of_the_whole_model():
 
 
 def test_attention_stays_in_its_segment_and_sums_to_one():
-    graphdef, init = tiny.make_model()
+    graphdef, init, _ = tiny.make_model()
     params = init(jax.random.key(0))
     functions = part_functions(graphdef, PRETRAINING)
     batch = tiny.make_batch([[20, 12], [40]])
@@ -57,7 +57,7 @@ def test_attention_stays_in_its_segment_and_sums_to_one():
 
 
 def test_all_layers_end_with_the_last():
-    graphdef, init = tiny.make_model()
+    graphdef, init, _ = tiny.make_model()
     bert = nnx.merge(graphdef, init(jax.random.key(0))).bert
     batch = tiny.make_batch([[20, 12], [40]])
     rows = [batch[n] for n in ("input_ids", "token_type_ids", "position_ids", "segment_ids")]

@@ -18,7 +18,7 @@ from portables import LABELS, SIZES, make_portable
 from safetensors.numpy import load_file, save_file
 
 from bert_jax.__main__ import main
-from bert_jax.data.store import open_store
+from bert_jax.data.stores import open_store
 from bert_jax.data.wordpiece import WordPiece, load_wordpiece
 from bert_jax.inference.functions import part_functions
 from bert_jax.interop import formats

@@ -7,14 +7,17 @@ import re
 import jax
 import numpy as np
 import pytest
-from bert import get_config
-from tiny import VOCAB_SIZE, make_batch, make_masking
+from tiny import VOCAB_SIZE, make_batch, make_masking, make_model
 
-from bert_jax.config import build_config
+from bert_jax.api.pretrain import learning_rate, stage_model
+from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.fields import build
+from bert_jax.model.heads import PARTS
+from bert_jax.model.parameters import path_of
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train import build
+from bert_jax.train.program import Program
 
 pytestmark = pytest.mark.core
 
@@ -29,40 +32,42 @@ LAYOUTS = {  # data, fsdp, tensor, zero1
 }
 
 
-def setting(data, fsdp, tensor, zero1, **model):
-    """Config, mesh, model, abstract state and optimizer of a small run."""
-    config = get_config("tiny")
-    config.steps = STEPS
-    config.mesh.update({"data": data, "fsdp": fsdp, "tensor": tensor, "zero1": zero1})
-    config.model.update({"vocab_size": VOCAB_SIZE, "hidden_size": 64, "num_heads": 8})
-    config.model.update({"intermediate_size": 128, "compute_dtype": "float32"} | model)
-    config.data.update({"batch_size": 16, "max_seq_length": 48, "packing": False})
-    config.optimizer.learning_rate = 1e-3
-    config = build_config(config.to_dict())
-    mesh = make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
-    network = build.build_model(config.model, mesh)
-    optimizer = build.build_optimizer(config.optimizer)
-    state, init = build.abstract_state(network, optimizer, mesh, zero1=zero1)
-    return config, mesh, network, optimizer, state, init
+def program(data, fsdp, tensor, zero1, **numerics) -> Program:
+    """The state and the step of a small run."""
+    model = {"num_layers": 2, "hidden_size": 64, "num_heads": 8, "intermediate_size": 128}
+    config = build(
+        PretrainConfig,
+        {
+            "steps": STEPS,
+            "model": {"vocab_size": VOCAB_SIZE, "hidden_act": "gelu_tanh", **model},
+            "numerics": {"compute_dtype": "float32", **numerics},
+            "data": {"batch_size": 16, "max_seq_length": 48, "packing": False},
+            "optimizer": {"learning_rate": 1e-3},
+            "mesh": {"data": data, "fsdp": fsdp, "tensor": tensor, "zero1": zero1},
+        },
+    )
+    mesh = config.mesh.mesh(jax.devices()[: data * fsdp * tensor])
+    network = stage_model(config, mesh)
+    objective = PreTraining(network.graphdef, make_masking(slots=12), seed=0)
+    optimizer = config.optimizer.transformation(network.axes)
+    return Program(config, objective, network, optimizer, learning_rate(config), mesh)
 
 
-def jitted(data, fsdp, tensor, zero1, **model):
-    """The step, an abstract state, its `init` and a batch on the mesh."""
-    config, mesh, network, optimizer, abstract, init = setting(data, fsdp, tensor, zero1, **model)
-    masking = make_masking(max_predictions_per_row=12)
-    objective = PreTraining(network.graphdef, masking, seed=0)
-    step = build.jit_train_step(config, objective, optimizer, abstract, mesh)
+def jitted(data, fsdp, tensor, zero1, **numerics):
+    """The program of a small run, and a batch on its mesh."""
     batch = make_batch([[9 + n, 15, 12 - n // 2] for n in range(16)])
-    return step, abstract, init, jax.device_put(batch, rules.batch_sharding(mesh))
+    mesh = make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
+    placed = jax.device_put(batch, rules.batch_sharding(mesh))
+    return program(data, fsdp, tensor, zero1, **numerics), placed
 
 
-def run(data, fsdp, tensor, zero1, steps=STEPS, **model):
+def run(data, fsdp, tensor, zero1, steps=STEPS, **numerics):
     """Losses of the steps, and the last state."""
-    step, _, init, batch = jitted(data, fsdp, tensor, zero1, **model)
-    state = init(jax.random.key(0))
+    compiled, batch = jitted(data, fsdp, tensor, zero1, **numerics)
+    state, key = compiled.init(jax.random.key(0)), compiled.dropout_key(0)
     losses = []
     for _ in range(steps):
-        state, metrics = step(state, batch)
+        state, metrics = compiled.step(state, batch, key)
         losses.append(
             [metrics[f"{head}_loss"] / metrics[f"{head}_count"] for head in PreTraining.heads]
         )
@@ -96,8 +101,8 @@ def test_layout_computes_what_one_device_does(layout):
     ],
 )
 def test_what_crosses_the_network(layout, absent, present):
-    step, abstract, _, batch = jitted(*LAYOUTS[layout])
-    text = step.lower(abstract, batch).compile().as_text()
+    compiled, batch = jitted(*LAYOUTS[layout])
+    text = compiled.lower(batch, 0).compile().as_text()
     kinds = "all-gather|all-reduce|all-to-all"
     moved = {kind: [] for kind in kinds.split("|")}
     for types, kind in re.findall(rf" = (.+?) ({kinds})\(", text):
@@ -125,22 +130,19 @@ def test_bf16_layouts_agree_loosely():
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
 
 
-def parameters():
-    *_, state, _ = setting(1, 1, 1, False)
-    return jax.tree_util.tree_leaves_with_path(state.params)
-
-
-def test_every_parameter_matches_one_rule():
-    for path, leaf in parameters():
-        names = rules.parameter_axes("/".join(key.key for key in path))
-        assert len(names) == leaf.ndim, path
-    with pytest.raises(ValueError, match="0 rules match"):
-        rules.parameter_axes("bert/unheard_of/kernel")
+def test_every_axis_of_a_parameter_has_a_name():
+    for options in ({}, {"position_embedding": "sinusoidal"}, {"parts": PARTS, "outputs": 3}):
+        model = make_model(**options)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        leaves = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+        assert leaves.keys() == model.axes.keys()
+        for path, leaf in leaves.items():
+            assert len(model.axes[path]) == leaf.ndim, path
 
 
 def test_zero1_splits_almost_everything():
     """Optimizer state too; what stays whole is too small to divide by eight."""
-    *_, state, _ = setting(8, 1, 1, True)
+    state = program(8, 1, 1, True).abstract_state
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         held = math.prod(leaf.sharding.shard_shape(leaf.shape))
         assert held == leaf.size // 8 or leaf.size < 512, path

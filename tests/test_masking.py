@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from tiny import CLS_ID, MASK_ID, SEP_ID, make_batch, make_masking
 
-from bert_jax.objective.masking import STRATEGIES, mask_tokens
+from bert_jax.objective.masking import Masking, mask_tokens
 
+STRATEGIES = tuple(Masking.kinds())
 pytestmark = pytest.mark.core
 
 KEY = jax.random.key(0)
@@ -21,7 +22,7 @@ def mask(batch, masking, key):
 def masked(strategy: str, rows: int = 200, seed: int = 0):
     """A masking of `rows` rows with three packed examples each, and the batch before it."""
     batch = make_batch([[40, 17, 6]] * rows, max_seq_length=64, seed=seed)
-    masking = make_masking(strategy=strategy, max_predictions_per_row=16)
+    masking = make_masking(strategy=strategy, slots=16)
     return batch, jax.device_get(mask(batch, masking, KEY))
 
 
@@ -124,7 +125,7 @@ def test_every_position_is_equally_likely():
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_masks_depend_on_the_example_and_not_on_its_row(strategy):
     """The same examples packed, unpacked and in another order get the same masks."""
-    masking = make_masking(strategy=strategy, max_predictions_per_row=16)
+    masking = make_masking(strategy=strategy, slots=16)
     packed = make_batch([[30, 12], [20, 20]])
     alone = make_batch([[30], [12], [20], [20]])
     packed_ids = mask(packed, masking, KEY)["input_ids"]
@@ -147,7 +148,7 @@ def test_epoch_and_seed_change_the_masks():
 
 
 def test_number_of_predictions_follows_the_formula_of_bert():
-    table = make_masking(max_predictions_per_seq=76).num_to_predict(512)
+    table = make_masking(max_predictions_per_seq=76).masking.num_to_predict(512)
     for length in (1, 2, 9, 10, 11, 30, 128, 512):
         assert table[length] == min(76, max(1, round(0.15 * length)))
     assert table[0] == 0

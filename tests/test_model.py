@@ -6,9 +6,10 @@ from flax import nnx
 from tiny import VOCAB_SIZE, make_batch, make_masking, make_model
 
 from bert_jax.model.attention import attention
-from bert_jax.model.bert import padded_vocab_size, sinusoidal_positions
+from bert_jax.model.architecture import Architecture
 from bert_jax.model.dropout import dropout
-from bert_jax.objective.losses import cross_entropy
+from bert_jax.model.losses import cross_entropy
+from bert_jax.model.positions import sinusoidal_positions
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.train.state import num_params
 
@@ -16,8 +17,8 @@ pytestmark = pytest.mark.core
 
 
 def objective_and_params(**changes):
-    graphdef, init = make_model(**changes)
-    masking = make_masking(max_predictions_per_row=16)
+    graphdef, init, _ = make_model(**changes)
+    masking = make_masking(slots=16)
     return PreTraining(graphdef, masking, seed=0), jax.jit(init)(jax.random.key(0))
 
 
@@ -81,7 +82,7 @@ def test_how_it_computes_does_not_change_what_it_computes(changes):
 
 def test_bfloat16_computes_near_fp32_and_keeps_fp32_parameters():
     batch = make_batch([[30], [40]])
-    objective, params = objective_and_params(dtype=jnp.bfloat16, initializer_range=0.05)
+    objective, params = objective_and_params(compute_dtype="bfloat16", initializer_range=0.05)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     gradients, sums = losses_and_gradients(objective, params, batch)
     _, exact = losses_and_gradients(*objective_and_params(initializer_range=0.05), batch)
@@ -93,7 +94,7 @@ def test_bfloat16_computes_near_fp32_and_keeps_fp32_parameters():
 def test_padding_words_get_no_probability_and_no_gradient():
     objective, params = objective_and_params()
     table = params["bert"]["embeddings"]["word"]["embedding"]
-    assert table.shape[0] == padded_vocab_size(VOCAB_SIZE) == 384
+    assert table.shape[0] == Architecture(vocab_size=VOCAB_SIZE).padded_vocab_size == 384
     gradients, _ = losses_and_gradients(objective, params, make_batch([[40]]))
     assert not np.any(gradients["bert"]["embeddings"]["word"]["embedding"][VOCAB_SIZE:])
     assert not np.any(gradients["masked_lm"]["bias"][VOCAB_SIZE:])
@@ -160,7 +161,7 @@ def test_cross_entropy_is_a_sum_over_weighted_positions():
 
 
 def test_graphdef_is_hashable_and_reusable():
-    graphdef, init = make_model()
+    graphdef, init, _ = make_model()
     params = jax.jit(init)(jax.random.key(0))
     assert isinstance(hash(graphdef), int)
     assert type(nnx.merge(graphdef, params)).__name__ == "BertWithHeads"

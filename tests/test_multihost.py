@@ -17,6 +17,7 @@ import pytest
 from etils import epath
 from test_training import TIMES, recipe
 
+from bert_jax.api.plan import planned_step
 from bert_jax.api.pretrain import pretrain
 from bert_jax.cli import evaluate
 from bert_jax.cli.stopping import EXIT_STOPPED
@@ -24,7 +25,6 @@ from bert_jax.errors import UserError
 from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics
-from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.core
@@ -35,10 +35,12 @@ TIMEOUT = 300  # seconds that a busy machine may need
 PRETRAIN = """
 import sys
 from etils import epath
-from bert_jax.cli import pretrain
-from bert_jax.config import read_config
+from bert_jax.config import recipes
+from bert_jax.config.saved import read_pretrain_config
 from bert_jax.__main__ import main
-pretrain.load_config = lambda argv: read_config(epath.Path(argv[0].removeprefix("--config=")))
+def load_config(cls, argv):
+    return read_pretrain_config(epath.Path(argv[0].removeprefix("--config=")))
+recipes.load_config = load_config
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -176,10 +178,9 @@ def test_restored_into_any_mesh(one_process, sotu_store):
     """Saved on 8x1x1."""
     states = []
     config = steps(sotu_store, 12)
-    optimizer = build.build_optimizer(config.optimizer)
     for sizes in ((8, 1, 1), (2, 2, 2), (1, 8, 1)):
         mesh = make_mesh(*sizes)
-        abstract, _ = build.abstract_state(build.build_model(config.model, mesh), optimizer, mesh)
+        abstract = planned_step(config, mesh).abstract_state
         with Checkpoints(one_process, read_only=True) as checkpoints:
             state, _ = checkpoints.restore(abstract)
         states.append(jax.device_get(state))

@@ -3,14 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from tiny import make_model
 
-from bert_jax.config import OptimizerConfig
+from bert_jax.fields import build
+from bert_jax.model.model import Model
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train.build import build_optimizer
-from bert_jax.train.optimizers import lamb
+from bert_jax.train.optimizers import Lamb, Optimizer
 
 pytestmark = pytest.mark.core
 
@@ -18,17 +19,11 @@ LAMB = {"b1": 0.9, "b2": 0.99, "eps": 1e-6, "weight_decay": 0.1, "clip_norm": 0.
 RATE = 0.01
 
 
-def config(name: str, **changes) -> OptimizerConfig:
-    fields = {
-        "name": name,
-        "learning_rate": 1e-2,
-        "warmup_steps": 0,
-        "schedule": "constant",
-        "poly_power": 1.0,
-        "bias_correction": True,
-        "gradient_accumulation": 1,
-    }
-    return OptimizerConfig(**(fields | LAMB | changes))
+def optimizer(name: str, model: Model, **changes) -> optax.GradientTransformation:
+    """Of this kind, with those of the fields of LAMB above that it has."""
+    kind = Optimizer.kind(name, "optimizer.name")
+    fields = {k: v for k, v in (LAMB | changes).items() if k in kind.__dataclass_fields__}
+    return build(Optimizer, {"name": name, **fields}).transformation(model.axes)
 
 
 def reference_lamb(params: dict, gradients: list[dict], rate: float) -> dict:
@@ -71,9 +66,9 @@ def unstacked(tree: dict) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def problem():
-    """Parameters of a model of three layers, and the gradients of four steps."""
-    _, init = make_model(num_layers=3)
-    params = jax.tree.map(np.array, jax.jit(init)(jax.random.key(0)))
+    """A model of three layers, its parameters, and the gradients of four steps."""
+    model = make_model(num_layers=3)
+    params = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(0)))
     layers = params["bert"]["encoder"]["layers"]
     # Layers of very different sizes, so that a norm over the whole stack would show.
     scales = np.array([0.1, 1.0, 30.0], np.float32)
@@ -88,10 +83,10 @@ def problem():
         tree["bert"]["pooler"]["kernel"][:] = 0.0
         return tree
 
-    return params, [gradient() for _ in range(4)]
+    return model, params, [gradient() for _ in range(4)]
 
 
-def train(optimizer, params, gradients, layout=None):
+def train(optimizer, model, params, gradients, layout=None):
     """The parameters after a step for each gradient, on one device or on a mesh of 8."""
 
     def step(params, state, gradient):
@@ -101,7 +96,9 @@ def train(optimizer, params, gradients, layout=None):
     state = jax.jit(optimizer.init)(params)
     if layout:
         mesh = make_mesh(*layout)
-        places = [rules.state_shardings(mesh, tree, True) for tree in (params, state)]
+        places = [
+            rules.state_shardings(mesh, tree, model.axes, zero1=True) for tree in (params, state)
+        ]
         params, state = jax.device_put((params, state), tuple(places))
         step = jax.jit(step, in_shardings=(*places, places[0]), out_shardings=tuple(places))
         assert not all(leaf.is_fully_replicated for leaf in jax.tree.leaves(params))
@@ -119,9 +116,10 @@ def assert_close(actual: dict, expected: dict, rtol: float):
 
 
 def test_lamb_is_what_a_loop_over_single_parameters_computes(problem):
-    params, gradients = problem
+    model, params, gradients = problem
     expected = reference_lamb(unstacked(params), [unstacked(g) for g in gradients], RATE)
-    assert_close(train(lamb(**LAMB), params, gradients), expected, rtol=2e-5)
+    lamb = Lamb(**LAMB).transformation(model.axes)
+    assert_close(train(lamb, *problem), expected, rtol=2e-5)
 
 
 LAYOUTS = [("lamb", sizes) for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))]
@@ -132,19 +130,20 @@ LAYOUTS = [("lamb", sizes) for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2,
 )
 def test_every_layout_takes_the_same_steps(name, layout, problem):
     """Where a parameter is split over devices, its norm is still that of the whole."""
-    optimizer = build_optimizer(config(name))
-    assert_close(train(optimizer, *problem, layout), train(optimizer, *problem), rtol=1e-5)
+    transformation = optimizer(name, problem[0])
+    split = train(transformation, *problem, layout)
+    assert_close(split, train(transformation, *problem), rtol=1e-5)
 
 
 def test_moments_of_adafactor_are_small_and_have_a_place():
     """Its factored moments have other axes than their parameters."""
-    _, init = make_model(hidden_size=128, intermediate_size=256, num_heads=2)
-    params = jax.eval_shape(init, jax.random.key(0))
-    state = jax.eval_shape(build_optimizer(config("adafactor")).init, params)
+    model = make_model(hidden_size=128, intermediate_size=256, num_heads=2)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    state = jax.eval_shape(optimizer("adafactor", model).init, params)
     sizes = [sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (state, params)]
     assert sizes[0] < sizes[1] / 2
     mesh = make_mesh(2, 2, 2)
-    shardings = rules.state_shardings(mesh, state, True)
+    shardings = rules.state_shardings(mesh, state, model.axes, zero1=True)
     jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), state, shardings)
 
 
@@ -152,11 +151,13 @@ def test_moments_of_adafactor_are_small_and_have_a_place():
 def test_directions_point_downhill_and_decay_towards_zero(name):
     """The step subtracts what an optimizer returns."""
     params = {"dense": {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.full(4, 2.0)}}
+    axes = {"dense/kernel": ("embed", "hidden"), "dense/bias": ("hidden",)}
+    model = make_model()._replace(axes=axes)
     gradient = jax.tree.map(jnp.ones_like, params)
     direction = {}
     for decay in (0.0, 0.5):
-        optimizer = build_optimizer(config(name, weight_decay=decay, clip_norm=0.0))
-        direction[decay], _ = optimizer.update(gradient, optimizer.init(params), params)
+        chosen = optimizer(name, model, weight_decay=decay, clip_norm=0.0)
+        direction[decay], _ = chosen.update(gradient, chosen.init(params), params)
     jax.tree.map(lambda d: np.testing.assert_array_less(0.0, d), direction[0.0])
     np.testing.assert_array_equal(direction[0.0]["dense"]["bias"], direction[0.5]["dense"]["bias"])
     if name != "lamb":  # whose ratio keeps the length of the direction

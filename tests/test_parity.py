@@ -18,7 +18,7 @@ from tiny import make_model
 
 from bert_jax.config import ModelConfig, build_config
 from bert_jax.data.batches import Batches
-from bert_jax.data.store import open_store
+from bert_jax.data.stores import open_store
 from bert_jax.interop.tensors import Stored, read_params, write_tensors
 from bert_jax.model.heads import PRETRAINING
 from bert_jax.objective.pretraining import PreTraining
@@ -97,7 +97,7 @@ def pair(request, text) -> Pair:
         "intermediate_size": intermediate,
         "max_position_embeddings": 128,
     }
-    graphdef, _ = make_model(vocab_size=vocab_size, **sizes)
+    graphdef, *_ = make_model(vocab_size=vocab_size, **sizes)
     config = make_config(vocab_size, **sizes)
     stored = {
         name: Stored(array.shape, "float32", array.copy)

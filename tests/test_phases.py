@@ -13,13 +13,18 @@ import pytest
 from etils import epath
 from test_training import assert_same_run, recipe
 
+from bert_jax.api.evaluate import load_trained
+from bert_jax.api.plan import planned_step
 from bert_jax.api.pretrain import pretrain
-from bert_jax.config import Config, build_config, read_config
-from bert_jax.data.store import open_store
+from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.config.saved import migrate, read_pretrain_config
+from bert_jax.data.stores import open_store
 from bert_jax.errors import UserError
+from bert_jax.fields import build
+from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics
-from bert_jax.train import budget, build
+from bert_jax.train import budget
 from bert_jax.train.checkpoints import Checkpoints
 
 PHASES = (
@@ -46,19 +51,19 @@ PHASES = (
 )
 
 
-def phased(store: Path, *changes: dict, **fields) -> Config:
+def phased(store: Path, *changes: dict, **fields) -> PretrainConfig:
     """Six steps of 32 tokens, then five of 64."""
     phases = [phase | change for phase, change in zip(PHASES, changes or ({}, {}), strict=True)]
     steps = sum(phase["steps"] for phase in phases)
     # At 4 a checkpoint lies in the first phase, at 8 in the second.
     fields = {"log_every": 4, "eval_every": 0, "checkpoint_every": 4} | fields
     config = recipe(store, **fields).to_dict()
-    return build_config(config | {"phases": phases, "steps": steps})
+    return build(PretrainConfig, migrate(config | {"phases": phases, "steps": steps}))
 
 
 def stop_at(monkeypatch, step: int) -> None:
     """Sends SIGTERM as the training batch of this step is put on the devices."""
-    put_batch, calls = build.put_batch, []
+    put_batch, calls = rules.put_batch, []
 
     def put_and_stop(batch, mesh):
         calls.append(1)
@@ -66,7 +71,7 @@ def stop_at(monkeypatch, step: int) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return put_batch(batch, mesh)
 
-    monkeypatch.setattr(build, "put_batch", put_and_stop)
+    monkeypatch.setattr(rules, "put_batch", put_and_stop)
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +83,14 @@ def batches():
 @pytest.fixture(scope="module")
 def uninterrupted(batches, sotu_store, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("phases") / "run"
-    put_batch = build.put_batch
+    put_batch = rules.put_batch
 
     def put_and_note(batch, mesh):
         batches.append(batch["input_ids"])
         return put_batch(batch, mesh)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "put_batch", put_and_note)
+        patch.setattr(rules, "put_batch", put_and_note)
         assert pretrain(phased(sotu_store), epath.Path(workdir))
     return workdir
 
@@ -115,16 +120,16 @@ def test_every_phase_has_its_baseline_its_schedule_and_its_checkpoint(uninterrup
 def test_the_second_phase_starts_with_its_own_first_batch(uninterrupted, batches, sotu_store):
     assert [ids.shape for ids in batches] == 6 * [(16, 32)] + 5 * [(8, 64)]
     second = phased(sotu_store).stages()[1].config
-    expected = build.training_batches(second, open_store(sotu_store), make_mesh()).batch(0)
+    rows = np.arange(second.data.batch_size)
+    stream = open_store(sotu_store).training_batches(second.data, seed=second.seed, host_rows=rows)
+    expected = stream.batch(0)
     np.testing.assert_array_equal(batches[6], expected["input_ids"])
 
 
 def test_the_second_phase_carries_moments(uninterrupted):
     """The count of the bias correction stays with them."""
-    config, mesh = read_config(epath.Path(uninterrupted) / "config.json"), make_mesh()
-    model = build.build_model(config.model, mesh)
-    optimizer = build.build_optimizer(config.optimizer)
-    abstract, _ = build.abstract_state(model, optimizer, mesh, zero1=config.mesh.zero1)
+    config = read_pretrain_config(epath.Path(uninterrupted) / "config.json")
+    abstract = planned_step(config.stages()[1].config, make_mesh()).abstract_state
     with Checkpoints(uninterrupted, read_only=True) as checkpoints:
         state, _ = checkpoints.restore(abstract, 11)
     counts = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim == 0]
@@ -150,26 +155,26 @@ def test_a_phase_may_change_until_it_begins(uninterrupted, sotu_store, tmp_path,
     stop_at(monkeypatch, 6)
     assert not pretrain(phased(sotu_store), epath.Path(workdir))
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"phases\[0\]\.batch_size: 16 -> 8\. Choose"):
+    with pytest.raises(UserError, match=r"phases\[0\]\.data\.batch_size: 16 -> 8\. Choose"):
         pretrain(phased(sotu_store, {"batch_size": 8}, {}), epath.Path(workdir))
     subprocess.run(["cp", "-r", workdir, tmp_path / "another"], check=True)
     shorter = phased(sotu_store, {}, {"steps": 2, "learning_rate": 5e-4})
     assert pretrain(shorter, epath.Path(tmp_path / "another"))
     assert read_metrics(tmp_path / "another")[-1]["step"] == 8
-    with pytest.raises(UserError, match=r"phases\[1\]\.learning_rate: 0\.001 -> 0\.002\. Choose"):
+    with pytest.raises(UserError, match=r"phases\[1\]\.optimizer\.learning_rate: 0\.001 -> 0\.002\. Choose"):
         pretrain(phased(sotu_store, {}, {"learning_rate": 2e-3}), epath.Path(uninterrupted))
 
 
 def test_devices_must_share_the_batches_of_every_phase(sotu_store, tmp_path):
     """The mistake is in the second phase; nothing of the first is trained."""
-    with pytest.raises(UserError, match=r"config\.phases\[1\]\.batch_size=12 .* cannot share"):
+    with pytest.raises(UserError, match=r"config\.phases\[1\]\.data\.batch_size=12 .* cannot share"):
         pretrain(phased(sotu_store, {}, {"batch_size": 12}), epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_trained_model_has_the_shapes_of_its_phase(uninterrupted):
     for step, length in ((8, 64), (11, 64)):
-        trained = build.load_trained(epath.Path(uninterrupted), make_mesh(), step)
+        trained = load_trained(epath.Path(uninterrupted), make_mesh(), step)
         assert (trained.step, trained.config.data.max_seq_length) == (step, length)
 
 
@@ -178,18 +183,18 @@ class Clock:
 
     def __init__(self, monkeypatch, *speeds: tuple[int, float]):
         self.now, self._calls = 1000.0, 0
-        put_batch = build.put_batch
+        put_batch = rules.put_batch
 
         def put_and_wait(batch, mesh):
             self._calls += 1
             self.now += next(seconds for until, seconds in speeds if self._calls <= until)
             return put_batch(batch, mesh)
 
-        monkeypatch.setattr(build, "put_batch", put_and_wait)
+        monkeypatch.setattr(rules, "put_batch", put_and_wait)
         monkeypatch.setattr(budget, "monotonic", lambda: self.now)
 
 
-def by_the_clock(store: Path, hours: float) -> Config:
+def by_the_clock(store: Path, hours: float) -> PretrainConfig:
     """At most 1,000 steps, one tenth of them warmup; a line every 4."""
     fields = {"optimizer.warmup_steps": 100, "log_every": 4, "eval_every": 0, "steps": 1000}
     return recipe(store, **fields, checkpoint_every=5, budget_hours=hours)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import jax
 import pytest
+from configured import configured
 
 from bert_jax.api import plan as planner
 from bert_jax.cli.plan import main
-from bert_jax.config import Config, load_config
+from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.report.compiled import Collective, collectives, cycles_by_kind, entry_cycles
 from bert_jax.report.plans import Plan, Program
 
@@ -105,18 +106,17 @@ def test_collectives_count_once_however_they_are_written():
     ]
 
 
-def small_config(*overrides: str) -> Config:
+def small_config(**changes) -> PretrainConfig:
     """Two scanned layers, 8 rows on each of 8 devices."""
-    changes = {
+    fields = {
         "rng": "rbg",
         "model.num_layers": 2,
         "model.vocab_size": 8192,
-        "model.scan_layers": True,
+        "numerics.scan_layers": True,
         "data.batch_size": 64,
         "data.packing": False,
     }
-    arguments = [f"--config.{name}={value}" for name, value in changes.items()]
-    return load_config([f"--config={RECIPE}:tiny", *arguments, *overrides])
+    return configured(**fields | changes)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def compiled_steps(tmp_path_factory):
         for zero1 in (False, True):
             cache = tmp_path_factory.mktemp("cache")
             patch.setenv("XDG_CACHE_HOME", str(cache))
-            plan = planner.plan(small_config(f"--config.mesh.zero1={zero1}"), "v5e:2x4")
+            plan = planner.plan(small_config(**{"mesh.zero1": zero1}), "v5e:2x4")
             (answer,) = cache.rglob("*.json.gz")
             steps[zero1] = plan, json.loads(gzip.decompress(answer.read_bytes()))["text"], cache
     return steps
@@ -200,7 +200,7 @@ def test_a_plan_says_everything(compiled_steps):
 def test_the_same_plan_is_not_compiled_again(compiled_steps, monkeypatch, capsys):
     plan, _, cache = compiled_steps[True]
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
-    assert planner.plan(small_config("--config.mesh.zero1=True"), "v5e:2x4") == plan
+    assert planner.plan(small_config(**{"mesh.zero1": True}), "v5e:2x4") == plan
     assert "compiling" not in capsys.readouterr().out
 
 
@@ -239,11 +239,11 @@ def test_what_does_not_fit_is_told_by_how_much(message, too_much, monkeypatch, t
     assert plan["program"] is None
 
 
-def fake_plan(config: Config, topology: str, num_slices: int) -> Plan:
+def fake_plan(config: PretrainConfig, topology: str, num_slices: int) -> Plan:
     """Memory is flat at first, then nearly a line; what recomputes more needs less of it."""
     rows = config.data.batch_size // 8
     gib_a_row, cycles_a_row = {"none": (0.11, 10), "dots": (0.05, 12), "full": (0.013, 13)}[
-        config.model.remat
+        config.numerics.remat
     ]
     peak = max(2, 1 + gib_a_row * rows * (1 + 0.02 * (rows // 16 % 2))) * GIB
     program = Program(0, 0, 0, 0.0, 1000 + rows * cycles_a_row, {}, [])
@@ -256,7 +256,7 @@ def fake_plan(config: Config, topology: str, num_slices: int) -> Plan:
         mesh={"data": 8},
         zero1=False,
         rng=config.rng,
-        remat=config.model.remat,
+        remat=config.numerics.remat,
         scan_layers=True,
         batch_size=config.data.batch_size,
         max_seq_length=128,
@@ -283,7 +283,7 @@ def test_search_finds_the_largest_batch_in_few_compiles(monkeypatch):
     assert len(tried) < 25
     for remat in ("none", "dots", "full"):
         largest = max(plan.batch_size for plan in found if plan.remat == remat)
-        config = small_config(f"--config.model.remat={remat}")
+        config = small_config(**{"numerics.remat": remat})
 
         def at(batch_size, config=config):
             data = dataclasses.replace(config.data, batch_size=batch_size)

@@ -12,7 +12,8 @@ import pytest
 
 from bert_jax.cli import prepare
 from bert_jax.data.documents import find_sources, read_documents
-from bert_jax.data.store import document_hash, open_store, verify_store
+from bert_jax.data.store import document_hash, verify_store
+from bert_jax.data.stores import open_store
 from bert_jax.data.wordpiece import train_wordpiece
 from bert_jax.errors import UserError
 

@@ -4,10 +4,17 @@ import numpy as np
 import pytest
 from sotu_words import sotu_words
 
-from bert_jax.data.sampling import PAIRS, Plan, plan_epoch
+from bert_jax.data import sampling
+from bert_jax.data.sampling import PAIRS, Plan, Sampling
 from bert_jax.errors import UserError
 
 pytestmark = pytest.mark.core
+
+
+def plan_epoch(sentences, documents, *, seed=0, epoch=0, **options):
+    """A plan without packing, unless it is asked for."""
+    sampled = Sampling(**{"packing": False, **options})
+    return sampling.plan_epoch(sentences, documents, sampled, seed=seed, epoch=epoch)
 
 
 def offsets(lengths):

@@ -5,14 +5,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
-from bert import get_config
+from configured import configured
 
-from bert_jax.config import Config, build_config
+from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.data.batches import BatchStream
 from bert_jax.data.sampling import Plan, plan_epoch
-from bert_jax.data.store import Store, open_store
+from bert_jax.data.store import TokenStore, open_token_store
 from bert_jax.objective.masking import mask_tokens
-from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train.build import build_masking, training_batches
 
 pytestmark = pytest.mark.core
 
@@ -20,16 +19,20 @@ MAX_PREDICTIONS = {"token": 20, "whole_word": 20, "span": 10}  # a row needs 19
 
 
 @pytest.fixture(scope="module")
-def store(sotu_store) -> Store:
-    return open_store(sotu_store)
+def store(sotu_store) -> TokenStore:
+    return open_token_store(sotu_store)
 
 
-def make_config(store: Store, **data) -> Config:
+def make_config(store: TokenStore, **data) -> PretrainConfig:
     """Google's recipe, 256 packed rows of 128 tokens, with changes of `config.data`."""
-    recipe = get_config("tiny")
-    recipe.model.vocab_size = len(store.wordpiece.vocab)
-    recipe.data.update({"store": str(store.path), "packing": True} | data)
-    return build_config(recipe.to_dict())
+    fields = {"store": store.path, "packing": True} | data
+    size = {"model.vocab_size": len(store.wordpiece.vocab)}
+    return configured(**size, **{f"data.{name}": value for name, value in fields.items()})
+
+
+def training_batches(config: PretrainConfig, store: TokenStore) -> BatchStream:
+    rows = np.arange(config.data.batch_size)
+    return store.training_batches(config.data, seed=config.seed, host_rows=rows)
 
 
 def concatenate(batches) -> dict[str, np.ndarray]:
@@ -45,15 +48,15 @@ class Masked(NamedTuple):
     predicted: np.ndarray  # bool [rows, length]
 
 
-def mask(store: Store, strategy: str, packing: bool) -> Masked:
+def mask(store: TokenStore, strategy: str, packing: bool) -> Masked:
     config = make_config(
         store,
         masking=strategy,
         max_predictions_per_seq=MAX_PREDICTIONS[strategy],
         packing=packing,
     )
-    masking = build_masking(config.data, store.wordpiece)
-    batches = training_batches(config, store, make_mesh())
+    masking = config.bound_masking(store.wordpiece)
+    batches = training_batches(config, store)
     mask_batch = jax.jit(lambda batch: mask_tokens(batch, masking, jax.random.key(config.seed)))
     parts = [batches.batch(step) for step in range(32)]
     before = concatenate(parts)
@@ -98,17 +101,12 @@ class Epoch(NamedTuple):
 @pytest.fixture(scope="module")
 def epoch(store) -> Epoch:
     config = make_config(store)
-    batches = training_batches(config, store, make_mesh())
+    batches = training_batches(config, store)
     steps = -(-batches.rows_per_epoch // config.data.batch_size)
     rows = concatenate([batches.batch(step) for step in range(steps)])
     rows = {name: values[: batches.rows_per_epoch] for name, values in rows.items()}
-    options = ("max_seq_length", "pairs", "short_seq_prob", "packing", "max_examples_per_row")
     plan = plan_epoch(
-        store.train.sentences,
-        store.train.documents,
-        seed=config.seed,
-        epoch=0,
-        **{name: getattr(config.data, name) for name in options},
+        store.train.sentences, store.train.documents, config.data, seed=config.seed, epoch=0
     )
     pairs = rows["next_sentence_label"] >= 0
     epochs, numbers = rows["example_ids"][pairs].T

@@ -17,22 +17,22 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from bert import get_config
+from configured import configured
 from etils import epath
 from etils.epath import backend
 from fsspec.registry import _registry
 
 from bert_jax import __main__
+from bert_jax.api.evaluate import load_trained
 from bert_jax.api.pretrain import pretrain
 from bert_jax.cli import plot, predict, prepare
-from bert_jax.config import build_config
 from bert_jax.data import store as stores
 from bert_jax.data.documents import find_sources, read_documents
-from bert_jax.data.store import open_store, verify_store
+from bert_jax.data.store import verify_store
+from bert_jax.data.stores import open_store
 from bert_jax.errors import UserError
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics
-from bert_jax.train import build
 from bert_jax.train.checkpoints import latest_step
 
 # Read as gcsfs is imported: otherwise it asks Google what kind of bucket it is.
@@ -200,7 +200,6 @@ def test_run_is_the_one_of_a_disk(bucket, remote_store, local_store, tmp_path, c
     """Stopped in the middle, resumed, used and drawn, all in the bucket."""
 
     def recipe(store, steps):
-        config = get_config("tiny")
         fields = {
             "steps": steps,
             "log_every": 2,
@@ -211,15 +210,14 @@ def test_run_is_the_one_of_a_disk(bucket, remote_store, local_store, tmp_path, c
             "model.hidden_size": 32,
             "model.intermediate_size": 64,
             "model.max_position_embeddings": 32,
-            "model.compute_dtype": "float32",
+            "numerics.compute_dtype": "float32",
             "data.max_seq_length": 32,
             "data.store": str(store),
             "data.batch_size": 8,
             "optimizer.schedule": "constant",
             "optimizer.warmup_steps": 0,
         }
-        config.update_from_flattened_dict(fields)
-        return build_config(config.to_dict())
+        return configured(**fields)
 
     local, remote = epath.Path(tmp_path / "run"), bucket / "runs" / "run"
     assert pretrain(recipe(local_store, 4), local)
@@ -239,7 +237,7 @@ def test_run_is_the_one_of_a_disk(bucket, remote_store, local_store, tmp_path, c
     plot.main([str(remote), f"--output={bucket}/pictures/compare.png"])
     assert (bucket / "pictures" / "compare.png").read_bytes().startswith(b"\x89PNG")
 
-    params = [build.load_trained(workdir, make_mesh()).params for workdir in (local, remote)]
+    params = [load_trained(workdir, make_mesh()).params for workdir in (local, remote)]
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get(params))
     predict.main(["fill-mask", f"--model={remote}", "the [MASK] of the union"])
     assert "%" in capsys.readouterr().out

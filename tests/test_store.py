@@ -12,7 +12,7 @@ from bert_jax.data.sentences import split_sentences
 from bert_jax.data.store import (
     document_hash,
     heldout_bound,
-    open_store,
+    open_token_store,
     verify_store,
     write_store,
 )
@@ -121,7 +121,7 @@ def test_fingerprint_is_of_the_data(store, copy, tmp_path, documents, wordpiece)
             tmp_path / name, texts, wordpiece, heldout_bound=0.1, provenance={}
         ).fingerprint
 
-    assert open_store(copy).fingerprint == store.fingerprint
+    assert open_token_store(copy).fingerprint == store.fingerprint
     assert fingerprint("same", documents[:100], wordpiece) == store.fingerprint
     cased = WordPiece(wordpiece.vocab, lowercase=False)
     assert len({fingerprint("cased", documents[:2], cased), store.fingerprint}) == 2
@@ -159,7 +159,7 @@ def truncate(path):
 def test_damaged_stores_are_refused(copy, damage, message):
     damage(copy)
     with pytest.raises(UserError, match=message) as error:
-        open_store(copy)
+        open_token_store(copy)
     assert "\n" not in str(error.value)
 
 
@@ -168,7 +168,7 @@ def test_verify_finds_a_changed_byte(copy):
     tokens = np.memmap(copy / "train" / "tokens.bin", np.uint16, mode="r+")
     tokens[1000] ^= 1
     tokens.flush()
-    open_store(copy)
+    open_token_store(copy)
     with pytest.raises(UserError, match=r"tokens\.bin: content changed"):
         verify_store(copy)
 

@@ -16,14 +16,12 @@ from test_training import assert_same_run, recipe
 
 from bert_jax.api.pretrain import pretrain
 from bert_jax.cli import evaluate
-from bert_jax.data.batches import PremaskedBatches, heldout_batches
-from bert_jax.data.store import open_store
+from bert_jax.data.batches import PremaskedBatches, one_epoch
+from bert_jax.data.stores import open_store
 from bert_jax.data.tfrecords import Example, is_premasked, open_premasked
 from bert_jax.errors import UserError
 from bert_jax.objective.pretraining import PreTraining
-from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics
-from bert_jax.train import build
 
 pytestmark = pytest.mark.core
 
@@ -57,7 +55,7 @@ def configured(store: Path, **changes):
         "optimizer.schedule": "constant",
         "optimizer.warmup_steps": 0,
         "data.packing": False,
-        "data.max_predictions_per_seq": 10,
+        "masking.max_predictions_per_seq": 10,
     }
     return recipe(store, **fields | changes)
 
@@ -90,11 +88,12 @@ def write(path: Path, records: list[bytes]) -> Path:
 @pytest.fixture(scope="module")
 def masked(sotu_store):
     """20 training batches of 16 rows and 5 held-out ones from the token store, masked."""
-    config, store, mesh = configured(sotu_store), open_store(sotu_store), make_mesh()
-    masking = build.build_masking(config.data, store.wordpiece)
+    config, store = configured(sotu_store), open_store(sotu_store)
+    masking, rows = config.bound_masking(store.wordpiece), np.arange(config.data.batch_size)
     prepare = jax.jit(PreTraining(None, masking, seed=0).prepare)
-    training = map(build.training_batches(config, store, mesh).batch, range(20))
-    batches = {"train": training, "heldout": build.evaluation_batches(config, store, mesh)}
+    stream = store.training_batches(config.data, seed=config.seed, host_rows=rows)
+    heldout = store.heldout_batches(config.data, num_batches=5, host_rows=rows)
+    batches = {"train": map(stream.batch, range(20)), "heldout": heldout}
     masked = {}
     for split, some in batches.items():
         columns = jax.device_get([prepare(batch) for batch in some])
@@ -184,8 +183,10 @@ def test_an_epoch_is_a_permutation(folder, masked):
 def test_hosts_share_a_batch(folder):
     split = open_premasked(folder).heldout
     rows = [np.array([0, 1, 2, 3, 4, 10]), np.array([5, 6, 7, 8, 9, 11])]
+    options = {"batch_size": 12, "seed": 0, "num_epochs": 1}
     whole, *shares = (
-        list(heldout_batches(split, batch_size=12, host_rows=r)) for r in (np.arange(12), *rows)
+        list(one_epoch(PremaskedBatches(split, host_rows=r, **options), 12))
+        for r in (np.arange(12), *rows)
     )
     assert len(whole) == -(-len(split) // 12)
     assert len(split) % 12, "the last batch is to be filled up"
@@ -269,7 +270,7 @@ def test_copies_are_on_one_side(folder, tmp_path):
     [
         ({"data.packing": True}, r"config\.data\.packing=True.*set config\.data\.packing to False"),
         ({"data.max_seq_length": 48}, r"config\.data\.max_seq_length=48.*have 64.*to 64$"),
-        ({"data.max_predictions_per_seq": 20}, r"config\.data\.max_pred.*=20.*have 10.*to 10$"),
+        ({"data.max_predictions_per_seq": 20}, r"config\.masking\.max_pred.*=20.*have 10.*to 10$"),
     ],
 )
 def test_config_must_be_that_of_the_records(folder, tmp_path, changes, message):

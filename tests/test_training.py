@@ -12,21 +12,23 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from bert import get_config
+from configured import configured
 from etils import epath
 from tiny import make_batch, make_masking, make_model
 
+from bert_jax.api.evaluate import load_trained
 from bert_jax.api.pretrain import pretrain
-from bert_jax.config import build_config
-from bert_jax.data.store import open_store
+from bert_jax.data.stores import open_store
 from bert_jax.errors import TrainingDiverged, UserError
+from bert_jax.evaluation.heldout import HeldOut
+from bert_jax.fields import build
 from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics
-from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
-from bert_jax.train.evaluation import Evaluation
-from bert_jax.train.optimizers import adamw, learning_rate_schedule
+from bert_jax.train.optimizers import AdamW
+from bert_jax.train.schedules import Schedule
 from bert_jax.train.state import init_state
 from bert_jax.train.step import make_train_step
 
@@ -37,7 +39,6 @@ TIMES = ("tokens_per_second", "sequences_per_second", "steps_per_second", "input
 
 def recipe(store: Path, **changes):
     """Fourteen steps of a very small model, with dropout, packing and accumulation."""
-    config = get_config("tiny")
     fields = {
         "steps": 14,
         "log_every": 4,
@@ -49,19 +50,18 @@ def recipe(store: Path, **changes):
         "model.hidden_size": 32,
         "model.intermediate_size": 64,
         "model.max_position_embeddings": 64,
-        "model.compute_dtype": "float32",
+        "numerics.compute_dtype": "float32",
         "data.store": str(store),
         "data.batch_size": 16,
         "data.max_seq_length": 64,
         "optimizer.learning_rate": 1e-3,
         "optimizer.gradient_accumulation": 2,
     } | changes
-    config.update_from_flattened_dict(fields)
-    return build_config(config.to_dict())
+    return configured(**fields)
 
 
 def parameters(workdir: Path, step: int):
-    trained = build.load_trained(epath.Path(workdir), make_mesh(), step)
+    trained = load_trained(epath.Path(workdir), make_mesh(), step)
     return jax.device_get(trained.params)
 
 
@@ -117,7 +117,7 @@ def test_stopped_by_sigterm_and_resumed_is_the_same_run(
 ):
     """The signal comes between two lines of metrics and between two checkpoints."""
     workdir = epath.Path(tmp_path / "run")
-    put_batch, calls = build.put_batch, []
+    put_batch, calls = rules.put_batch, []
 
     def put_and_stop(batch, mesh):
         calls.append(1)
@@ -125,7 +125,7 @@ def test_stopped_by_sigterm_and_resumed_is_the_same_run(
             os.kill(os.getpid(), signal.SIGTERM)
         return put_batch(batch, mesh)
 
-    monkeypatch.setattr(build, "put_batch", put_and_stop)
+    monkeypatch.setattr(rules, "put_batch", put_and_stop)
     assert not pretrain(recipe(sotu_store), workdir)
     monkeypatch.undo()
     stopped_at = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
@@ -144,14 +144,14 @@ def test_killed_and_resumed_is_the_same_run(uninterrupted, sotu_store, tmp_path)
 import os, signal
 from etils import epath
 from bert_jax.api import pretrain
-from bert_jax.config import read_config
-from bert_jax.train import loop
+from bert_jax.config.saved import read_pretrain_config
+from bert_jax.train import hooks
 def die_at_thirteen(step, *rest):
     if step == 12:
         os.kill(os.getpid(), signal.SIGKILL)
     return line(step, *rest)
-line, loop.progress_line = loop.progress_line, die_at_thirteen
-pretrain.pretrain(read_config(epath.Path({str(config)!r})), epath.Path({str(workdir)!r}))
+line, hooks.progress_line = hooks.progress_line, die_at_thirteen
+pretrain.pretrain(read_pretrain_config(epath.Path({str(config)!r})), epath.Path({str(workdir)!r}))
 """
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     died = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
@@ -196,16 +196,13 @@ def test_a_start_that_fails_changes_nothing(uninterrupted, sotu_store):
 def test_evaluation_fits_any_mesh(uninterrupted, sotu_store):
     """Empty rows that fill up a batch count nowhere."""
     mesh = make_mesh(data=8)
-    trained = build.load_trained(epath.Path(uninterrupted), mesh)
+    trained = load_trained(epath.Path(uninterrupted), mesh)
     store = open_store(sotu_store)
-    objective = PreTraining(
-        trained.model.graphdef, build.build_masking(trained.config.data, store.wordpiece), 0
-    )
     scores = []
     for batch_size in (16, 20):
         data = dataclasses.replace(trained.config.data, batch_size=batch_size)
         config = dataclasses.replace(trained.config, data=data, eval_batches=0)
-        scores.append(Evaluation(config, store, objective, mesh)(trained.params))
+        scores.append(HeldOut(config, store, trained.model, mesh)(trained.params))
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
@@ -219,19 +216,16 @@ def test_divergence_is_reported_and_not_saved(sotu_store, tmp_path):
 
 def small_step(gradient_accumulation=1):
     """A jitted step of the test model, its initial state and a batch of 16 rows."""
-    graphdef, init = make_model()
-    objective = PreTraining(graphdef, make_masking(max_predictions_per_row=12), seed=0)
-    optimizer = adamw(
-        b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.01, clip_norm=1.0, bias_correction=True
-    )
+    model = make_model()
+    objective = PreTraining(model.graphdef, make_masking(slots=12), seed=0)
+    optimizer = AdamW(bias_correction=True).transformation(model.axes)
     step = make_train_step(
         objective,
         optimizer,
-        learning_rate_schedule("linear", peak=1e-3, warmup_steps=2, steps=20),
-        dropout_key=None,
+        Schedule.kind("linear", "schedule")().rate(1e-3, warmup_steps=2, steps=20),
         gradient_accumulation=gradient_accumulation,
     )
-    state = jax.jit(functools.partial(init_state, init, optimizer))(jax.random.key(0))
+    state = jax.jit(functools.partial(init_state, model.init, optimizer))(jax.random.key(0))
     batch = make_batch([[9 + n, 15, 12 - n // 2] for n in range(16)])
     return jax.jit(step), state, batch
 
@@ -241,7 +235,7 @@ def test_accumulation_equals_the_big_batch():
     results = []
     for microbatches in (1, 4):
         step, state, batch = small_step(gradient_accumulation=microbatches)
-        results.append(step(state, batch))
+        results.append(step(state, batch, None))
     (big, big_metrics), (small, small_metrics) = results
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
@@ -261,7 +255,8 @@ def test_accumulation_equals_the_big_batch():
     ],
 )
 def test_schedules(kind, expected):
-    schedule = learning_rate_schedule(kind, peak=2.0, warmup_steps=20, steps=100, power=2.0)
+    knobs = {"power": 2.0} if kind == "poly" else {}
+    schedule = build(Schedule, {"name": kind, **knobs}).rate(2.0, warmup_steps=20, steps=100)
     rates = [float(schedule(step)) / 2.0 for step in (0, 10, 20, 50, 100)]
     assert rates == pytest.approx(expected, abs=1e-4)
 
@@ -269,7 +264,7 @@ def test_schedules(kind, expected):
 def test_weight_decay_skips_biases_and_norms_only():
     from bert_jax.train.optimizers import decay_mask
 
-    _, init = make_model()
+    _, init, _ = make_model()
     mask = decay_mask(jax.eval_shape(init, jax.random.key(0)))
     spared = {
         "/".join(key.key for key in path)

@@ -1,57 +1,54 @@
 """A model and batches of test size."""
 
-import jax.numpy as jnp
+import dataclasses
+from typing import Any
+
 import numpy as np
 
-from bert_jax.model.attention import attention
-from bert_jax.model.bert import unconstrained
-from bert_jax.model.heads import BertWithHeads
-from bert_jax.objective.masking import Masking
-from bert_jax.train.state import split_model
+from bert_jax.fields import build
+from bert_jax.model.architecture import Architecture, Numerics, Parallel
+from bert_jax.model.model import Model, build_model
+from bert_jax.objective.masking import BoundMasking, Masking
 
 VOCAB_SIZE = 300
 PAD_ID, UNK_ID, CLS_ID, SEP_ID, MASK_ID = range(5)
+ARCHITECTURE = Architecture(
+    vocab_size=VOCAB_SIZE,
+    num_layers=2,
+    hidden_size=32,
+    num_heads=4,
+    intermediate_size=64,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+)
+NUMERICS = Numerics(
+    hidden_dropout=0.0, attention_dropout=0.0, compute_dtype="float32", remat="none"
+)
 
 
-def make_model(constrain=unconstrained, **changes):
-    """(graphdef, init) of a pretraining model of two layers."""
-    options = {
-        "vocab_size": VOCAB_SIZE,
-        "num_layers": 2,
-        "hidden_size": 32,
-        "num_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 64,
-        "type_vocab_size": 2,
-        "hidden_act": "gelu",
-        "position_embedding": "learned",
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "layer_norm_eps": 1e-12,
-        "initializer_range": 0.2,
-        "dtype": jnp.float32,
-        "scan_layers": True,
-        "remat": "none",
-        "attend": attention,
-        "constrain": constrain,
-        "gather_layer": lambda params: params,
-    } | changes
-    return split_model(lambda rngs: BertWithHeads(rngs=rngs, **options))
+def make_model(
+    parallel: Parallel = Parallel(), parts: Any = None, outputs: int = 0, **changes: Any
+) -> Model:
+    """A pretraining model of two layers, or one with other parts or fields."""
+    of_numerics = {name: changes.pop(name) for name in vars(NUMERICS) if name in changes}
+    if isinstance(changes.get("position_embedding"), str):
+        changes["position_embedding"] = {"name": changes["position_embedding"]}
+    architecture = build(Architecture, vars(ARCHITECTURE) | changes)
+    numerics = dataclasses.replace(NUMERICS, **of_numerics)
+    options = {} if parts is None else {"parts": parts}
+    return build_model(architecture, numerics, parallel, outputs=outputs, **options)
 
 
-def make_masking(**changes) -> Masking:
+def make_masking(strategy: str = "token", slots: int = 20, **fields: Any) -> BoundMasking:
     """Ids from 5 on are words; every third one continues a word."""
     ids = np.arange(VOCAB_SIZE)
-    options = {
-        "strategy": "token",
-        "masked_lm_prob": 0.15,
-        "max_predictions_per_seq": 20,
-        "max_predictions_per_row": 20,
-        "mask_id": MASK_ID,
-        "is_special": ids < 5,
-        "is_continuation": (ids >= 5) & (ids % 3 == 0),
-    } | changes
-    return Masking(**options)
+    return BoundMasking(
+        masking=build(Masking, {"name": strategy, **fields}),
+        slots=slots,
+        mask_id=MASK_ID,
+        is_special=ids < 5,
+        is_continuation=(ids >= 5) & (ids % 3 == 0),
+    )
 
 
 def make_batch(lengths: list[list[int]], max_seq_length: int = 48, seed: int = 0) -> dict:

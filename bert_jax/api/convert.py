@@ -24,9 +24,9 @@ from bert_jax.interop.initial import without_parts
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
 from bert_jax.interop.workdir import write_workdir
-from bert_jax.model.heads import parts_of
+from bert_jax.model.heads import HEADS, parts_of
+from bert_jax.model.model import build_model
 from bert_jax.storage import is_remote
-from bert_jax.train.build import build_model
 
 WRITERS = {
     "huggingface": write_huggingface,
@@ -106,18 +106,20 @@ def _with_parts(
         raise UserError(f"SOURCE has no {names}, which {architecture} has: {new} makes it")
     if useless := [part for part in initialise if part not in wanted]:
         raise UserError(f"--initialise={useless[0]}: {architecture} has none")
-    if "next_sentence" in wanted and "pooler" not in wanted:
-        raise UserError("next_sentence reads the pooler: add it to --initialise")
+    for part in wanted:
+        if part in HEADS and HEADS[part].pooled and "pooler" not in wanted:
+            raise UserError(f"{part} reads the pooler: add it to --initialise")
     unwanted = [part for part in found if part not in wanted]
     for part in unwanted:
         report(f"left out: {part}, which {architecture} has not")
     params = without_parts(model.params, unwanted)
     if initialise:
-        init = jax.jit(build_model(model.config, None, initialise).init)
+        init = jax.jit(build_model(model.architecture, model.numerics, parts=initialise).init)
         fresh = jax.device_get(init(jax.random.key(seed)))
         params = unflatten_dict(flatten_dict(fresh) | flatten_dict(params))
         report(f"initialised: {', '.join(initialise)} (random, seed {seed})")
-    labels = model.labels if any("classifier" in part for part in wanted) else ()
+    has_labels = any(part in wanted and head.has_labels for part, head in HEADS.items())
+    labels = model.labels if has_labels else ()
     return model._replace(params=params, labels=labels)
 
 

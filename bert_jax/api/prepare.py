@@ -10,12 +10,12 @@ from tqdm import tqdm
 from bert_jax.data.documents import Source, find_sources, read_documents
 from bert_jax.data.limits import check_heldout, check_workers
 from bert_jax.data.store import (
-    Store,
+    TokenStore,
     check_unused,
     document_hash,
     heldout_bound,
     is_store,
-    open_store,
+    open_token_store,
     write_store,
 )
 from bert_jax.data.wordpiece import train_wordpiece
@@ -24,7 +24,7 @@ from bert_jax.interop.tokenizer import read_wordpiece
 
 
 def prepare(
-    sources: Sequence[str],
+    sources: Sequence[str | Source],
     output: epath.PathLike,
     *,
     vocab: epath.PathLike | None = None,
@@ -36,7 +36,7 @@ def prepare(
     unwrap: bool = False,
     data_dir: str | None = None,
     workers: int | None = None,
-) -> Store:
+) -> TokenStore:
     """Tokenises a corpus into a store; opens the store if it is there already.
 
     Shows progress on standard error.
@@ -88,7 +88,7 @@ def prepare(
         },
     }
     if is_store(output):
-        store = open_store(output)
+        store = open_token_store(output)
         _check_same(store, provenance)
         return store
 
@@ -111,7 +111,7 @@ def prepare(
     )
 
 
-def _check_same(store: Store, provenance: dict[str, Any]) -> None:
+def _check_same(store: TokenStore, provenance: dict[str, Any]) -> None:
     there, here = store.manifest["options"], provenance["options"]
     different = [
         f"--{name.replace('_', '-')} ({there.get(name)} there, {here.get(name)} now)"

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Sequence
 
 from bert_jax.cli import flags, hosts, stopping
-from bert_jax.config import load_finetune_config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,9 +27,12 @@ def main(argv: Sequence[str]) -> int:
     )
     hosts.add_arguments(parser)
     arguments, overrides = parser.parse_known_args(argv)
-    config = load_finetune_config([f"--config={arguments.config}", *overrides])
-    hosts.connect(arguments)
+    flags.check_recipe(arguments.config)
 
     from bert_jax.api.finetune import finetune
+    from bert_jax.config.finetuning import FinetuneConfig
+    from bert_jax.config.recipes import load_config
 
+    config = load_config(FinetuneConfig, [f"--config={arguments.config}", *overrides])
+    hosts.connect(arguments)
     return stopping.exit_code(finetune(config, arguments.workdir))

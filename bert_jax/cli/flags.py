@@ -1,11 +1,20 @@
 """Flags that several verbs share; each verb says what one means to it."""
 
 import argparse
+from pathlib import Path
+
+from bert_jax.errors import UserError
 
 
 def add_config(parser: argparse.ArgumentParser, help: str) -> None:
     """Adds --config. Overrides like --config.steps=9 are left to the config's own parser."""
     parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help=help)
+
+
+def check_recipe(recipe: str) -> None:
+    """Raises UserError if the file of FILE.py[:ARG] is not there, before anything is loaded."""
+    if not Path(recipe.partition(":")[0]).is_file():
+        raise UserError(f"--config={recipe}: no such file; recipes are in configs/")
 
 
 def add_workdir(parser: argparse.ArgumentParser, help: str) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bert_jax.cli import flags
-from bert_jax.config import load_config
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,12 +37,15 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", metavar="FILE.json", help="write the plans here too")
     arguments, overrides = parser.parse_known_args(argv)
-    config = load_config([f"--config={arguments.config}", *overrides])
+    flags.check_recipe(arguments.config)
 
     import jax
 
     from bert_jax.api.plan import plan_stages
+    from bert_jax.config.pretraining import PretrainConfig
+    from bert_jax.config.recipes import load_config
 
+    config = load_config(PretrainConfig, [f"--config={arguments.config}", *overrides])
     # The host's part is small, and an accelerator that is here must stay free for others. JAX's own
     # cache cannot read back what was compiled for devices that are not here.
     jax.config.update("jax_platforms", "cpu")

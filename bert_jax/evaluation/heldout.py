@@ -15,6 +15,7 @@ from bert_jax.model.parameters import Params
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.mesh import row_devices
+from bert_jax.parallel.rules import put_batch
 from bert_jax.report.baselines import pretraining_baselines
 from bert_jax.train.metrics import add_sums, means
 from bert_jax.train.program import loader
@@ -70,4 +71,4 @@ class HeldOut:
         return pretraining_baselines(prepared, np.asarray(self._token_counts))
 
     def _device_batches(self) -> Iterator[Mapping[str, jax.Array]]:
-        return (rules.put_batch(batch, self._mesh) for batch in self._batches)
+        return (put_batch(batch, self._mesh) for batch in self._batches)
