@@ -22,7 +22,7 @@ from bert_jax.config import build_finetune_config
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.interop.formats import read
 from bert_jax.tasks.features import Features
-from bert_jax.tasks.registry import build_task
+from bert_jax.tasks.protocol import build_task
 from bert_jax.train.metrics import read_metrics
 
 CLASSES = {

@@ -254,13 +254,13 @@ class TaskConfig:
     """What to learn from which examples.
 
     Attributes:
-      name: "classification", "tagging", "answering" or a task of GLUE, "glue/sst2".
+      name: "classification", "tagging", "answering", a task of GLUE, "glue/sst2", or MODULE:CLASS
+        of your own; see `bert_jax.tasks.protocol.Task`.
       train, dev, test: files or `tfds:NAME:SPLIT`; `test` may be empty.
       test_labelled: the labels of `test` are known, so that it is scored and not only predicted.
       max_seq_length: tokens of an example; longer ones are cut, or windowed where every token
         counts.
-      options: of the task; the fields of `bert_jax.tasks.classification.ClassificationTask`,
-        `tagging.TaggingTask` or `answering.AnsweringTask`.
+      options: of the task; the fields of its class.
     """
 
     name: str

@@ -15,7 +15,7 @@ from bert_jax.objective.finetuning import FineTuning
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.tasks.registry import build_task
+from bert_jax.tasks.protocol import build_task
 from bert_jax.train import build
 from bert_jax.train.checkpoints import latest_step
 from bert_jax.train.evaluation import Evaluation

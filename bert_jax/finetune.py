@@ -34,8 +34,7 @@ from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.confusion import draw_confusion
 from bert_jax.report.curves import draw_curves
 from bert_jax.tasks.batches import ExampleBatches
-from bert_jax.tasks.classification import ClassificationTask
-from bert_jax.tasks.registry import Task, build_task, submission_name
+from bert_jax.tasks.protocol import AnyTask, build_task
 from bert_jax.train import build
 from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints, latest_step
@@ -119,7 +118,7 @@ def finetune(config: FinetuneConfig, workdir: epath.Path) -> int:
     return 0
 
 
-def read_data(config: FinetuneConfig, source: Portable) -> tuple[Task, dict[str, Examples]]:
+def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[str, Examples]]:
     """The task with its labels, and the examples of each split.
 
     Raises:
@@ -153,7 +152,7 @@ def train_once(
     config: FinetuneConfig,
     workdir: epath.Path,
     source: Portable,
-    task: Task,
+    task: AnyTask,
     data: Mapping[str, Examples],
 ) -> int:
     """Trains with one seed, then scores the best checkpoint; returns the exit code."""
@@ -299,7 +298,7 @@ def build_optimizer(config: FinetuneConfig, run: RunConfig) -> optax.GradientTra
 
 
 def initial_state(
-    config: FinetuneConfig, source: Portable, task: Task, init_state: Any, mesh: Mesh
+    config: FinetuneConfig, source: Portable, task: AnyTask, init_state: Any, mesh: Mesh
 ) -> TrainState:
     """The trained weights, with random ones for what is new."""
     state = init_state(jax.random.key(config.seed))
@@ -340,7 +339,7 @@ def reinit_layers(params: Params, fresh: Params, num_layers: int) -> Params:
 def report(
     config: FinetuneConfig,
     workdir: epath.Path,
-    task: Task,
+    task: AnyTask,
     data: Mapping[str, Examples],
     score: Mapping[str, Scoring],
     mesh: Mesh,
@@ -356,7 +355,7 @@ def report(
         examples = data[split].examples
         metrics, predictions = score[split](params)
         if hosts.is_primary():
-            name = submission_name(config.task.name, getattr(config.task, split))
+            name = task.submission_name(getattr(config.task, split))
             name = name or f"{split}_predictions{task.predictions_suffix}"
             task.write_predictions(workdir / name, examples, predictions)
         if not data[split].labelled:
@@ -371,8 +370,8 @@ def report(
         for row in classes:
             numbers = "  ".join(f"{name} {row[name]:.3f}" for name in ("precision", "recall", "f1"))
             hosts.print_once(f"{split} {row['label']}: {numbers}  support {row['support']:,}")
-        if isinstance(task, ClassificationTask):
-            matrix = task.confusion_matrix(predictions, examples)
+        matrix = task.confusion_matrix(predictions, examples)
+        if matrix is not None:
             results[split]["confusion"] = matrix.tolist()
             if hosts.is_primary():
                 draw_confusion(matrix, task.label_names, workdir / f"{split}_confusion.png")

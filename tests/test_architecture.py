@@ -12,7 +12,8 @@ pytestmark = pytest.mark.core
 ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from rooms of lower layers and from its own room.
 LAYERS = (
-    {"", "errors", "storage"},
+    {"", "errors"},
+    {"fields", "storage"},
     {"config"},
     {"model", "objective", "data", "parallel", "corpora"},
     {"tasks"},
@@ -30,7 +31,7 @@ OWN = {
     "objective": {"objective"},
     "data": {"data", "errors", "storage"},
     "corpora": set(),
-    "tasks": {"tasks", "data", "errors", "storage"},
+    "tasks": {"tasks", "data", "errors", "fields", "storage"},
     "parallel": {"parallel", "errors"},
     "report": {"report", "errors"},
 }
@@ -47,6 +48,9 @@ ONLY_IN = {
         "bert_jax.interop.tokenizer",
     },
     "matplotlib": {f"bert_jax.report.{name}" for name in ("curves", "attention_maps", "confusion")},
+    "seqeval": {"bert_jax.tasks.tagging.metrics"},
+    "sklearn": {"bert_jax.tasks.classification.metrics"},
+    "scipy": {"bert_jax.tasks.classification.metrics"},
     "safetensors": {"bert_jax.interop.huggingface"},
     "pyarrow": {"bert_jax.inference.vector_files"},
     "tensorflow": {"bert_jax.interop.google_tf"},
@@ -145,6 +149,12 @@ def test_main_path_loads_no_other_framework():
     found = loaded(sorted(modules))
     assert set(modules) <= found
     assert not found & {"tensorflow", "tensorflow_datasets", "torch", "transformers"}
+
+
+def test_tasks_load_no_library_of_metrics():
+    found = loaded(["bert_jax.tasks"])
+    assert "bert_jax.tasks.classification.metrics" in found
+    assert not found & {"sklearn", "scipy", "seqeval", "jax", "tensorflow_datasets"}
 
 
 def test_prepare_loads_no_jax():

@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from etils import epath
 from bert_jax.data.packing import Batch, Example
 from bert_jax.data.wordpiece import MASK
 from bert_jax.errors import UserError
+from bert_jax.fields import build
 from bert_jax.inference.batching import make_batches
 from bert_jax.inference.exported import is_exported, read_exported
 from bert_jax.inference.functions import part_functions
@@ -25,12 +26,15 @@ from bert_jax.model.bert import gather_positions
 from bert_jax.model.heads import parts_of
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.tasks.answering.decoding import Prediction
+from bert_jax.tasks.answering.example import Question
+from bert_jax.tasks.answering.task import AnsweringTask
 from bert_jax.tasks.features import pair_ids
+from bert_jax.tasks.protocol import AnyTask
+from bert_jax.tasks.tagging.example import Sentence
+from bert_jax.tasks.tagging.plain_text import Entity, find_entities, split_words
+from bert_jax.tasks.tagging.task import TaggingTask
 from bert_jax.train.build import build_model
-
-if TYPE_CHECKING:
-    from bert_jax.tasks.answering import Prediction
-    from bert_jax.tasks.tagging import Entity
 
 Text = str | tuple[str, str]  # a pair is A and B
 
@@ -267,7 +271,7 @@ class TrainedBert:
             named = zip(self.labels, (odds / odds.sum()).tolist(), strict=True)
             yield dict(sorted(named, key=lambda item: -item[1]))
 
-    def tag(self, texts: Sequence[str], max_seq_length: int = 128) -> list[list["Entity"]]:
+    def tag(self, texts: Sequence[str], max_seq_length: int = 128) -> list[list[Entity]]:
         """The entities that a fine-tuned tagger finds, with their characters and scores.
 
         Args:
@@ -279,13 +283,8 @@ class TrainedBert:
         """
         return list(self.tag_stream(texts, max_seq_length))
 
-    def tag_stream(
-        self, texts: Iterable[str], max_seq_length: int = 128
-    ) -> Iterator[list["Entity"]]:
+    def tag_stream(self, texts: Iterable[str], max_seq_length: int = 128) -> Iterator[list[Entity]]:
         """As `tag`, one text after the other."""
-        # Imported with scikit-learn, which takes a second that other uses need not wait.
-        from bert_jax.tasks.tagging import Sentence, TaggingTask, find_entities, split_words
-
         scheme = "BIOES" if any(label.startswith("S-") for label in self.labels) else "BIO"
         task = TaggingTask(labels=self.labels, scheme=scheme)
         for some in _chunks(_checked(texts, pair=False)):
@@ -299,26 +298,24 @@ class TrainedBert:
 
     def answer(
         self, questions: Sequence[tuple[str, str]], max_seq_length: int = 384, **options: Any
-    ) -> list["Prediction"]:
+    ) -> list[Prediction]:
         """Answers in a text, with their characters and probabilities.
 
         Args:
           questions: pairs of a question and the context in which its answer is.
           max_seq_length: of the windows that a longer context is cut into, best as in training.
-          **options: fields of `bert_jax.tasks.answering.AnsweringTask`, such as `unanswerable`.
+          **options: fields of `AnsweringTask`, such as `unanswerable`.
 
         Raises:
-          UserError: the model has no answer_span.
+          UserError: the model has no answer_span, or the options are none of the task's.
         """
         return list(self.answer_stream(questions, max_seq_length, **options))
 
     def answer_stream(
         self, questions: Iterable[tuple[str, str]], max_seq_length: int = 384, **options: Any
-    ) -> Iterator["Prediction"]:
+    ) -> Iterator[Prediction]:
         """As `answer`, one question after the other."""
-        from bert_jax.tasks.answering import AnsweringTask, Question
-
-        task = AnsweringTask(**options)
+        task = build(AnsweringTask, options, "options", AnsweringTask())
         for some in _chunks(_checked(questions, text=False)):
             asked = [Question(str(number), *pair) for number, pair in enumerate(some)]
             yield from self._predictions(task, asked, max_seq_length)
@@ -346,7 +343,9 @@ class TrainedBert:
 
         return self._run(examples, start, finish)
 
-    def _predictions(self, task: Any, examples: Sequence[Any], max_seq_length: int) -> list[Any]:
+    def _predictions(
+        self, task: AnyTask, examples: Sequence[Any], max_seq_length: int
+    ) -> list[Any]:
         limit = min(max_seq_length, self.config.max_position_embeddings)
         features = task.features(examples, self.wordpiece, limit)
         windows = map(Example, features.input_ids, features.b_start)

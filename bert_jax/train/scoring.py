@@ -12,7 +12,7 @@ from bert_jax.objective.finetuning import FineTuning
 from bert_jax.parallel import hosts, rules
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
-from bert_jax.tasks.registry import Task
+from bert_jax.tasks.protocol import AnyTask
 from bert_jax.train.build import load_params, put_batch
 from bert_jax.train.metrics import add_sums, means
 from bert_jax.train.state import Params
@@ -39,7 +39,7 @@ class Scoring:
 
     def __init__(
         self,
-        task: Task,
+        task: AnyTask,
         data: Examples,
         objective: FineTuning,
         model: ModelConfig,
