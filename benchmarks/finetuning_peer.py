@@ -23,7 +23,6 @@ from bert_jax.data.wordpiece import WordPiece
 from bert_jax.interop.formats import read
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.tasks.features import Features
-from bert_jax.tasks.registry import build_task
 
 CLASSES = {
     "sequence_classifier": transformers.BertForSequenceClassification,

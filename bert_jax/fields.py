@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import inspect
 import math
 import types
 import typing
@@ -77,6 +78,9 @@ class Choice:
     `class Optimizer(Choice)` opens a family. `class Lamb(Optimizer, name="lamb")` is a kind of it,
     which recipes call "lamb". A class without a name is called "module:Class", and so is any class
     outside of this package: a recipe can name code of its own, as long as Python can import it.
+
+    A kind may give a field of its base another default, as a plain value: `steps: int = 5`. What
+    the base declares of the field holds on.
     """
 
     _kinds: ClassVar[dict[str, type]]
@@ -89,6 +93,13 @@ class Choice:
         cls._name = name or f"{cls.__module__}:{cls.__qualname__}"
         if name:
             cls._kinds[name] = cls
+        declared: dict[str, dataclasses.Field[Any]]
+        declared = fields_of(cls) if dataclasses.is_dataclass(cls) else {}
+        for each in declared.keys() & inspect.get_annotations(cls).keys() & cls.__dict__.keys():
+            default = cls.__dict__[each]
+            if not isinstance(default, dataclasses.Field):
+                metadata = declared[each].metadata
+                setattr(cls, each, dataclasses.field(default=default, metadata=metadata))
 
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:

@@ -12,7 +12,10 @@ import pytest
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece, load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.tasks.answering import Answer, AnsweringTask, Prediction, Question
+from bert_jax.fields import build
+from bert_jax.tasks import AnsweringTask, Task
+from bert_jax.tasks.answering.decoding import Answer, Prediction
+from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.windows import make_windows, widest_context
 
 pytestmark = pytest.mark.core
@@ -95,7 +98,7 @@ def test_reads_both_versions(write):
         (squad(("a", [answer("he", 31)], {"question": " "})), r"question 1 \(a\): question is ' '"),
         (squad(("a", [answer("he", 31)]), ("a", [answer("he", 31)])), "the id is there twice"),
         (squad(("a", [])), "the question is possible and has 0 answers"),
-        (squad(("a", "he")), "answers: a list of objects with text and answer_start is due"),
+        (squad(("a", "he")), "answers must be a list of objects with text and answer_start"),
         (squad(("a", [answer("", 0)])), "text is ''"),
         (squad(("a", [answer("he", "31")])), "answer_start is '31'"),
         (squad(("a", [], {"is_impossible": True})), "set unanswerable=True"),
@@ -116,8 +119,9 @@ def test_impossible_question_with_an_answer(write):
     path = write(squad(("a", [answer("he", 31)], {"is_impossible": True})))
     with pytest.raises(UserError, match="the question is impossible and has 1 answers"):
         SQUAD2.read(path)
-    with pytest.raises(UserError, match="doc_stride: 0 must be at least 1"):
-        AnsweringTask(doc_stride=0)
+    for name in ("doc_stride", "max_query_length", "max_answer_length", "n_best_size"):
+        with pytest.raises(UserError, match=f"config.task.{name} must be positive, not 0"):
+            build(Task, {"name": "answering", name: 0}, "config.task")
     with pytest.raises(UserError, match=r"no\.json: no such file"):
         SQUAD2.read(path.replace("dev", "no"))
 

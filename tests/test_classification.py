@@ -10,7 +10,9 @@ import pytest
 
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
-from bert_jax.tasks.classification import GLUE, ClassificationTask, Example
+from bert_jax.tasks import ClassificationTask, GlueTask, Task
+from bert_jax.tasks.classification.decoding import likeliest_classes, scores
+from bert_jax.tasks.classification.example import Example
 from bert_jax.tasks.features import pair_ids
 
 pytestmark = pytest.mark.core
@@ -21,6 +23,11 @@ SENTIMENT = ClassificationTask(labels=(("negative", "0"), ("positive", "1")))
 SIMILARITY = ClassificationTask(
     text_b="other", regression=True, metric_names=("pearson", "spearman")
 )
+GLUE = {
+    name.removeprefix("glue/"): kind()
+    for name, kind in Task.kinds().items()
+    if issubclass(kind, GlueTask)
+}
 
 
 def write(tmp_path, name, text):
@@ -64,7 +71,7 @@ def test_a_class_has_spellings(tmp_path):
     assert SENTIMENT.features(examples, WORDPIECE, 8).labels.tolist() == [1, 0]
     SENTIMENT.write_predictions(tmp_path / "p.tsv", examples, np.array([0, 1]))
     assert (tmp_path / "p.tsv").read_text() == "index\tprediction\n0\t0\n1\t1\n"
-    assert [path.name for path in tmp_path.iterdir()].count("p.tsv.tmp") == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "p.tsv"}
 
 
 def test_unknown_labels_stay_but_do_not_count(tmp_path):
@@ -189,8 +196,20 @@ def test_baselines_and_predictions():
     assert SENTIMENT.baseline(train, dev) == {"accuracy": 0.2}
     train, dev = labelled(SIMILARITY, [1, None, 4]), labelled(SIMILARITY, [0, 1, 2])
     assert SIMILARITY.baseline(train, dev) == {"pearson": 0, "spearman": 0}
-    assert SENTIMENT.predictions(np.float32([[1, 2], [3, 0]])).tolist() == [1, 0]
-    assert SIMILARITY.predictions(np.float32([[1.5], [-2]])).tolist() == [1.5, -2]
+    assert likeliest_classes(np.float32([[1, 2], [3, 0]])).tolist() == [1, 0]
+    assert scores(np.float32([[1.5], [-2]])).tolist() == [1.5, -2]
+
+
+def test_negative_scores_are_known():
+    examples = labelled(SIMILARITY, [-1, -3, None])
+    assert SIMILARITY.metrics(np.float32([-2, -6, 9]), examples)["pearson"] == pytest.approx(1)
+
+
+def test_a_regression_has_no_classes():
+    examples, predictions = labelled(SIMILARITY, [1, 2]), np.float32([1, 2])
+    assert SIMILARITY.per_class(predictions, examples) == []
+    assert SIMILARITY.confusion_matrix(predictions, examples) is None
+    assert SIMILARITY.with_labels(("a", "b")) is SIMILARITY
 
 
 @pytest.mark.parametrize(
@@ -281,18 +300,35 @@ GLUE_FILES = {
 }
 
 
-@pytest.mark.parametrize("name", GLUE)
+@pytest.mark.parametrize("name", GLUE_FILES)
 def test_glue_files(tmp_path, name):
-    task = GLUE[name].task
+    task = GLUE[name]
     train, test, row = GLUE_FILES[name]
     features = task.features(task.read(write(tmp_path, "train.tsv", train)), WORDPIECE, 8)
     assert features.labels.tolist() == [0]
     texts = "a b" if name in ("cola", "sst2") else "a [SEP] b"
     assert features.input_ids[0].tolist() == [CLS, *ids(texts), SEP]
     examples = task.read(write(tmp_path, "test.tsv", test), labelled=False)
-    for file in GLUE[name].submission.values():
+    for file in task.submissions.values():
         task.write_predictions(tmp_path / file, examples, np.array([0]))
         assert (tmp_path / file).read_text() == f"index\tprediction\n{row}\n"
+
+
+def test_glue_has_data_and_submissions():
+    assert GLUE.keys() == GLUE_FILES.keys()
+    for name, task in GLUE.items():
+        train, dev = f"tfds:glue/{name}:train", f"tfds:glue/{name}:validation"
+        test, submission = f"tfds:glue/{name}:test", task.submission_name(task.test)
+        if name == "mnli":
+            dev, test = f"{dev}_matched", f"{test}_matched"
+        if name == "ax":  # is for testing alone
+            train = dev = ""
+        assert (task.train, task.dev, task.test, task.test_labelled) == (train, dev, test, False)
+        assert submission in task.submissions.values()
+    assert GLUE["sst2"].submission_name("tfds:glue/sst2:test") == "SST-2.tsv"
+    assert GLUE["mnli"].submission_name("tfds:glue/mnli:test_mismatched") == "MNLI-mm.tsv"
+    assert GLUE["sst2"].submission_name("tfds:glue/sst2:validation") is None
+    assert SENTIMENT.submission_name("tfds:glue/sst2:test") is None
 
 
 def test_glue_is_what_tfds_says():
@@ -300,7 +336,7 @@ def test_glue_is_what_tfds_says():
     pytest.importorskip("tensorflow", reason="TFDS's own code of GLUE imports it")
     from tensorflow_datasets.text.glue import Glue
 
-    for name, (task, *_) in GLUE.items():
+    for name, task in GLUE.items():
         config = Glue.builder_configs[name]
         assert task.label_names == tuple(config.label_classes or ())
         assert task.regression == (config.label_classes is None)
@@ -312,7 +348,7 @@ def test_glue_is_what_tfds_says():
 def test_glue_rows_cut_short_are_skipped_and_counted(tmp_path, caplog):
     rows = "id\tquestion1\tquestion2\tis_duplicate\n1\ta\tb\t1\n2\ta\n3\tc\td\t0\n4\n"
     with caplog.at_level(logging.WARNING):
-        examples = GLUE["qqp"].task.read(write(tmp_path, "train.tsv", rows))
+        examples = GLUE["qqp"].read(write(tmp_path, "train.tsv", rows))
     assert [e.index for e in examples] == ["1", "3"]
     assert "train.tsv, line 3: row skipped for lack of a column, 1 of 2" in caplog.text
 

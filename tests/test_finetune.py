@@ -212,6 +212,23 @@ def test_a_regression_is_learned(model, tmp_path, monkeypatch):
     assert results["test"]["metrics"]["pearson"] > 0.5
 
 
+def test_a_task_from_elsewhere_is_learned(model, tmp_path, capsys):
+    config = recipe("classification", model, tmp_path)
+    task = dataclasses.replace(config.task, name="test_tasks:WordCount", options={"most": 8})
+    workdir = epath.Path(tmp_path / "run")
+    assert finetune(dataclasses.replace(config, task=task), workdir) == 0
+    results = json.loads((workdir / "results.json").read_text())["test"]
+    assert set(results) == {"metrics", "baseline"}
+    first, *_, last = [x["closeness"] for x in read_metrics(workdir) if x["split"] == "heldout"]
+    assert first < last
+    lines = (workdir / "test_predictions.txt").read_text().splitlines()
+    assert len(lines) == len((tmp_path / "test.tsv").read_text().splitlines())
+    capsys.readouterr()
+    assert main(["evaluate", f"--workdir={workdir}", "--data=test", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["test"] == pytest.approx(results["metrics"], abs=1e-6)
+
+
 def make_features(kind, seed=0):
     random = np.random.default_rng(seed)
     lengths = random.integers(4, 20, 24)
@@ -406,5 +423,5 @@ def test_another_run_is_not_gone_on_with(model, tmp_path):
 def test_unknown_option(model, tmp_path):
     config = recipe("classification", model, tmp_path)
     task = dataclasses.replace(config.task, options={"text": "x"})
-    with pytest.raises(UserError, match=r"options\.text: .*did you mean text_"):
+    with pytest.raises(UserError, match=r"options\.text: .*did you mean .*options\.text_"):
         finetune(dataclasses.replace(config, task=task), epath.Path(tmp_path / "run"))

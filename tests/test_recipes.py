@@ -12,7 +12,7 @@ from bert_jax.objective.masking import Masking
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.flops import pretraining_flops_per_example
-from bert_jax.tasks.registry import TASKS, build_task
+from bert_jax.tasks.protocol import Task, build_task
 from bert_jax.train import build
 
 pytestmark = pytest.mark.core
@@ -104,7 +104,7 @@ def test_mlperf_reaches_its_target_within_the_schedule(batch_size):
     assert config.eval_every * batch_size == pytest.approx(25_000, rel=0.1)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", Task.kinds())
 def test_finetuning_recipe_builds(task):
     arguments = [f"--config={CONFIGS / 'finetune.py'}:{task}", "--config.init_from=model"]
     if not task.startswith("glue/"):
@@ -113,6 +113,8 @@ def test_finetuning_recipe_builds(task):
         return
     config = load_finetune_config(arguments).task
     built = build_task(config.name, config.options)
-    assert type(built) is type(TASKS[task])
+    assert built.kind_name == task
     if task.startswith("glue/"):
         assert (config.train, config.test_labelled) == (f"tfds:{task}:train", False)
+        for name in ("train", "dev", "test", "test_labelled", "max_seq_length"):
+            assert getattr(config, name) == getattr(built, name)

@@ -9,14 +9,12 @@ import pytest
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece, load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.tasks.tagging import (
-    Entity,
-    Prediction,
-    Sentence,
-    TaggingTask,
-    find_entities,
-    split_words,
-)
+from bert_jax.fields import build
+from bert_jax.tasks import TaggingTask, Task
+from bert_jax.tasks.tagging.decoding import Prediction
+from bert_jax.tasks.tagging.example import Sentence
+from bert_jax.tasks.tagging.plain_text import Entity, find_entities, split_words
+from bert_jax.tasks.tagging.schemes import find_spans
 
 pytestmark = pytest.mark.core
 
@@ -103,8 +101,8 @@ def test_bad_files(write, content, message):
 
 
 def test_bad_options(tmp_path):
-    with pytest.raises(UserError, match="scheme: 'IOB1' is neither BIO nor BIOES; IOB1 is read as"):
-        TaggingTask(scheme="IOB1")
+    with pytest.raises(UserError, match=r"config\.task\.scheme='IOB1': use one of BIO, BIOES"):
+        build(Task, {"name": "tagging", "scheme": "IOB1"}, "config.task")
     with pytest.raises(UserError, match="encoding: cannot read lines of 'utf8000'"):
         TaggingTask(encoding="utf8000").read(__file__)
     with pytest.raises(UserError, match="columns count from 1"):
@@ -138,12 +136,26 @@ def test_repair(write, scheme, tags, repaired):
             TaggingTask(scheme=scheme).read(write(content))
 
 
+def test_entities_are_those_of_seqeval():
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    draw = random.Random(0)
+    tags = ["O", *(f"{prefix}-{type_}" for prefix in "BIES" for type_ in ("A", "A-B", "C"))]
+    for _ in range(5000):
+        some = draw.choices(tags, k=draw.randrange(9))
+        assert find_spans(some) == get_entities(some), some
+    of_no_scheme = ["LOC", "LOC", "O", "PER"]  # as a model from elsewhere may have them
+    assert find_spans(of_no_scheme) == [("LOC", 0, 1), ("PER", 3, 3)]
+
+
 def test_labels_are_all_tags_of_the_types_in_training(write):
     train = [sentence("O B-PER"), sentence("B-A-LOC I-A-LOC"), Sentence(["a"], None, "")]
     task = TaggingTask().with_labels_of(train)
     assert task.label_names == ("O", "B-A-LOC", "I-A-LOC", "B-PER", "I-PER")
     assert task.num_labels == 5
     assert task.with_labels_of([sentence("B-X")]) is task
+    assert task.with_labels(["O", "B-X"]) is task
+    assert TaggingTask().with_labels(["O", "B-X"]).label_names == ("O", "B-X")
     tags = IOBES.with_labels_of([sentence("S-PER")]).labels
     assert tags == ("O", "B-PER", "I-PER", "E-PER", "S-PER")
     message = "tag 'B-ORG' is none of O, B-A-LOC, I-A-LOC, B-PER, I-PER, the labels given or those"

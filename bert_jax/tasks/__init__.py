@@ -1,12 +1,12 @@
-from dataclasses import dataclass
-from bert_jax.fields import Choice, field
-@dataclass(frozen=True)
-class Task(Choice):
-    train: str = field("", "t")
-    dev: str = field("", "t")
-    test: str = field("", "t")
-    test_labelled: bool = field(True, "t")
-    max_seq_length: int = field(128, "t")
-@dataclass(frozen=True)
-class ClassificationTask(Task, name="classification"):
-    text_a: str | tuple[str, ...] = field("text", "x")
+"""Tasks of fine-tuning: texts with labels in, predictions and their metrics out; none needs JAX.
+
+The import of this package makes the names of its own tasks known to `Task`.
+"""
+
+from bert_jax.tasks.answering.task import AnsweringTask
+from bert_jax.tasks.classification.glue import GlueTask
+from bert_jax.tasks.classification.task import ClassificationTask
+from bert_jax.tasks.protocol import Task
+from bert_jax.tasks.tagging.task import TaggingTask
+
+__all__ = ["AnsweringTask", "ClassificationTask", "GlueTask", "TaggingTask", "Task"]

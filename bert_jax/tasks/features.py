@@ -15,11 +15,11 @@ class Features:
     Attributes:
       input_ids: n arrays, int32, special tokens included.
       b_start: int32 [n]: where token type 1 begins; the length where there is no B.
-      labels: What the loss compares with: for each example a class, int32 [n], -1 = not counted,
+      labels: what the loss compares with: for each example a class, int32 [n], -1 = not counted,
         or a score, float32 [n], NaN = not counted; for each token a class, n arrays like
         `input_ids`, -1 = not counted; for each example the first and last token of an answer,
         int32 [n, 2].
-      counts: How often what was cut or repaired on the way, for the log.
+      counts: how often what was cut or repaired on the way, for the log.
     """
 
     input_ids: list[np.ndarray]

@@ -21,8 +21,8 @@ class Row(NamedTuple):
     """A row.
 
     Attributes:
-      place: File and line, or dataset and example, for messages.
-      values: By column. From TSV, CSV and label-first files all of them are text; otherwise they
+      place: file and line, or dataset and example, for messages.
+      values: by column. From TSV, CSV and label-first files all of them are text; otherwise they
         are what the JSON or the TFDS example has.
     """
 
@@ -37,7 +37,7 @@ class Row(NamedTuple):
         """The value of the first of `columns` that there is.
 
         Raises:
-          UserError: There is none.
+          UserError: there is none.
         """
         for column in columns:
             if column in self.values:
@@ -52,14 +52,14 @@ def read_rows(
     *,
     format: str = "",
     encoding: str = "utf-8",
-    data_dir: str | None = None,
+    data_dir: str = "",
 ) -> Iterator[Row]:
     """The rows of `source`, in order.
 
     Formats:
-      tsv: Fields are separated by tabs and never quoted, as in GLUE's files.
-      csv: Separated by commas and quoted where needed; a quoted field may have line breaks.
-      jsonl: A JSON object a line.
+      tsv: fields are separated by tabs and never quoted, as in GLUE's files.
+      csv: separated by commas and quoted where needed; a quoted field may have line breaks.
+      jsonl: a JSON object a line.
       label_first: `LABEL text` a line, with columns `label`, `text` and `coarse_label`, which is
         the label up to its first colon (`NUM` of TREC's `NUM:date`).
 
@@ -67,15 +67,15 @@ def read_rows(
     columns are called "1", "2", ... Lines without any text are skipped.
 
     Args:
-      source: A file, or `tfds:NAME[:SPLIT]`, split `train` by default. A TFDS example's bytes come
+      source: a file, or `tfds:NAME[:SPLIT]`, split `train` by default. A TFDS example's bytes come
         as text and its class labels as their names, None for class -1 (no label).
-      columns: What the caller is going to ask for.
-      format: One of the above; by default the file's suffix.
-      encoding: Of the file, as Python calls it; lines must end in a byte 10.
-      data_dir: Where TFDS keeps its datasets; None for its default.
+      columns: what the caller is going to ask for.
+      format: one of the above; by default the file's suffix.
+      encoding: of the file, as Python calls it; lines must end in a byte 10.
+      data_dir: where TFDS keeps its datasets; empty for its default.
 
     Raises:
-      UserError: No such file or dataset, another format or encoding, a header without any of
+      UserError: no such file or dataset, another format or encoding, a header without any of
         `columns`. The message has the line.
     """
     if found := dataset_and_split(source):
@@ -92,7 +92,7 @@ def read_lines(path: epath.Path, encoding: str) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line of a file, plain or compressed.
 
     Raises:
-      UserError: No such file, or not in that encoding. The message has the line.
+      UserError: no such file, or not in that encoding. The message has the line.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file")
@@ -167,7 +167,7 @@ def _jsonl_rows(path: epath.Path, lines: Lines, columns: Collection[str]) -> Ite
         try:
             values = json.loads(line)
         except ValueError as error:
-            raise UserError(f"{place}: not JSON ({error}); one object a line is due") from error
+            raise UserError(f"{place}: not JSON ({error}); each line must be an object") from error
         if not isinstance(values, dict):
             raise UserError(f"{place}: {type(values).__name__}, not an object with named values")
         yield Row(place, values)
@@ -192,8 +192,8 @@ _FORMATS = {
 }
 
 
-def _tfds_rows(name: str, split: str, data_dir: str | None) -> Iterator[Row]:
-    examples = tfds_examples(name, split, data_dir)
+def _tfds_rows(name: str, split: str, data_dir: str) -> Iterator[Row]:
+    examples = tfds_examples(name, split, data_dir or None)
     features = examples.dataset_info.features
     for index, example in enumerate(examples):
         yield Row(f"tfds:{name}:{split}, example {index}", _plain(example, features))

@@ -23,4 +23,5 @@ def widest_context(windows: list[tuple[int, int]]) -> np.ndarray:
     positions = np.arange(ends[-1, 0])
     context = np.minimum(positions - starts, ends - 1 - positions)
     score = np.where(context < 0, -1, context + 0.01 * (ends - starts))
-    return np.argmax(score, axis=0).astype(np.int32)
+    best: np.ndarray = np.argmax(score, axis=0).astype(np.int32)
+    return best

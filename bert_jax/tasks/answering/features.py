@@ -1,0 +1,121 @@
+"""Windows of contexts, each behind its question.
+
+The question and a window of the context are one sequence, `[CLS] question [SEP] context [SEP]`
+(Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2). Tokens know their characters.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bert_jax.data.wordpiece import WordPiece
+from bert_jax.errors import UserError
+from bert_jax.tasks.answering.example import Question
+from bert_jax.tasks.features import Features
+from bert_jax.tasks.windows import make_windows, widest_context
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnsweringFeatures(Features):
+    """Windows of questions, `[CLS] question [SEP] context [SEP]`.
+
+    Attributes:
+      labels: int32 [n, 2]: first and last token of the first gold answer; 0, 0, which is [CLS],
+        where the window does not hold all of it.
+      example: int32 [n]: index of the question.
+      offsets: n arrays, int32 [context tokens, 2]: characters of each token from `b_start` on.
+      is_widest: n arrays, bool [context tokens]: no other window has more context for the token,
+        so that an answer that begins there is judged here.
+    """
+
+    example: np.ndarray
+    offsets: list[np.ndarray]
+    is_widest: list[np.ndarray]
+
+
+def make_features(
+    examples: Sequence[Question],
+    wordpiece: WordPiece,
+    max_seq_length: int,
+    *,
+    doc_stride: int,
+    max_query_length: int,
+) -> AnsweringFeatures:
+    """Windows of at most `max_seq_length` tokens, those of a question one after the other.
+
+    `counts` has `examples`, `windowed` ones, `questions_cut`, `answers_repaired` by the reader, and
+    `answers_without_token` (control characters), whose windows are labelled as without answer.
+
+    Args:
+      examples: the questions.
+      wordpiece: vocabulary of the model.
+      max_seq_length: tokens of a window with its question.
+      doc_stride: tokens between the beginnings of windows.
+      max_query_length: tokens of a question; the rest is cut off.
+
+    Raises:
+      UserError: `max_seq_length` leaves no room beside the question.
+    """
+    if max_seq_length <= max_query_length + 3:
+        raise UserError(
+            f"max_seq_length: {max_seq_length} leaves no room for context beside the question "
+            f"(max_query_length={max_query_length} tokens) and 3 special tokens"
+        )
+    encode = functools.cache(wordpiece.encode_with_offsets)  # contexts have several questions
+    input_ids: list[np.ndarray] = []
+    offsets_of_windows: list[np.ndarray] = []
+    is_widest: list[np.ndarray] = []
+    labels: list[tuple[int, int]] = []
+    b_start: list[int] = []
+    example_of: list[int] = []
+    counts = Counter(
+        examples=len(examples),
+        windowed=0,
+        questions_cut=0,
+        answers_repaired=0,
+        answers_without_token=0,
+    )
+    queries = wordpiece.encode([example.question for example in examples])
+    for index, (example, query) in enumerate(zip(examples, queries)):
+        counts["questions_cut"] += len(query) > max_query_length
+        counts["answers_repaired"] += example.num_repaired
+        prefix = [wordpiece.cls_id, *query[:max_query_length], wordpiece.sep_id]
+        ids, offsets = encode(example.context)
+        windows = make_windows(len(ids), max_seq_length - len(prefix) - 1, doc_stride)
+        widest = widest_context(windows)
+        counts["windowed"] += len(windows) > 1
+        span = _token_span(example, offsets)
+        counts["answers_without_token"] += bool(example.answers) and span is None
+        for number, (start, end) in enumerate(windows):
+            if span is not None and start <= span[0] and span[1] < end:
+                moved = len(prefix) - start
+                labels.append((moved + span[0], moved + span[1]))
+            else:
+                labels.append((0, 0))
+            input_ids.append(np.array([*prefix, *ids[start:end], wordpiece.sep_id], np.int32))
+            b_start.append(len(prefix))
+            example_of.append(index)
+            offsets_of_windows.append(offsets[start:end])
+            is_widest.append(widest[start:end] == number)
+    return AnsweringFeatures(
+        input_ids=input_ids,
+        b_start=np.array(b_start, np.int32),
+        labels=np.array(labels, np.int32),
+        counts=counts,
+        example=np.array(example_of, np.int32),
+        offsets=offsets_of_windows,
+        is_widest=is_widest,
+    )
+
+
+def _token_span(example: Question, offsets: np.ndarray) -> tuple[int, int] | None:
+    """First and last token that the first gold answer has a character of."""
+    if not example.answers:
+        return None
+    text, start = example.answers[0]
+    touched = (offsets[:, 1] > start) & (offsets[:, 0] < start + len(text))
+    tokens = np.flatnonzero(touched)
+    return (int(tokens[0]), int(tokens[-1])) if len(tokens) else None

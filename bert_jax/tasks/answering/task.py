@@ -1,0 +1,141 @@
+"""The task of extractive question answering: SQuAD 1.1 and 2.0."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from etils import epath
+
+from bert_jax.data.wordpiece import WordPiece
+from bert_jax.fields import POSITIVE, field
+from bert_jax.model.heads import ANSWER_SPAN, Head
+from bert_jax.tasks.answering.decoding import Decoder, Prediction
+from bert_jax.tasks.answering.example import Question
+from bert_jax.tasks.answering.features import AnsweringFeatures, make_features
+from bert_jax.tasks.answering.metrics import guess, squad_metrics
+from bert_jax.tasks.answering.reader import read_questions
+from bert_jax.tasks.answering.writer import write_answers
+from bert_jax.tasks.protocol import Task
+
+
+@dataclass(frozen=True)
+class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], name="answering"):
+    """Answers that are parts of a text."""
+
+    max_seq_length: int = 384
+    unanswerable: bool = field(
+        False,
+        'some questions have no answer in their context, as in SQuAD 2.0: "no answer" is an '
+        "answer, and the metrics are those of 2.0",
+    )
+    null_threshold: float = field(
+        0.0, '"no answer" is given if its score exceeds the best answer\'s by more than this'
+    )
+    doc_stride: int = field(128, "tokens between the beginnings of windows", bounds=POSITIVE)
+    max_query_length: int = field(64, "tokens of a question; the rest is cut off", bounds=POSITIVE)
+    max_answer_length: int = field(30, "tokens of an answer", bounds=POSITIVE)
+    n_best_size: int = field(20, "candidates of a question", bounds=POSITIVE)
+    repair: bool = field(
+        False,
+        "an answer that is not at its stated place, but elsewhere in the context exactly once, is "
+        "taken from there; otherwise that is an error",
+    )
+
+    predictions_suffix: ClassVar[str] = ""
+
+    @property
+    def head(self) -> Head:
+        """The two ends of an answer."""
+        return ANSWER_SPAN
+
+    @property
+    def num_labels(self) -> int:
+        """2, at each token: that the answer begins, and ends, there."""
+        return 2
+
+    def read(self, source: str, *, labelled: bool = True) -> list[Question]:
+        """The questions of a JSON file of SQuAD's format, or of `tfds:squad/v1.1[:SPLIT]`.
+
+        Args:
+          source: a file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset;
+            its split is `train` by default.
+          labelled: False: answers are not looked at, if there are any.
+
+        Raises:
+          UserError: the source is not of that format, or an id is there twice; if `labelled`, a
+            question without an answer, an answer that is not where it should be, or impossible
+            questions without `unanswerable`.
+        """
+        return read_questions(
+            source,
+            labelled=labelled,
+            unanswerable=self.unanswerable,
+            repair=self.repair,
+            data_dir=self.data_dir,
+        )
+
+    def features(
+        self, examples: Sequence[Question], wordpiece: WordPiece, max_seq_length: int
+    ) -> AnsweringFeatures:
+        """Windows of at most `max_seq_length` tokens, those of a question one after the other.
+
+        Raises:
+          UserError: `max_seq_length` leaves no room beside the question.
+        """
+        return make_features(
+            examples,
+            wordpiece,
+            max_seq_length,
+            doc_stride=self.doc_stride,
+            max_query_length=self.max_query_length,
+        )
+
+    def predictions(
+        self,
+        logits: Sequence[np.ndarray],
+        features: AnsweringFeatures,
+        examples: Sequence[Question],
+    ) -> list[Prediction]:
+        """The best answer to each question, among its best candidates."""
+        decoder = Decoder(
+            unanswerable=self.unanswerable,
+            null_threshold=self.null_threshold,
+            max_answer_length=self.max_answer_length,
+            n_best_size=self.n_best_size,
+        )
+        return decoder(logits, features, examples)
+
+    def metrics(
+        self, predictions: Sequence[Prediction], examples: Sequence[Question]
+    ) -> dict[str, float]:
+        """What the official script prints, as shares in [0, 1]: `f1` and `exact_match`.
+
+        With `unanswerable` also both over the questions with and without an answer, and the best
+        that another `null_threshold` reaches on these examples, with that threshold.
+        """
+        return squad_metrics(predictions, examples, unanswerable=self.unanswerable)
+
+    def baseline(
+        self, train_examples: Sequence[Question], examples: Sequence[Question]
+    ) -> dict[str, float]:
+        """The metrics of an answer without a model, which learns nothing from training.
+
+        With `unanswerable` that is "no answer", and otherwise the first of those sentences of the
+        context that share most words with the question.
+        """
+        del train_examples
+        guesses = [
+            guess(example, unanswerable=self.unanswerable, null_threshold=self.null_threshold)
+            for example in examples
+        ]
+        return self.metrics(guesses, examples)
+
+    def write_predictions(
+        self,
+        path: epath.PathLike,
+        examples: Sequence[Question],
+        predictions: Sequence[Prediction],
+    ) -> None:
+        """Writes a directory with the files of BERT's run_squad.py, by id of the question."""
+        write_answers(path, examples, predictions, unanswerable=self.unanswerable)

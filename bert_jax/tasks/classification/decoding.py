@@ -1,0 +1,16 @@
+"""Logits of the head as classes or scores."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def likeliest_classes(logits: Sequence[np.ndarray]) -> np.ndarray:
+    """int32 [n], of n times [num_labels]."""
+    best: np.ndarray = np.stack(logits).argmax(axis=-1).astype(np.int32)
+    return best
+
+
+def scores(logits: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [n], of n times [1]."""
+    return np.stack(logits)[:, 0].astype(np.float32)

@@ -1,0 +1,107 @@
+"""Rows of tables as examples of classification and regression."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bert_jax.errors import UserError
+from bert_jax.tasks.classification.example import Example
+from bert_jax.tasks.classification.names import Names, all_of, either
+from bert_jax.tasks.tables import Row, read_rows
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns are called; the first name that a row has is taken.
+
+    Attributes:
+      text_a, text_b: of the texts; "" for `text_b` where the task has single texts.
+      label: of the label, None of which, like an empty one, is not known.
+      index: of what a file of predictions calls the example.
+    """
+
+    text_a: Names
+    text_b: Names
+    label: Names
+    index: Names
+
+
+def read_examples(
+    source: str,
+    columns: Columns,
+    read_label: Callable[[Any, str], str | float],
+    *,
+    labelled: bool,
+    skip_incomplete: bool,
+    format: str,
+    encoding: str,
+    data_dir: str,
+) -> list[Example]:
+    """The examples of a source, in order.
+
+    Args:
+      source: as `read_rows` takes it.
+      columns: of the source. An example without an index has its number, from 0.
+      read_label: makes a label of a value that is not empty, and its place, for messages.
+      labelled: False: labels are not looked at, if there are any.
+      skip_incomplete: leave out rows that lack a column, and log how many.
+      format, encoding, data_dir: as `read_rows` takes them.
+
+    Raises:
+      UserError: as `read_rows` and `read_label`; no rows; a column is missing or holds no text; if
+        `labelled`, none has a label. The message has the line.
+    """
+    needed = [columns.text_a, columns.text_b, *([columns.label] if labelled else [])]
+    needed = [names for names in needed if names]
+    rows = read_rows(
+        source,
+        [name for names in (*needed, columns.index) for name in all_of(names)],
+        format=format,
+        encoding=encoding,
+        data_dir=data_dir,
+    )
+    examples, skipped = [], []
+    for number, row in enumerate(rows):
+        if skip_incomplete and not all(row.has(*all_of(names)) for names in needed):
+            skipped.append(row.place)
+        else:
+            label = read_label if labelled else None
+            examples.append(_example(row, columns, label, default_index=str(number)))
+    if skipped:
+        _log.warning("%s: row skipped for lack of a column, 1 of %d", skipped[0], len(skipped))
+    if not examples:
+        raise UserError(f"{source}: no rows")
+    if labelled and all(example.label is None for example in examples):
+        raise UserError(f"{source}: no row has a label in {either(columns.label)}")
+    return examples
+
+
+def _example(
+    row: Row,
+    columns: Columns,
+    read_label: Callable[[Any, str], str | float] | None,
+    default_index: str,
+) -> Example:
+    label = row.get(*all_of(columns.label)) if read_label else None
+    index = all_of(columns.index)
+    return Example(
+        _text(row, columns.text_a),
+        _text(row, columns.text_b) if columns.text_b else None,
+        read_label(label, row.place) if read_label and _says_something(label) else None,
+        str(row.get(*index)) if row.has(*index) else default_index,
+        row.place,
+    )
+
+
+def _says_something(label: Any) -> bool:
+    return label is not None and bool(str(label).strip())
+
+
+def _text(row: Row, names: Names) -> str:
+    text = row.get(*all_of(names))
+    if not isinstance(text, str):
+        raise UserError(f"{row.place}: {either(names)} is {type(text).__name__}, not text")
+    return text

@@ -1,0 +1,20 @@
+"""Files of predictions of classes and scores."""
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from bert_jax.storage import write_text
+from bert_jax.tasks.classification.example import Example
+
+
+def write_tsv(path: epath.PathLike, examples: Sequence[Example], said: Sequence[str]) -> None:
+    """Writes `index` and `prediction` as TSV with a header, as GLUE's server takes it.
+
+    Rows are sorted by index where all are numbers: TFDS has shuffled them.
+    """
+    rows = [(example.index, text) for example, text in zip(examples, said, strict=True)]
+    if all(index.isdecimal() for index, _ in rows):
+        rows.sort(key=lambda row: int(row[0]))
+    lines = ["index\tprediction", *(f"{index}\t{text}" for index, text in rows)]
+    write_text(path, "\n".join(lines) + "\n")

@@ -1,0 +1,105 @@
+"""Windows of sentences with a class at each word's first piece.
+
+A word's tag is predicted at its first piece (Devlin et al. 2019, https://arxiv.org/abs/1810.04805,
+section 5.3). A long sentence is cut into windows that overlap by half, and each word counts in the
+one window where it has most context, in training as in evaluation.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bert_jax.data.wordpiece import WordPiece
+from bert_jax.errors import UserError
+from bert_jax.tasks.features import Features
+from bert_jax.tasks.tagging.example import Sentence
+from bert_jax.tasks.tagging.schemes import check_known
+from bert_jax.tasks.windows import make_windows, widest_context
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaggingFeatures(Features):
+    """Windows of sentences, `[CLS] words [SEP]` or `[CLS] words [SEP] predicate [SEP]`.
+
+    Attributes:
+      example: int32 [n]: index of the sentence.
+      words: n arrays like `input_ids`, int32: index of the word whose tag is predicted at the
+        token, -1 = none.
+    """
+
+    example: np.ndarray
+    words: list[np.ndarray]
+
+
+def make_features(
+    examples: Sequence[Sentence],
+    labels: Sequence[str],
+    wordpiece: WordPiece,
+    max_seq_length: int,
+) -> TaggingFeatures:
+    """Windows of at most `max_seq_length` tokens, those of a sentence one after the other.
+
+    `labels` of the features has the class of a word at its first piece and -1 elsewhere. A word
+    without a piece (control characters) keeps its place as [UNK]. `counts` has `examples`,
+    `windowed` ones, the `tags_repaired` by the reader, and `unknown_words`, those without a piece.
+
+    Raises:
+      UserError: a tag that is not one of `labels`; a predicate that leaves no room.
+    """
+    input_ids: list[np.ndarray] = []
+    labels_of_tokens: list[np.ndarray] = []
+    words_of_tokens: list[np.ndarray] = []
+    b_start: list[int] = []
+    example_of: list[int] = []
+    counts = Counter(examples=len(examples), windowed=0, tags_repaired=0, unknown_words=0)
+    for index, example in enumerate(examples):
+        pieces = wordpiece.encode(example.words)
+        counts["unknown_words"] += pieces.count([])
+        counts["tags_repaired"] += example.num_repaired
+        pieces = [word or [wordpiece.unk_id] for word in pieces]
+        ids = np.array(list(itertools.chain.from_iterable(pieces)), np.int32)
+        word_at = np.full(len(ids), -1, np.int32)
+        word_at[np.cumsum([0, *map(len, pieces[:-1])])] = np.arange(len(pieces))
+        tail = [wordpiece.sep_id]
+        if example.predicate:
+            tail += [id_ for word in example.predicate for id_ in pieces[word]]
+            tail += [wordpiece.sep_id]
+        size = max_seq_length - 1 - len(tail)
+        if size < 2:
+            raise UserError(
+                f"max_seq_length: {max_seq_length} leaves no room for words beside the special "
+                f"tokens and the predicate, at {example.place}"
+            )
+        windows = make_windows(len(ids), size, size // 2)
+        widest = widest_context(windows)
+        counts["windowed"] += len(windows) > 1
+        classes = _classes(example, labels)
+        for number, (start, end) in enumerate(windows):
+            counted = np.where(widest == number, word_at, -1)[start:end]
+            words = np.array([-1, *counted, *[-1] * len(tail)], np.int32)
+            input_ids.append(np.array([wordpiece.cls_id, *ids[start:end], *tail], np.int32))
+            b_start.append(end - start + 2)
+            labels_of_tokens.append(np.where(words < 0, -1, classes[words]))
+            example_of.append(index)
+            words_of_tokens.append(words)
+    return TaggingFeatures(
+        input_ids=input_ids,
+        b_start=np.array(b_start, np.int32),
+        labels=labels_of_tokens,
+        counts=counts,
+        example=np.array(example_of, np.int32),
+        words=words_of_tokens,
+    )
+
+
+def _classes(example: Sentence, labels: Sequence[str]) -> np.ndarray:
+    """int32 [words]; -1 = not known."""
+    if example.tags is None:
+        return np.full(len(example.words), -1, np.int32)
+    numbers = {label: class_ for class_, label in enumerate(labels)}
+    for tag in example.tags:
+        check_known(tag, example.place, numbers)
+    return np.array([numbers[tag] for tag in example.tags], np.int32)

@@ -1,0 +1,50 @@
+"""Words of a plain text, and the entities that their tags spell in it."""
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bert_jax.data.wordpiece import WordPiece
+from bert_jax.tasks.tagging.decoding import Prediction
+from bert_jax.tasks.tagging.schemes import find_spans
+
+
+class Entity(NamedTuple):
+    """`text`, which is `whole_text[start:end]`; `score` is its words' mean probability."""
+
+    type: str
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+def split_words(wordpiece: WordPiece, text: str) -> list[tuple[int, int]]:
+    """(start, end) of the words of a plain text: what white space and punctuation separate.
+
+    The cuts are BERT's own, before it looks for pieces. `Sentence` takes `text[start:end]` of each.
+    """
+    ids, offsets = wordpiece.encode_with_offsets(text)
+    firsts = np.flatnonzero(~wordpiece.is_continuation[ids])
+    bounds = itertools.pairwise([*firsts, len(ids)])
+    return [(int(offsets[first, 0]), int(offsets[last - 1, 1])) for first, last in bounds]
+
+
+def find_entities(
+    text: str, words: Sequence[tuple[int, int]], prediction: Prediction
+) -> list[Entity]:
+    """The entities that the tags of a text's words spell, in order.
+
+    Args:
+      text: plain text.
+      words: (start, end) of each word, as from `split_words`.
+      prediction: of those words. Tags that do not fit are read as conlleval reads them.
+    """
+    entities = []
+    for type_, first, last in find_spans(prediction.tags):
+        start, end = words[first][0], words[last][1]
+        score = float(prediction.probabilities[first : last + 1].mean())
+        entities.append(Entity(type_, text[start:end], start, end, score))
+    return entities
