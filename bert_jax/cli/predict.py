@@ -56,7 +56,7 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
     texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
         raise UserError("no TEXT on the command line nor on standard input")
-    for text, masks in zip(texts, _load(arguments).fill_mask_stream(texts, arguments.top_k)):
+    for text, masks in zip(texts, _load(arguments).fill_mask(iter(texts), arguments.top_k)):
         print(text)
         for guesses in masks:
             print("   " + "  ".join(f"{g.token} {g.probability:.1%}" for g in guesses))
@@ -77,7 +77,7 @@ def _add_next_sentence(tasks: Any) -> None:
 
 def _next_sentence(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments, pairs=True), _load(arguments)
-    for line, probability in _with_results(lines, bert.next_sentence_stream):
+    for line, probability in _with_results(lines, bert.next_sentence):
         print(json.dumps(line.fields | {"probability": round(probability, 6)}, ensure_ascii=False))
     _report_skipped(lines)
 
@@ -123,7 +123,7 @@ def _features(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments), _load(arguments)
 
     def encode(texts: Iterable[Any]) -> Iterator[Any]:
-        return bert.encode_stream(texts, arguments.pooling, arguments.layers)
+        return bert.encode(texts, arguments.pooling, arguments.layers)
 
     with (
         vector_file(arguments.output) as write,
@@ -190,7 +190,7 @@ def _add_classify(tasks: Any) -> None:
 
 def _classify(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments), _load(arguments)
-    for line, found in _with_results(lines, bert.classify_stream):
+    for line, found in _with_results(lines, bert.classify):
         if isinstance(found, float):
             said = {"score": round(found, 6)}
         else:
@@ -219,7 +219,7 @@ def _tag(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments), _load(arguments)
 
     def tag(texts: Iterable[str]) -> Iterator[Any]:
-        return bert.tag_stream(texts, arguments.max_seq_length)
+        return bert.tag(texts, arguments.max_seq_length)
 
     for line, entities in _with_results(lines, tag):
         found = [entity._asdict() | {"score": round(entity.score, 6)} for entity in entities]
@@ -256,7 +256,7 @@ def _answer(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments, pairs=True), _load(arguments)
 
     def answer(pairs: Iterable[Any]) -> Iterator[Any]:
-        return bert.answer_stream(
+        return bert.answer(
             pairs,
             arguments.max_seq_length,
             unanswerable=arguments.unanswerable,
