@@ -3,18 +3,22 @@
 import jax
 import numpy as np
 
-from bert_jax.config import build_model_config
 from bert_jax.data.wordpiece import WordPiece
+from bert_jax.fields import build
 from bert_jax.interop.portable import Portable
-from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train.build import build_model
+from bert_jax.model.architecture import Architecture, Numerics
+from bert_jax.model.heads import HEADS
+from bert_jax.model.model import build_model
 
 SIZES = {"tiny": (2, 128, 2), "mini": (4, 256, 4)}  # layers, hidden, heads
 LABELS = ("negative", "neutral", "positive")
 
 
-def make_config(vocab_size: int, size: str = "tiny", **changes):
+def make_config(vocab_size: int, size: str = "tiny", **changes) -> tuple[Architecture, Numerics]:
+    """A small model, computed in fp32."""
     layers, hidden, heads = SIZES[size]
+    numerics = {"compute_dtype": "float32", "attention": "xla", "remat": "none"}
+    numerics |= {name: changes.pop(name) for name in vars(Numerics()) if name in changes}
     fields = {
         "vocab_size": vocab_size,
         "num_layers": layers,
@@ -22,28 +26,17 @@ def make_config(vocab_size: int, size: str = "tiny", **changes):
         "num_heads": heads,
         "intermediate_size": 4 * hidden,
         "max_position_embeddings": 128,
-        "type_vocab_size": 2,
-        "hidden_act": "gelu",
-        "position_embedding": "learned",
-        "hidden_dropout": 0.1,
-        "attention_dropout": 0.1,
-        "layer_norm_eps": 1e-12,
-        "initializer_range": 0.02,
-        "compute_dtype": "float32",
-        "attention": "xla",
-        "scan_layers": True,
-        "remat": "none",
     }
-    return build_model_config(fields | changes)
+    return build(Architecture, fields | changes), build(Numerics, numerics)
 
 
 def make_portable(wordpiece: WordPiece, parts, size: str = "tiny", **changes) -> Portable:
     """Biases and LayerNorms are random as well: zeros and ones would hide mistakes."""
-    config = make_config(len(wordpiece.vocab), size, **changes)
-    labels = LABELS if any("classifier" in part for part in parts) else ()
-    shapes = jax.eval_shape(
-        build_model(config, make_mesh(), parts, len(labels)).init, jax.random.key(0)
-    )
+    architecture, numerics = make_config(len(wordpiece.vocab), size, **changes)
+    has_labels = any(part in parts and head.has_labels for part, head in HEADS.items())
+    labels = LABELS if has_labels else ()
+    model = build_model(architecture, numerics, parts=parts, outputs=len(labels))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
     random = np.random.default_rng(0)
 
     def draw(path, like):
@@ -53,5 +46,5 @@ def make_portable(wordpiece: WordPiece, parts, size: str = "tiny", **changes) ->
     params = jax.tree_util.tree_map_with_path(draw, shapes)
     for table in (params["bert"]["embeddings"]["word"], params.get("masked_lm", {})):
         for name in {"embedding", "bias"} & table.keys():  # as after a conversion
-            table[name][config.vocab_size :] = 0
-    return Portable(config, wordpiece, params, labels)
+            table[name][architecture.vocab_size :] = 0
+    return Portable(architecture, numerics, wordpiece, params, labels)

@@ -128,7 +128,7 @@ BROKEN = {
     # files
     "no config": (without(CONFIG), r"source: no model there, neither config\.json .* nor bert_con"),
     "config is no JSON": (write(CONFIG, b"{"), r"source/config\.json: not JSON"),
-    "config is a list": (write(CONFIG, b"[]"), r"config\.json: a JSON object is due, not list"),
+    "config is a list": (write(CONFIG, b"[]"), r"config\.json: must hold a JSON object, not list"),
     "config is binary": (write(CONFIG, b"\xff\xfe"), r"config\.json: not JSON .*codec"),
     "no weights": (without(WEIGHTS), r"source: neither model\.safetensors nor pytorch_model\.bin"),
     "weights cut short": (truncate, r"source: model\.safetensors is damaged or cut short"),
@@ -158,7 +158,10 @@ BROKEN = {
         fields(CONFIG, num_attention_heads=3),
         r"config\.json: hidden_size=128 is not a multiple of num_attention_heads=3",
     ),
-    "dropout": (fields(CONFIG, hidden_dropout_prob=1.0), r"hidden_dropout_prob must be in \[0, 1"),
+    "dropout": (
+        fields(CONFIG, hidden_dropout_prob=1.0),
+        r"hidden_dropout_prob must be in \[0, 0\.99\]",
+    ),
     "other size": (
         fields(CONFIG, hidden_size=64),
         rf"source: {TABLE} has shape \(100, 128\); the config asks for \(100, 64\)",
@@ -331,7 +334,7 @@ def test_damaged_workdir(source, fails, tmp_path):
         (
             '"hidden_size": 128',
             '"hidden_size": 64',
-            r"ours: cannot be restored into this model: bert/.* is .*128\S*, due is ",
+            r"ours: cannot be restored into this model: bert/.* is .*128\S*, but must be ",
         ),
         ('"num_layers": 2', '"num_layers": 2.5', r"config\.json: config\.model\.num_layers must"),
         ('"vocab_size": 100', '"vocab_size": 101', r"vocab_size is 101, but the vocabulary beside"),

@@ -12,11 +12,12 @@ from etils import epath
 
 import bert_jax
 from bert_jax.__main__ import main
+from bert_jax.api.plan import planned_step
 from bert_jax.api.pretrain import identity
-from bert_jax.config import load_config
+from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.config.recipes import load_config
 from bert_jax.data.stores import open_store
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train import build
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.workdirs import claim_workdir
 
@@ -49,12 +50,11 @@ def made(tmp_path_factory):
     one = [str(folder / "one.txt"), f"--output={folder / 'one'}", "--workers=1"]
     assert main(["prepare", *one, f"--vocab={store}"]) == 0
 
-    config = load_config(pretrain(folder)[2:])
-    mesh, run = make_mesh(), epath.Path(folder / "run")
+    config = load_config(PretrainConfig, pretrain(folder)[2:])
+    run = epath.Path(folder / "run")
     opened = open_store(store)
     claim_workdir(run, config.to_dict(), identity(opened), opened.wordpiece)
-    model = build.build_model(config.model, mesh)
-    _, init_state = build.abstract_state(model, build.build_optimizer(config.optimizer), mesh)
+    init_state = planned_step(config, make_mesh()).init
     with Checkpoints(run) as checkpoints:
         checkpoints.save(2, init_state(jax.random.key(0)), {"unlogged": {}})
     return folder
@@ -85,7 +85,7 @@ def fails(made, tmp_path, capsys):
 @pytest.fixture
 def no_devices(monkeypatch):
     """Fails the test as soon as training goes on to the devices."""
-    monkeypatch.setattr("bert_jax.api.pretrain.make_mesh", lambda *_: pytest.fail("went too far"))
+    monkeypatch.setattr("bert_jax.api.pretrain.Part.build", lambda *_: pytest.fail("went too far"))
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -103,7 +103,7 @@ FIELDS = {
     "model.num_layer=2": r"config\.model\.num_layer: .* mean config\.model\.num_layers\?",
     "step=9": r"config\.step: .* mean config\.steps\?",
     "steps.more=9": r"config\.steps\.more: no such field",
-    "model=tiny": r"config\.model is a group: set its fields, attention, ",
+    "model=tiny": r"config\.model is a group: set its fields, hidden_act, ",
     # types
     "steps=1.5": r"config\.steps must be int, not '1\.5'",
     "steps=ten": r"config\.steps must be int, not 'ten'",
@@ -114,13 +114,13 @@ FIELDS = {
     "steps=-1": r"config\.steps must be positive, not -1",
     "seed=-1": r"config\.seed must not be negative",
     "seed=4294967296": r"config\.seed=4294967296 must be below 2\*\*32",
-    "model.hidden_dropout=1.0": r"config\.model\.hidden_dropout must be in \[0, 1\), not 1\.0",
+    "model.hidden_dropout=1.0": r"config\.numerics\.hidden_dropout must be in \[0, 0\.99\], not 1\.0",
     "optimizer.learning_rate=inf": r"config\.optimizer\.learning_rate must be a finite number",
     "optimizer.learning_rate=nan": r"config\.optimizer\.learning_rate must be a finite number",
-    "data.masked_lm_prob=0.0": r"config\.data\.masked_lm_prob must be above 0",
+    "data.masked_lm_prob=0.0": r"config\.masking\.masked_lm_prob must be above 0",
     # choices
     "optimizer.name=adm": r"config\.optimizer\.name='adm': use one of adamw",
-    "optimizer.schedule=liner": r"config\.optimizer\.schedule='liner': use one of linear, poly",
+    "optimizer.schedule=liner": r"config\.optimizer\.schedule\.name='liner': use one of linear, poly",
     "data.pairs=": r"config\.data\.pairs='': use one of nsp, sop, none",
     # fields that do not fit together
     "model.num_heads=5": r"hidden_size=32 is not a multiple of config\.model\.num_heads=5",
@@ -131,7 +131,10 @@ FIELDS = {
     "optimizer.warmup_steps=3": r"config\.optimizer\.warmup_steps=3 exceeds config\.steps=2",
     "mesh.data=0": r"config\.mesh sizes must be positive",
     "mesh.fsdp=-1": r"config\.mesh sizes must be positive, at most one of them -1",
-    "optimizer.name=lamb": r"config\.optimizer\.bias_correction=False: lamb always corrects",
+    "optimizer.name=nowhere:Lion": r"config\.optimizer\.name='nowhere:Lion': cannot be imported",
+    "optimizer.name=os:path": r"config\.optimizer\.name='os:path': must be a class derived from Op",
+    "optimizer.power=2": r"config\.optimizer\.power: no such field",
+    "masking.max_words=2": r"config\.masking\.max_words: no such field",
     "phases[0].steps=9": r"config\.phases\[0\]: config\.phases has 0 items",
     "target_mlm_accuracy=72": r"config\.target_mlm_accuracy must be in \[0, 1\), not 72",
     # the store
@@ -153,13 +156,13 @@ PHASES = {
     "phases[2].steps=9": r"config\.phases\[2\]: config\.phases has 2 items",
     "phases[x].steps=9": r"config\.phases\[x\]: config\.phases has 2 items",
     "phases[0].step=9": r"config\.phases\[0\]\.step: .* mean config\.phases\[0\]\.steps\?",
-    "phases[0]=9": r"config\.phases\[0\] is a group: set its fields, batch_size, ",
+    "phases[0]=9": r"config\.phases\[0\] is a group: set its fields, data, ",
     "phases.steps=9": r"config\.phases\.steps: no such field",
     "phases[1].steps=ten": r"config\.phases\[1\]\.steps must be int, not 'ten'",
-    "phases[1].batch_size=0": r"config\.phases\[1\]\.batch_size must be positive, not 0",
-    "phases[1].max_seq_length=513": r"config\.phases\[1\]\.max_seq_length=513 exceeds ",
+    "phases[1].batch_size=0": r"config\.phases\[1\]\.data\.batch_size must be positive, not 0",
+    "phases[1].max_seq_length=513": r"config\.phases\[1\]\.data\.max_seq_length=513 exceeds ",
     "phases[0].warmup_steps=900001": r"phases\[0\]\.warmup_steps=900001 .*\[0\]\.steps=900000",
-    "data.batch_size=9": r"config\.data\.batch_size: every phase has its own: .*\[0\]\.batch_size",
+    "data.batch_size=9": r"config\.data\.batch_size: every phase has its own: .*\[0\]\.data\.batch_size",
     "steps=9": r"config\.steps: every phase has its own: set config\.phases\[0\]\.steps",
     "budget_hours=2": r"config\.budget_hours=2\.0 does not go with config\.phases: set it to 0",
 }
@@ -193,7 +196,9 @@ RECIPES = {
     "import nowhere\n": r"recipe\.py: ModuleNotFoundError: No module named 'nowhere'",
     "def get_config():\n  raise ValueError('no')\n": r"recipe\.py: ValueError: no",
     '{"steps": true}\n': r"recipe\.py: NameError",
-    "from ml_collections import ConfigDict as get_config\n": r"config\.model is missing: set it",
+    "def get_config():\n  return ConfigDict({'model': 3})\nfrom ml_collections import ConfigDict\n": (
+        r"config\.model must be a group of fields, not 3"
+    ),
     "from bert_base import get_config as base\n"
     "def get_config():\n  config = base()\n  config.steps = 9\n  return config\n": (
         r"config\.steps=9, but the steps of config\.phases sum to 1000000: change those of a phase"
@@ -377,7 +382,7 @@ def test_store(name, made, tmp_path, fails):
     ("changes", "message"),
     [
         (["model.num_layers=2"], r"run of another model .*: model\.num_layers: 1 -> 2\. Choose"),
-        (["seed=1", "data.masking=span"], r": seed: 0 -> 1; data\.masking: 'token' -> 'span'\. Ch"),
+        (["seed=1", "data.masking=span"], r": seed: 0 -> 1; masking\.name: 'token' -> 'span'; masking"),
         (["data.store={made}/one"], r"other data: store_fingerprint: '\w+' -> '\w+'\. Choose"),
     ],
 )
@@ -399,7 +404,7 @@ def test_damaged_run(made, tmp_path, fails):
     complete = config.read_text()
     for text, message in {
         complete[:99]: r"run/config\.json: not JSON .*; the file is damaged",
-        "[]": r"run/config\.json: a JSON object is due, not list",
+        "[]": r"run/config\.json: must hold a JSON object, not list",
         complete.replace('"seed"', '"sed"'): r"config\.json: config\.sed: .* mean config\.seed\?",
     }.items():
         config.write_text(text)

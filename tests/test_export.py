@@ -23,10 +23,10 @@ from bert_jax.inference.functions import part_functions
 from bert_jax.interop.formats import read
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import PARTS
+from bert_jax.model.model import build_model
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.topologies import topology_devices
-from bert_jax.train.build import build_model
 
 pytestmark = pytest.mark.core
 
@@ -62,7 +62,9 @@ def make_rows(batch: int, length: int) -> dict[str, np.ndarray]:
 def live_results(source, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What every function of the model gives, by name."""
     model = read(source)
-    graphdef = build_model(model.config, None, PARTS, len(model.labels)).graphdef
+    graphdef = build_model(
+        model.architecture, model.numerics, parts=PARTS, outputs=len(model.labels)
+    ).graphdef
     functions = {name: jax.jit(f) for name, f in part_functions(graphdef, PARTS).items()}
     ids = rows["input_ids"]
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
@@ -154,6 +156,21 @@ def test_no_padding_of_the_vocabulary_is_left(exported):
     assert load_bert.load(exported).masked_lm(np.zeros((3, HIDDEN), np.float32)).shape == (3, 1000)
 
 
+def test_what_an_older_version_exported_opens(exported, tmp_path):
+    """Its manifest had all fields of the model in one group."""
+    directory = tmp_path / "model"
+    shutil.copytree(exported, directory)
+    manifest = json.loads((directory / "export.json").read_text())
+    model = manifest.pop("model") | manifest.pop("numerics") | {"position_embedding": "learned"}
+    (directory / "export.json").write_text(json.dumps(manifest | {"model": model}))
+    (model, functions), (expected, _) = map(read_exported, map(epath.Path, (directory, exported)))
+    assert (model.architecture, model.numerics) == (expected.architecture, expected.numerics)
+    found = functions["pooler"](model.params, np.ones((1, HIDDEN), np.float32))
+    np.testing.assert_array_equal(
+        load_bert.load(directory).pooler(np.ones((1, HIDDEN), np.float32)), found
+    )
+
+
 def test_nothing_tells_where_it_was_made(exported, source):
     for file in exported.iterdir():
         if file.is_file():
@@ -200,7 +217,7 @@ BROKEN = {
     "newer": (lambda d: rewrite(d, version=2), "format version 2, this reads 1"),
     "no model": (
         lambda d: rewrite(d, model={"vocab_size": 1000}),
-        "export.json: config.model.num_layers is missing",
+        r"cannot be restored into this model: .* is \(.*128.*\), but must be \(.*768.*\)",
     ),
     "no files": (
         lambda d: (d / "export.json").write_text('{"format": "bert_jax export", "version": 1}'),

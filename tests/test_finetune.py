@@ -7,24 +7,33 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from finetune import get_config
+from configured import CONFIGS
 from portables import make_config
 from tiny import make_model
 
 from bert_jax import load
 from bert_jax.__main__ import main
 from bert_jax.api.finetune import finetune
-from bert_jax.config import build_finetune_config
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.config.recipes import load_config
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import read_workdir, write_workdir
+from bert_jax.model.heads import (
+    ANSWER_SPAN,
+    SEQUENCE_CLASSIFIER,
+    SEQUENCE_REGRESSION,
+    TOKEN_CLASSIFIER,
+)
+from bert_jax.model.model import build_model
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.report.metrics_file import read_metrics
+from bert_jax.fields import build
+from bert_jax.tasks import Task
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
-from bert_jax.train import loop
-from bert_jax.train.build import build_model
+from bert_jax.train import trainer
 from bert_jax.train.optimizers import scale_by_depth
 
 WORDS = [f"w{index}" for index in range(40)]
@@ -35,10 +44,12 @@ WORDPIECE = WordPiece((*SPECIAL_TOKENS, *WORDS, ".", "?"), lowercase=True)
 def model(tmp_path_factory):
     """A directory with an encoder of random weights."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
-    config = make_config(len(WORDPIECE.vocab), **sizes, initializer_range=0.1)
-    params = build_model(config, None, ("pooler", "masked_lm")).init(jax.random.key(0))
+    sizes |= {"vocab_size": len(WORDPIECE.vocab), "initializer_range": 0.1}
+    architecture, numerics = make_config(**sizes)
+    model = build_model(architecture, numerics, parts=("pooler", "masked_lm"))
+    params = jax.device_get(model.init(jax.random.key(0)))
     path = epath.Path(tmp_path_factory.mktemp("model"))
-    write_workdir(path, Portable(config, WORDPIECE, jax.device_get(params)))
+    write_workdir(path, Portable(architecture, numerics, WORDPIECE, params))
     return path
 
 
@@ -88,24 +99,25 @@ SUFFIX = {"classification": "tsv", "tagging": "conll", "answering": "json"}
 
 def recipe(task, model, folder, train=160, **changes):
     """Writes the data and gives the config."""
-    config = get_config(task)
+    data = {}
     for split, count, seed in (("train", train, 0), ("dev", 40, 1), ("test", 40, 2)):
         path = folder / f"{split}.{SUFFIX[task]}"
         WRITE[task](path, count, seed)
-        config.task[split] = str(path)
+        data[f"task.{split}"] = str(path)
     changes = {
         "init_from": str(model),
         "task.max_seq_length": 32,
-        "model.compute_dtype": "float32",
+        "numerics.compute_dtype": "float32",
         "batch_size": 16,
         "epochs": 2.0,
         "log_every": 10,
         "optimizer.learning_rate": 3e-3,
+        **data,
     } | changes
     if task == "answering":
-        config.task.options.max_query_length = 8
-    config.update_from_flattened_dict(changes)
-    return build_finetune_config(config)
+        changes["task.max_query_length"] = 8
+    overrides = [f"--config.{name}={value}" for name, value in changes.items()]
+    return load_config(FinetuneConfig, [f"--config={CONFIGS / 'finetune.py'}:{task}", *overrides])
 
 
 LEARNED = {"classification": ("accuracy", 0.7), "tagging": ("f1", 0.7), "answering": ("f1", 0.7)}
@@ -206,7 +218,7 @@ def test_a_regression_is_learned(model, tmp_path, monkeypatch):
         "regression": True,
         "metric_names": ("pearson", "spearman"),
     }
-    config = dataclasses.replace(config, task=dataclasses.replace(config.task, options=options))
+    config = dataclasses.replace(config, task=dataclasses.replace(config.task, **options))
     assert finetune(config, epath.Path(tmp_path / "run"))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["test"]["metrics"]["pearson"] > 0.5
@@ -214,9 +226,10 @@ def test_a_regression_is_learned(model, tmp_path, monkeypatch):
 
 def test_a_task_from_elsewhere_is_learned(model, tmp_path, capsys):
     config = recipe("classification", model, tmp_path)
-    task = dataclasses.replace(config.task, name="test_tasks:WordCount", options={"most": 8})
+    data = {name: getattr(config.task, name) for name in ("train", "dev", "test")}
+    task = build(Task, {"name": "test_tasks:WordCount", "max_seq_length": 32, "most": 8, **data})
     workdir = epath.Path(tmp_path / "run")
-    assert finetune(dataclasses.replace(config, task=task), workdir) == 0
+    assert finetune(dataclasses.replace(config, task=task), workdir)
     results = json.loads((workdir / "results.json").read_text())["test"]
     assert set(results) == {"metrics", "baseline"}
     first, *_, last = [x["closeness"] for x in read_metrics(workdir) if x["split"] == "heldout"]
@@ -243,23 +256,29 @@ def make_features(kind, seed=0):
     return Features(ids, b_start, labels)
 
 
+KINDS = {
+    "sequence_classifier": SEQUENCE_CLASSIFIER,
+    "regression": SEQUENCE_REGRESSION,
+    "token_classifier": TOKEN_CLASSIFIER,
+    "answer_span": ANSWER_SPAN,
+}
+
+
 @pytest.mark.core
-@pytest.mark.parametrize(
-    "kind", ["sequence_classifier", "regression", "token_classifier", "answer_span"]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_packing_changes_nothing(kind):
-    head = "sequence_classifier" if kind == "regression" else kind
+    head = KINDS[kind]
     graphdef, init, _ = make_model(
-        parts=("pooler", head), outputs=1 if kind == "regression" else 3, initializer_range=0.2
+        parts=head.parts, outputs=head.outputs or 3, initializer_range=0.2
     )
     params = init(jax.random.key(0))
     objective = FineTuning(graphdef, head)
     results = []
     for packing in (True, False):
         features = make_features(kind)
-        batches = ExampleBatches(features, pad_id=0, batch_size=24, seed=3, packing=packing)
+        batches = ExampleBatches(features, head, pad_id=0, batch_size=24, seed=3, packing=packing)
         batch = batches.batch(0)
-        assert sorted(batch["example_ids"][batch["example_ids"] >= 0]) == list(range(24))
+        assert sorted(batches.packed(0).examples) == list(range(24))
 
         def loss(params, batch=batch):
             sums = objective.sums(params, batch)
@@ -279,15 +298,14 @@ def test_packing_changes_nothing(kind):
 
 def test_batches_are_a_function_of_seed_and_step():
     features = make_features("sequence_classifier")
-    options = {"pad_id": 0, "batch_size": 7}
+    options = {"head": SEQUENCE_CLASSIFIER, "pad_id": 0, "batch_size": 7}
     batches = ExampleBatches(features, seed=1, **options)
     assert batches.steps_per_epoch == 3
     epochs = [
-        np.concatenate([batches.batch(step)["example_ids"].ravel() for step in range(e, e + 3)])
+        np.concatenate([batches.packed(step).examples for step in range(e, e + 3)])
         for e in (0, 3)
     ]
     for seen in epochs:
-        seen = seen[seen >= 0]
         assert len(seen) == len(set(seen.tolist())) == 21
     assert sorted(epochs[0]) != sorted(epochs[1]) or (epochs[0] != epochs[1]).any()
     again = ExampleBatches(features, seed=1, **options).batch(4)
@@ -308,8 +326,8 @@ def test_batches_are_a_function_of_seed_and_step():
         lambda a, b, c: np.testing.assert_array_equal(np.concatenate([a, b]), c), *halves, whole
     )
     in_order = ExampleBatches(features, seed=None, **options)
-    seen = np.concatenate([in_order.batch(s)["example_ids"].ravel() for s in range(4)])
-    assert sorted(seen[seen >= 0].tolist()) == list(range(24))
+    seen = np.concatenate([in_order.packed(s).examples for s in range(4)])
+    assert sorted(seen.tolist()) == list(range(24))
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypatch):
@@ -320,13 +338,13 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypa
     class Killed(Exception):
         pass
 
-    class Clock(loop.StopSignal):
+    class Clock(trainer.StopSignal):
         def reached(self, step):
             if step == 13:
                 raise Killed
             return False
 
-    monkeypatch.setattr(loop, "StopSignal", Clock)
+    monkeypatch.setattr(trainer, "StopSignal", Clock)
     with pytest.raises(Killed):
         finetune(config, twice)
     monkeypatch.undo()
@@ -399,11 +417,11 @@ def test_seeds_are_summarized(model, tmp_path, capsys):
         ({"task.max_seq_length": 128}, r"max_seq_length=128, but .* has 64 positions"),
         ({"task.train": "gone.tsv"}, r"gone\.tsv: no such file"),
         ({"batch_size": 512}, r"config\.batch_size=512, but .* has only 160 examples"),
-        ({"layer_decay": 1.5}, r"config\.layer_decay must be at most 1"),
+        ({"layer_decay": 1.5}, r"config\.layer_decay must be in \(0, 1\], not 1\.5"),
         ({"task.dev": ""}, r"config\.task\.dev is empty"),
         ({"epochs": 0.0}, r"config\.epochs must be positive"),
         ({"init_from": ""}, r"config\.init_from is empty"),
-        ({"task.options.label": "lable"}, r"no column 'lable'; there are \[text, label\]"),
+        ({"task.label": "lable"}, r"no column 'lable'; there are \[text, label\]"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message, model, tmp_path):
@@ -421,7 +439,5 @@ def test_another_run_is_not_gone_on_with(model, tmp_path):
 
 
 def test_unknown_option(model, tmp_path):
-    config = recipe("classification", model, tmp_path)
-    task = dataclasses.replace(config.task, options={"text": "x"})
-    with pytest.raises(UserError, match=r"options\.text: .*did you mean .*options\.text_"):
-        finetune(dataclasses.replace(config, task=task), epath.Path(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"task\.text: .*did you mean config\.task\.text_"):
+        recipe("classification", model, tmp_path, **{"task.text": "x"})

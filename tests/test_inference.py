@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import lzma
+from collections.abc import Iterator
 from importlib.resources import files
 
 import jax
@@ -16,13 +17,13 @@ from bert_jax.data.packing import TOKENS_PER_SLOT, Example, pack
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.inference import trained
+from bert_jax.inference import devices
 from bert_jax.inference.batching import SHORTEST_ROW, row_lengths
 from bert_jax.inference.functions import part_functions
 from bert_jax.inference.trained import TrainedBert, load
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import PRETRAINING
-from bert_jax.train.build import build_model
+from bert_jax.model.model import build_model
 
 pytestmark = pytest.mark.core
 
@@ -53,7 +54,7 @@ def bert(model):
 @pytest.fixture(scope="module")
 def functions(model):
     """Of the model, for rows that hold one text."""
-    graphdef = build_model(model.config, None, PRETRAINING).graphdef
+    graphdef = build_model(model.architecture, model.numerics, parts=PRETRAINING).graphdef
     functions = part_functions(graphdef, PRETRAINING)
     return {
         name: jax.jit(functools.partial(function, model.params))
@@ -91,7 +92,7 @@ def test_rows():
 
 
 def test_texts_in_shared_rows_are_as_alone(bert, functions, texts):
-    layers = range(bert.config.num_layers + 1)
+    layers = range(bert.architecture.num_layers + 1)
     found = bert.encode(texts, "tokens", layers)
     assert len(found) == len(texts)
     for index in range(0, len(texts), 7):
@@ -124,7 +125,7 @@ def test_layers(bert, texts):
 
 
 def test_few_shapes_are_compiled(model, texts, monkeypatch):
-    monkeypatch.setitem(trained.TOKENS_PER_DEVICE, "cpu", 512)
+    monkeypatch.setitem(devices.TOKENS_PER_DEVICE, "cpu", 512)
     bert, compiled = TrainedBert(model), []
     bert.encode(texts[:1])
     jax.monitoring.register_event_duration_secs_listener(
@@ -140,8 +141,8 @@ def test_few_shapes_are_compiled(model, texts, monkeypatch):
 
 
 def test_streams_are_bounded_and_in_order(model, texts, monkeypatch):
-    monkeypatch.setattr(trained, "TOKENS_PER_WINDOW", 500)
-    monkeypatch.setitem(trained.TOKENS_PER_DEVICE, "cpu", 64)
+    monkeypatch.setattr(devices, "TOKENS_PER_WINDOW", 500)
+    monkeypatch.setitem(devices.TOKENS_PER_DEVICE, "cpu", 64)
     bert, read = TrainedBert(model), []
 
     def endless():
@@ -149,13 +150,56 @@ def test_streams_are_bounded_and_in_order(model, texts, monkeypatch):
             read.append(text)
             yield text
 
-    stream = bert.encode_stream(endless())
+    stream = bert.encode(endless())
     found = np.stack(list(itertools.islice(stream, 150)))
     stream.close()
     assert len(read) < 150 + 4 * 40, "a window has less than 40 texts"
     expected = bert.encode(texts)
     np.testing.assert_allclose(found[:120], expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(found[120:], expected[:30], rtol=0, atol=1e-5)
+
+
+def test_an_iterator_gives_an_iterator(model, bert, texts):
+    """With the same results as a sequence, one after the other."""
+    texts, pairs, masked = texts[90:110], texts[100:110], ["[MASK] a", "b [MASK] [MASK]"]
+    several = bert.encode(iter(texts), "cls", [0, -1])
+    assert isinstance(several, Iterator)
+    np.testing.assert_array_equal(np.stack([*several]), bert.encode(texts, "cls", [0, -1]))
+    follows = bert.next_sentence(iter(pairs))
+    assert isinstance(follows, Iterator)
+    np.testing.assert_array_equal([*follows], bert.next_sentence(pairs))
+    guesses = bert.fill_mask(iter(masked))
+    assert isinstance(guesses, Iterator)
+    assert [*guesses] == bert.fill_mask(masked)
+    for mistake in (
+        lambda: bert.encode(iter(texts), "max"),
+        lambda: bert.fill_mask(iter(masked), top_k=0),
+        lambda: bert.classify(iter(texts)),
+        lambda: bert.tag(iter(["a"])),
+        lambda: bert.answer(iter([("a", "b")])),
+    ):
+        with pytest.raises(UserError):
+            mistake()  # and not at the first result
+
+
+def test_a_classifier_without_labels_is_a_regression(sotu_store, texts):
+    parts = ("pooler", "sequence_classifier")
+    model = make_portable(load_wordpiece(sotu_store), parts)
+    classes, expected = TrainedBert(model), TrainedBert(model).encode(texts[:9], "pooled")
+    head = model.params["sequence_classifier"]
+    expected = expected @ head["kernel"] + head["bias"]
+    found = classes.classify(texts[:9])
+    for probabilities, logits in zip(found, expected):
+        assert [*probabilities.values()] == sorted(probabilities.values(), reverse=True)
+        named = [probabilities[label] for label in model.labels]
+        np.testing.assert_allclose(named, jax.nn.softmax(logits), rtol=0, atol=1e-5)
+    assert [*classes.classify(iter(texts[:9]))] == found
+
+    head = {name: values[..., 1:2] for name, values in head.items()}
+    params = model.params | {"sequence_classifier": head}
+    scores = TrainedBert(model._replace(params=params, labels=())).classify(texts[:9])
+    np.testing.assert_allclose(scores, expected[:, 1], rtol=0, atol=1e-5)
+    assert {type(score) for score in scores} == {float}
 
 
 def test_truncation_is_told(bert, caplog):
@@ -234,11 +278,11 @@ def test_missing_heads(model):
 
 
 MISTAKES = {
-    "'Peace': a list of texts is due": lambda bert: bert.encode("Peace"),
-    "text number 2 is 5: a string or a pair of strings is due": lambda bert: bert.encode(["a", 5]),
-    r"number 1 is \('a', 'b', 'c'\): a str": lambda bert: bert.encode([("a", "b", "c")]),
-    "number 1 is 'ab': a pair of strings is": lambda bert: bert.next_sentence(["ab"]),
-    r"number 1 is \('\[MASK\]', 'b'\): a string is": lambda bert: bert.fill_mask([("[MASK]", "b")]),
+    "texts must be a list, each of them a .*, not 'Peace'": lambda bert: bert.encode("Peace"),
+    "number 2 must be a string or a pair of strings, not 5": lambda bert: bert.encode(["a", 5]),
+    r"number 1 must be a .*, not \('a', 'b', 'c'\)": lambda bert: bert.encode([("a", "b", "c")]),
+    "number 1 must be a pair of strings, not 'ab'": lambda bert: bert.next_sentence(["ab"]),
+    r"number 1 must be a string, not \('\[MASK\]'": lambda bert: bert.fill_mask([("[MASK]", "b")]),
     "pooling='max': use one of mean, cls": lambda bert: bert.encode(["a"], "max"),
     r"layer 3: there are 0 \(embeddings\) to 2": lambda bert: bert.encode(["a"], layers=3),
     r"layer -4: there are": lambda bert: bert.encode(["a"], layers=[0, -4]),

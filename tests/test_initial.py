@@ -12,11 +12,8 @@ from test_training import recipe
 from bert_jax.__main__ import main
 from bert_jax.api.pretrain import pretrain
 from bert_jax.errors import UserError
-from bert_jax.interop.portable import Portable
-from bert_jax.interop.workdir import write_workdir
-from bert_jax.parallel.mesh import make_mesh
+from bert_jax.interop.workdir import read_workdir, write_workdir
 from bert_jax.report.metrics_file import read_metrics
-from bert_jax.train import build
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +65,8 @@ def test_a_resumed_run_does_not_start_anew(trained, sotu_store, tmp_path):
 
 
 def without_heads(trained, path):
-    mesh = make_mesh()
-    model = build.load_trained(trained, mesh)
-    params = jax.device_get(model.params)
-    write_workdir(path, Portable(model.config.model, model.wordpiece, {"bert": params["bert"]}))
+    model = read_workdir(trained)
+    write_workdir(path, model._replace(params={"bert": model.params["bert"]}))
 
 
 def test_missing_heads_start_at_random_only_if_asked(trained, sotu_store, tmp_path, capsys):
@@ -99,10 +94,9 @@ def test_another_model_is_refused(trained, sotu_store, tmp_path, changes, messag
 
 
 def test_another_vocabulary_is_refused(trained, sotu_store, tmp_path):
-    source = build.load_trained(trained, make_mesh())
+    source = read_workdir(trained)
     words = source.wordpiece.vocab
     swapped = dataclasses.replace(source.wordpiece, vocab=(*words[:-2], words[-1], words[-2]))
-    params = jax.device_get(source.params)
-    write_workdir(epath.Path(tmp_path / "other"), Portable(source.config.model, swapped, params))
+    write_workdir(epath.Path(tmp_path / "other"), source._replace(wordpiece=swapped))
     with pytest.raises(UserError, match=r"vocabulary.*--vocab="):
         pretrain(continued(sotu_store, tmp_path / "other"), epath.Path(tmp_path / "run"))

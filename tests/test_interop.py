@@ -20,14 +20,17 @@ from safetensors.numpy import load_file, save_file
 from bert_jax.__main__ import main
 from bert_jax.data.stores import open_store
 from bert_jax.data.wordpiece import WordPiece, load_wordpiece
+from bert_jax.errors import UserError
 from bert_jax.inference.functions import part_functions
 from bert_jax.interop import formats
-from bert_jax.interop.huggingface import ARCHITECTURES, write_huggingface
+from bert_jax.interop.choices import ARCHITECTURES, INITIALISED
+from bert_jax.interop.google_tf import write_google
+from bert_jax.interop.huggingface import write_huggingface
+from bert_jax.interop.tensors import write_tensors
 from bert_jax.interop.tokenizer import read_wordpiece
 from bert_jax.interop.workdir import write_workdir
-from bert_jax.model.heads import parts_of
-from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train.build import build_model
+from bert_jax.model.heads import HEADS, PARTS, parts_of
+from bert_jax.model.model import build_model
 from bert_jax.train.checkpoints import Checkpoints
 
 pytestmark = pytest.mark.core
@@ -72,15 +75,17 @@ def assert_same(ours, theirs):
     """Bitwise, and in all that is not how to compute."""
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     assert (ours.wordpiece, ours.labels) == (theirs.wordpiece, theirs.labels)
-    assert dataclasses.replace(theirs.config, compute_dtype="", attention="", remat="") == (
-        dataclasses.replace(ours.config, compute_dtype="", attention="", remat="")
-    )
+    assert theirs.architecture == ours.architecture
+    rates = [(m.numerics.hidden_dropout, m.numerics.attention_dropout) for m in (ours, theirs)]
+    assert rates[0] == rates[1]
 
 
 def our_hidden(model, encoding):
     """Hidden states of the last layer from what transformers' tokenizer gives, and functions."""
     parts = parts_of(model.params)
-    graphdef = build_model(model.config, make_mesh(), parts, len(model.labels)).graphdef
+    graphdef = build_model(
+        model.architecture, model.numerics, parts=parts, outputs=model.outputs
+    ).graphdef
     functions = part_functions(graphdef, parts)
     ids = encoding["input_ids"]
     positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
@@ -120,7 +125,7 @@ def assert_same_logits(transformers, directory, model, texts=None):
     expected = {  # head -> what ours gives, and theirs
         "pooler": lambda: (pooled, theirs.get("pooler_output")),
         "masked_lm": lambda: (
-            apply["masked_lm"](hidden[real])[:, : model.config.vocab_size],
+            apply["masked_lm"](hidden[real])[:, : model.architecture.vocab_size],
             theirs.get("prediction_logits", theirs.get("logits"))[real],
         ),
         "next_sentence": lambda: (
@@ -226,6 +231,37 @@ def test_what_the_config_says_comes_along(changes, reports, wordpiece, tmp_path,
     write_huggingface(epath.Path(tmp_path), model, lines.append)
     assert [line.partition(":")[0] for line in lines] == reports
     assert_same_logits(transformers, tmp_path, model)
+
+
+@pytest.mark.parametrize("style", ["huggingface", "google"])
+def test_other_encodings_of_positions_have_no_place(style, wordpiece, tmp_path):
+    model = make_portable(wordpiece, (), position_embedding={"name": "extensions.rope:Rope"})
+    write = {"huggingface": write_huggingface, "google": write_google}[style]
+    message = r"position_embedding is extensions\.rope:Rope; in this format positions are learned"
+    with pytest.raises(UserError, match=message):
+        write(epath.Path(tmp_path), model, print)
+
+
+def test_the_table_has_all_parts(wordpiece):
+    """Of every part, the parts that can start at random, and the classes of transformers."""
+    names = [name for name, _ in write_tensors("huggingface", make_portable(wordpiece, PARTS))]
+    assert len(names) == len(set(names)) + 2, "the two classifiers share two names"
+    without_labels = [part for part, head in HEADS.items() if not head.has_labels]
+    assert ("pooler", *without_labels) == INITIALISED
+    assert {part for parts in ARCHITECTURES.values() for part in parts} == set(PARTS)
+
+
+def test_what_an_older_version_converted_opens(wordpiece, tmp_path):
+    """Its config.json had all fields of the model in one group."""
+    model = make_portable(wordpiece, ARCHITECTURES["BertForSequenceClassification"])
+    write_workdir(epath.Path(tmp_path), model)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    config["model"] |= config.pop("numerics") | {"position_embedding": "learned"}
+    file.write_text(json.dumps(config))
+    back = formats.read(tmp_path)
+    assert_same(back, model)
+    assert back.numerics == model.numerics
 
 
 def test_the_vocabulary_of_bert(tmp_path, transformers):
@@ -357,7 +393,7 @@ def test_minilm_reads(tmp_path, capsys):
         f"{tmp_path / 'minilm'}: written for bert_jax, with encoder, pooler",
     ]
     model = formats.read(tmp_path / "minilm")
-    assert (model.config.num_layers, model.config.hidden_size) == (6, 384)
+    assert (model.architecture.num_layers, model.architecture.hidden_size) == (6, 384)
     assert parts_of(model.params) == ("pooler",)
     assert model.wordpiece.lowercase
 

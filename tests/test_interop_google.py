@@ -223,12 +223,12 @@ BROKEN = {
     "two checkpoints": (
         lambda directory: (directory / "model.ckpt-9.index").touch(),
         ["--cased"],
-        r"one checkpoint is due, there is bert_model\.ckpt, model\.ckpt-9; name it in the path",
+        r"must hold one checkpoint, but there is bert_model\.ckpt, model\.ckpt-9; name it in",
     ),
     "no checkpoint": (
         lambda directory: (directory / "bert_model.ckpt.index").unlink(),
         ["--cased"],
-        r"one checkpoint is due, there is none",
+        r"must hold one checkpoint, but there is none",
     ),
     "fewer layers": (
         lambda directory: (directory / "bert_config.json").write_text(

@@ -58,7 +58,7 @@ def reference(texts):
 
 def test_hidden_states_and_pooled(bert, texts, reference):
     hidden, pooled = reference
-    layers = range(bert.config.num_layers + 1)
+    layers = range(bert.architecture.num_layers + 1)
     found = bert.encode(texts, "tokens", layers)
     assert [len(f) for f in found] == [len(h) for h in hidden]
     worst = np.max([np.abs(f - h).max(axis=(0, 2)) for f, h in zip(found, hidden)], axis=0)

@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from bert import get_config
+from configured import configured
 from flax import nnx
 from portables import make_config
 from tiny import make_model
 
-from bert_jax.config import ModelConfig, build_config
 from bert_jax.data.batches import Batches
-from bert_jax.data.stores import open_store
+from bert_jax.data.store import open_token_store
+from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Stored, read_params, write_tensors
-from bert_jax.model.heads import PRETRAINING
+from bert_jax.model.heads import MASKED_LM, NEXT_SENTENCE, PRETRAINING
 from bert_jax.objective.pretraining import PreTraining
-from bert_jax.train.build import build_masking, sampling_options
-from bert_jax.train.optimizers import adamw, learning_rate_schedule
+from bert_jax.train.optimizers import AdamW
+from bert_jax.train.schedules import Linear
 from bert_jax.train.state import Params, TrainState
 from bert_jax.train.step import make_train_step
 
@@ -43,19 +43,17 @@ class Text(NamedTuple):
 @pytest.fixture(scope="module")
 def text(sotu_store) -> Text:
     """Rows with and without padding and, as where an evaluation ends, empty ones."""
-    recipe = get_config("tiny")
-    recipe.data.update(
-        store=str(sotu_store), batch_size=8, max_seq_length=128, short_seq_prob=0.9, packing=False
-    )
-    config, store = build_config(recipe.to_dict()).data, open_store(sotu_store)
-    source = Batches(store.train, seed=0, **sampling_options(config, store.wordpiece))
+    fields = {"batch_size": 8, "max_seq_length": 128, "short_seq_prob": 0.9, "packing": False}
+    config = configured(**{f"data.{name}": value for name, value in fields.items()})
+    store = open_token_store(sotu_store)
+    source = Batches(store.train, config.data, store.wordpiece, seed=0)
     batches = [source.batch(step) for step in range(STEPS)]
     for batch in batches:
         for name, rows in batch.items():
             rows[-2:] = -1 if name == "next_sentence_label" else 0
         lengths = (batch["segment_ids"] > 0).sum(axis=1)
         assert np.any((lengths > 0) & (lengths < 128))
-    objective = PreTraining(None, build_masking(config, store.wordpiece), seed=0)
+    objective = PreTraining(None, config.bound_masking(store.wordpiece), seed=0)
     prepare = jax.jit(objective.prepare)
     return Text(batches, [jax.device_get(prepare(batch)) for batch in batches], objective)
 
@@ -65,7 +63,7 @@ class Pair(NamedTuple):
 
     reference: Any
     objective: PreTraining
-    config: ModelConfig
+    model: Portable
     params: Params
 
 
@@ -98,15 +96,16 @@ def pair(request, text) -> Pair:
         "max_position_embeddings": 128,
     }
     graphdef, *_ = make_model(vocab_size=vocab_size, **sizes)
-    config = make_config(vocab_size, **sizes)
+    architecture, numerics = make_config(vocab_size, **sizes)
     stored = {
         name: Stored(array.shape, "float32", array.copy)
         for name, array in arrays(reference.named_parameters()).items()
     }
     options = {"strict": True, "report": pytest.fail}
-    params = read_params(stored, "huggingface", config, PRETRAINING, **options)
+    params = read_params(stored, "huggingface", architecture, PRETRAINING, **options)
     params = jax.tree.map(jnp.asarray, params)
-    return Pair(reference, dataclasses.replace(text.objective, graphdef=graphdef), config, params)
+    objective = dataclasses.replace(text.objective, graphdef=graphdef)
+    return Pair(reference, objective, Portable(architecture, numerics, None, params), params)
 
 
 def arrays(named_tensors) -> dict[str, np.ndarray]:
@@ -115,7 +114,7 @@ def arrays(named_tensors) -> dict[str, np.ndarray]:
 
 def to_huggingface(pair: Pair, params: Params) -> dict[str, np.ndarray]:
     """Parameters, or anything of their shapes, by the names of the reference."""
-    return dict(write_tensors("huggingface", pair.config, params, report=pytest.fail))
+    return dict(write_tensors("huggingface", pair.model._replace(params=params)))
 
 
 def reference_inputs(masked) -> dict[str, Any]:
@@ -157,13 +156,11 @@ def pop_key_biases(tensors) -> list[np.ndarray]:
 @pytest.mark.parametrize("pair", SIZES, indirect=True)
 def test_logits(text, pair):
     masked = text.masked[0]
-    word_logits, pair_logits = nnx.merge(pair.objective.graphdef, pair.params)(
-        masked["input_ids"],
-        masked["token_type_ids"],
-        masked["position_ids"],
-        masked["segment_ids"],
-        masked["masked_lm_positions"],
-        masked["cls_positions"],
+    model = nnx.merge(pair.objective.graphdef, pair.params)
+    hidden = model.encode(masked)
+    word_logits, pair_logits = (
+        head.apply(model, head.read(model.bert, hidden, masked))
+        for head in (MASKED_LM, NEXT_SENTENCE)
     )
     theirs = pair.reference(**reference_inputs(masked))
 
@@ -201,10 +198,9 @@ def test_loss_and_gradients(text, pair):
 def test_ten_steps_of_adamw(text, pair):
     import torch
 
-    options = {"b1": 0.9, "b2": 0.999, "eps": 1e-6, "weight_decay": 0.01}
-    optimizer = adamw(**options, clip_norm=1.0, bias_correction=True)
-    schedule = learning_rate_schedule("linear", peak=2e-3, warmup_steps=3, steps=STEPS)
-    train_step = jax.jit(make_train_step(pair.objective, optimizer, schedule, dropout_key=None))
+    optimizer = AdamW(weight_decay=0.01, clip_norm=1.0, bias_correction=True).transformation({})
+    schedule = Linear().rate(peak=2e-3, warmup_steps=3, steps=STEPS)
+    train_step = jax.jit(make_train_step(pair.objective, optimizer, schedule))
     state = TrainState(jnp.zeros([], jnp.int32), pair.params, optimizer.init(pair.params))
 
     weights = dict(pair.reference.named_parameters())
@@ -219,7 +215,7 @@ def test_ten_steps_of_adamw(text, pair):
         weight_decay=0.0,
     )
     for step, (batch, masked) in enumerate(zip(text.batches, text.masked)):
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, batch, None)
         loss = pair.reference(**reference_inputs(masked)).loss
         reference.zero_grad()
         loss.backward()
@@ -247,9 +243,8 @@ def test_adam_without_bias_correction_is_googles():
     names = ("kernel", "embedding", "bias", "scale")
     params = {name: random.normal(size=(4, 3)) for name in names}
     expected, m, v = dict(params), dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
-    optimizer = adamw(
-        b1=0.9, b2=0.99, eps=1e-2, weight_decay=0.1, clip_norm=1.0, bias_correction=False
-    )
+    fields = {"b1": 0.9, "b2": 0.99, "eps": 1e-2, "weight_decay": 0.1, "clip_norm": 1.0}
+    optimizer = AdamW(**fields, bias_correction=False).transformation({})
     state = optimizer.init(jax.tree.map(jnp.asarray, params))
     for scale in np.linspace(0.01, 1.0, STEPS):  # the first gradients are too small to be clipped
         gradients = {name: scale * random.normal(size=(4, 3)) for name in names}

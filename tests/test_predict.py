@@ -149,7 +149,7 @@ BAD_LINES = {
     "list.jsonl": (b'{"text": "one"}\n["two"]\n{"text": "two"}\n', r"line 2: not a JSON object"),
     "other.jsonl": (
         b'{"text": "one"}\n{"body": "two"}\n{"text": "two"}\n',
-        r"line 2: no text in text_a; text, or text_a and text_b are due \[body\]",
+        r"line 2: no text in text_a; there must be text, or text_a and text_b \[body\]",
     ),
     "number.jsonl": (
         b'{"text": "one"}\n{"text": 2}\n{"text": "two"}\n',
@@ -186,21 +186,21 @@ def test_bad_pair(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "single.jsonl").write_text('{"text": "a"}\n')
     command = ["predict", "next-sentence", f"--model={model}"]
     for name, message in {
-        "pairs.tsv": "line 2: 3 fields; two texts with a tab between them are due; mend it",
-        "single.jsonl": "line 1: no text in text_a; text_a and text_b are due [text]; mend it",
+        "pairs.tsv": "line 2: 3 fields; must be two texts with a tab between them; mend it",
+        "single.jsonl": "line 1: no text in text_a; there must be text_a and text_b [text]; mend",
     }.items():
         assert main([*command, str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\tb\nc\n")))
     assert main(command) == 2
-    assert "standard input, line 2: 1 fields; two texts" in capsys.readouterr().err
+    assert "standard input, line 2: 1 fields; must be two texts" in capsys.readouterr().err
 
 
 MISTAKES = {
     "gone.txt --output={tmp}/out.npy": r"gone\.txt: no such file",
     "{tmp}/empty.txt --output={tmp}/out.npy": r"empty\.txt: no text to read",
-    "{tmp}/empty.txt --output={tmp}/out.csv": r"out\.csv: a local file that ends in \.jsonl, \.npy",
-    "{tmp}/empty.txt --output=gs://bucket/out.npy": r"gs://bucket/out\.npy: a local file",
+    "{tmp}/empty.txt --output={tmp}/out.csv": r"out\.csv: must be a local file that ends in",
+    "{tmp}/empty.txt --output=gs://bucket/out.npy": r"gs://bucket/out\.npy: must be a local file",
     "{tmp}/empty.txt --output={tmp}/out.npy --pooling=tokens": r"texts differ in tokens; take \.js",
     "{tmp}/empty.txt --output={tmp}/gone/out.npy": r"gone/out\.npy\.unfinished: No such file",
     "{tmp}/empty.txt --output={tmp}/out.npy --layers=9": r"layer 9: there are 0 \(emb",

@@ -4,16 +4,15 @@ import importlib
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
+from configured import configured
 
-from bert_jax.config import Stage, load_config, load_finetune_config
-from bert_jax.objective.masking import Masking
-from bert_jax.objective.pretraining import PreTraining
-from bert_jax.parallel.mesh import make_mesh
+from bert_jax.api.plan import abstract_batch, planned_step
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.config.pretraining import Stage
+from bert_jax.config.recipes import load_config
 from bert_jax.report.flops import pretraining_flops_per_example
-from bert_jax.tasks.protocol import Task, build_task
-from bert_jax.train import build
+from bert_jax.tasks import Task
 
 pytestmark = pytest.mark.core
 
@@ -23,7 +22,7 @@ REFERENCE = importlib.import_module("mlperf_large").REFERENCE
 
 
 def load(recipe: str):
-    return load_config([f"--config={CONFIGS / recipe}"])
+    return configured(recipe)
 
 
 def stages() -> list:
@@ -36,27 +35,15 @@ def stages() -> list:
 
 @pytest.mark.parametrize("stage", stages())
 def test_recipe_builds(stage: Stage):
-    config, mesh = stage.config, make_mesh()
-    build.check_mesh(config, mesh)
-    model = build.build_model(config.model, mesh)
-    masking = Masking(
-        strategy=config.data.masking,
-        masked_lm_prob=config.data.masked_lm_prob,
-        max_predictions_per_seq=config.data.max_predictions_per_seq,
-        max_predictions_per_row=config.data.max_predictions_per_row,
-        mask_id=0,
-        is_special=np.zeros(config.model.vocab_size, bool),
-        is_continuation=np.zeros(config.model.vocab_size, bool),
-    )
-    objective = PreTraining(model.graphdef, masking, config.seed)
-    optimizer = build.build_optimizer(config.optimizer)
-    state, _ = build.abstract_state(model, optimizer, mesh, zero1=config.mesh.zero1)
-    step = build.jit_train_step(config, objective, optimizer, state, mesh)
-    horizon = [jax.ShapeDtypeStruct((), np.int32)] if config.budget_hours else []
-    after, metrics = jax.eval_shape(step, state, build.abstract_batch(config, mesh), *horizon)
+    config = stage.config
+    mesh = config.mesh.mesh()
+    program = planned_step(config, mesh)
+    key = jax.eval_shape(lambda: program.dropout_key(0))
+    state = program.abstract_state
+    after, metrics = jax.eval_shape(program.step, state, abstract_batch(config, mesh), key)
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
     assert metrics["mlm_count"].shape == ()
-    assert config.data.max_predictions_per_row < config.data.max_seq_length
+    assert config.predictions_per_row < config.data.max_seq_length
     assert config.optimizer.warmup_steps < config.steps
 
 
@@ -78,13 +65,9 @@ def test_cost_in_the_docstring(recipe, flops):
     total = 0.0
     for stage in load(recipe).stages():
         model, data = stage.config.model, stage.config.data
+        predictions = stage.config.masking.max_predictions_per_seq
         example = pretraining_flops_per_example(
-            num_layers=model.num_layers,
-            hidden_size=model.hidden_size,
-            intermediate_size=model.intermediate_size,
-            vocab_size=model.vocab_size,
-            length=data.max_seq_length,
-            predictions=data.max_predictions_per_seq,
+            model, length=data.max_seq_length, predictions=predictions
         )
         total += stage.config.steps * data.batch_size * example
     assert total == pytest.approx(flops, rel=0.03)
@@ -111,10 +94,8 @@ def test_finetuning_recipe_builds(task):
         arguments += ["--config.task.train=train.tsv", "--config.task.dev=dev.tsv"]
     if task == "glue/ax":  # is for testing alone
         return
-    config = load_finetune_config(arguments).task
-    built = build_task(config.name, config.options)
-    assert built.kind_name == task
+    config = load_config(FinetuneConfig, arguments).task
+    assert config.called() == task
     if task.startswith("glue/"):
-        assert (config.train, config.test_labelled) == (f"tfds:{task}:train", False)
-        for name in ("train", "dev", "test", "test_labelled", "max_seq_length"):
-            assert getattr(config, name) == getattr(built, name)
+        assert config.train == f"tfds:{task}:train"
+        assert not config.test_labelled

@@ -1,12 +1,14 @@
 """A model and batches of test size."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from bert_jax.fields import build
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
+from bert_jax.model.heads import PRETRAINING
 from bert_jax.model.model import Model, build_model
 from bert_jax.objective.masking import BoundMasking, Masking
 
@@ -27,16 +29,17 @@ NUMERICS = Numerics(
 
 
 def make_model(
-    parallel: Parallel = Parallel(), parts: Any = None, outputs: int = 0, **changes: Any
+    *,
+    parallel: Parallel | None = None,
+    parts: Sequence[str] = PRETRAINING,
+    outputs: int = 0,
+    **changes: Any,
 ) -> Model:
     """A pretraining model of two layers, or one with other parts or fields."""
     of_numerics = {name: changes.pop(name) for name in vars(NUMERICS) if name in changes}
-    if isinstance(changes.get("position_embedding"), str):
-        changes["position_embedding"] = {"name": changes["position_embedding"]}
     architecture = build(Architecture, vars(ARCHITECTURE) | changes)
     numerics = dataclasses.replace(NUMERICS, **of_numerics)
-    options = {} if parts is None else {"parts": parts}
-    return build_model(architecture, numerics, parallel, outputs=outputs, **options)
+    return build_model(architecture, numerics, parallel or Parallel(), parts=parts, outputs=outputs)
 
 
 def make_masking(strategy: str = "token", slots: int = 20, **fields: Any) -> BoundMasking:

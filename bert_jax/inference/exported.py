@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,8 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Function]]:
     """
     try:
         manifest, params, functions = load_bert.read(path)
-        fields = {name: manifest[name] for name in ("model", "numerics") if name in manifest}
+        # Older manifests have the fields of both in one group, which `migrate` parts.
+        fields = {name: manifest[name] for name in manifest if name in ("model", "numerics")}
         architecture, numerics = model_config(migrate(fields))
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -166,7 +168,7 @@ def _abstract_arguments(name: str, architecture: Architecture) -> list[jax.Shape
     batch, length = export.symbolic_shape("batch, length", constraints=[limit])
     ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
 
-    def hidden(*leading: int) -> jax.ShapeDtypeStruct:
+    def hidden(*leading: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((*leading, architecture.hidden_size), jnp.float32)
 
     special = {
@@ -176,7 +178,7 @@ def _abstract_arguments(name: str, architecture: Architecture) -> list[jax.Shape
     return special.get(name) or [hidden(*export.symbolic_shape("n"))]
 
 
-def _describe(array: jax.ShapeDtypeStruct) -> str:
+def _describe(array: jax.ShapeDtypeStruct | jax.core.ShapedArray) -> str:
     """As in float32[n,384]."""
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 

@@ -61,7 +61,7 @@ def part_functions(
     def outputs(head: Head) -> Function:
         return lambda params, hidden: head.apply(model(params), hidden)
 
-    functions = {"encoder": encoder, "attention": attention}
+    functions: dict[str, Function] = {"encoder": encoder, "attention": attention}
     if "pooler" in parts:
         functions["pooler"] = pooler
     return functions | {part: outputs(head) for part, head in HEADS.items() if part in parts}

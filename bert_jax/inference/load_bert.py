@@ -148,7 +148,7 @@ def read(directory: Any) -> Exported:
             for module in modules:
                 tree = tree.setdefault(module, {})
             tree[leaf] = arrays[name]
-    functions = {}
+    functions: dict[str, Callable[..., jax.Array]] = {}
     for name in manifest["functions"]:
         serialized = bytearray((directory / f"{name}.stablehlo").read_bytes())
         try:

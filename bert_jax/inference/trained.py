@@ -410,10 +410,9 @@ class TrainedBert:
 
     def _tokenize(self, text: Text) -> tuple[Example, int]:
         """The text, and how many of its tokens were cut off."""
-        texts = [text] if isinstance(text, str) else text
-        a_ids, b_ids = (*self.wordpiece.encode(texts), None)[:2]
+        a_ids, *others = self.wordpiece.encode([text] if isinstance(text, str) else text)
         limit = self.architecture.max_position_embeddings
-        ids, b_start, lost = pair_ids(self.wordpiece, a_ids, b_ids, limit)
+        ids, b_start, lost = pair_ids(self.wordpiece, a_ids, others[0] if others else None, limit)
         return Example(ids, b_start), lost
 
     def _tokenize_masked(self, text: str) -> Example:

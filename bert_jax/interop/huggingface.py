@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.numpy
 from etils import epath
@@ -200,10 +201,14 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
         name: Stored(
             tuple(tensor.shape),
             str(tensor.dtype).removeprefix("torch."),
-            lambda tensor=tensor: tensor.float().numpy(),
+            partial(_as_numpy, tensor),
         )
         for name, tensor in state.items()
     }
+
+
+def _as_numpy(tensor: Any) -> np.ndarray:
+    return tensor.float().numpy()
 
 
 def _usual_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:

@@ -8,7 +8,7 @@ parameters.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -212,7 +212,8 @@ def _tensors(style: Style, architecture: Architecture, model: Model) -> Iterator
     for path in sorted(model.axes, key=_place):
         module, leaf = path.rsplit("/", 1)
         name, transposed = NAMES[style](module, leaf, f"{module}/scale" in model.axes)
-        shape, layers = shapes[path], (None,)
+        shape = shapes[path]
+        layers: Iterable[int | None] = (None,)
         if is_stacked(model.axes[path]):
             shape, layers = shape[1:], range(shape[0])
         shape = shape[::-1] if transposed else shape

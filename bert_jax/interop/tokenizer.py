@@ -1,6 +1,7 @@
 """The tokenizer files of Hugging Face, both ways."""
 
 import json
+from typing import Any
 
 from etils import epath
 from tokenizers import Tokenizer
@@ -18,7 +19,7 @@ from bert_jax.storage import read_json, write_json
 
 TOKENIZER_FILE = "tokenizer.json"
 # What a tokenizer.json must say to be that of BERT.
-REQUIRED = {
+REQUIRED: dict[str, dict[str, Any]] = {
     "normalizer": {"type": "BertNormalizer", "clean_text": True},
     "pre_tokenizer": {"type": "BertPreTokenizer"},
     "model": {
@@ -66,7 +67,7 @@ def read_wordpiece(path: epath.Path, *, lowercase: bool | None = None) -> WordPi
         raise UserError(f"{file}: the ids of the vocabulary are not 0, 1, ... {len(vocab) - 1}")
 
     configured = read_json(config_file) if config_file.exists() else {}
-    options = {}
+    options: dict[str, Any] = {}
     for name, theirs in NORMALIZER.items():
         here, there = fields["normalizer"][theirs], configured.get(name)
         if None not in (here, there) and here != there:
