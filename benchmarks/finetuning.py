@@ -105,12 +105,12 @@ def run(arguments: argparse.Namespace, name: str, arm: str, changes: dict) -> di
         fields = {
             "init_from": arguments.model,
             "seeds": arguments.seeds,
-            "model.compute_dtype": "float32",
+            "numerics.compute_dtype": "float32",
             "optimizer.learning_rate": 5e-5,
             "task.train": train,
             "task.dev": dev,
             "task.test": test,
-            **{f"task.options.{option}": value for option, value in options.items()},
+            **{f"task.{option}": value for option, value in options.items()},
             **fields,
             **changes,
         }

@@ -18,15 +18,16 @@ import torch
 import transformers
 from etils import epath
 
-from bert_jax.config import build_finetune_config
+from bert_jax.config.saved import read_finetune_config
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.interop.formats import read
+from bert_jax.model.heads import SEQUENCE_CLASSIFIER, TOKEN_CLASSIFIER
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.tasks.features import Features
 
 CLASSES = {
-    "sequence_classifier": transformers.BertForSequenceClassification,
-    "token_classifier": transformers.BertForTokenClassification,
+    SEQUENCE_CLASSIFIER: transformers.BertForSequenceClassification,
+    TOKEN_CLASSIFIER: transformers.BertForTokenClassification,
 }
 
 
@@ -138,16 +139,15 @@ def main() -> None:
         runs = sorted((Path(arguments.workdir) / name / "trained").glob("seed*"))
         peers, ours, times, our_times = [], [], [], []
         for run in runs:
-            description = json.loads((run / "config.json").read_text())
-            config = build_finetune_config(description["finetune"])
+            config = read_finetune_config(epath.Path(run) / "config.json")
             source = read(config.init_from)
-            task = build_task(config.task.name, config.task.options, description["labels"])
+            task = config.task.with_labels(read(run).labels)
             data = {}
             for split in ("train", "dev", "test"):
-                examples = task.read(getattr(config.task, split))
+                examples = task.read(getattr(task, split))
                 data[split] = (
                     examples,
-                    task.features(examples, source.wordpiece, config.task.max_seq_length),
+                    task.features(examples, source.wordpiece, task.max_seq_length),
                 )
             metrics, seconds = train(config, source, task, data)
             print(f"{name} seed {config.seed}, test: {metrics}", flush=True)

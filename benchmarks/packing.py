@@ -16,7 +16,8 @@ from pathlib import Path
 from etils import epath
 
 from bert_jax.api.pretrain import pretrain
-from bert_jax.config import load_config
+from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.config.recipes import load_config
 from bert_jax.data.stores import open_store
 from bert_jax.report.metrics_file import read_metrics
 
@@ -27,6 +28,7 @@ ROUNDS, STEPS, LOG_EVERY = 2, 40, 10
 def measure(store: str, length: int, packing: bool, overrides: list[str]) -> tuple[float, float]:
     """Padding share and median real tokens/s of the steps after compilation."""
     config = load_config(
+        PretrainConfig,
         [
             f"--config={RECIPE}:tiny",
             f"--config.data.store={store}",
@@ -34,12 +36,12 @@ def measure(store: str, length: int, packing: bool, overrides: list[str]) -> tup
             f"--config.data.max_seq_length={length}",
             f"--config.data.batch_size={4096 // length}",
             f"--config.data.packing={packing}",
-            "--config.model.compute_dtype=float32",
+            "--config.numerics.compute_dtype=float32",
             f"--config.steps={STEPS}",
             f"--config.log_every={LOG_EVERY}",
             "--config.eval_batches=1",
             *overrides,
-        ]
+        ],
     )
     with tempfile.TemporaryDirectory() as workdir:
         pretrain(config, epath.Path(workdir) / "run")

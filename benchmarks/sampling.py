@@ -10,17 +10,20 @@ memory is what planning adds to a process that holds the index already. Linux on
 import multiprocessing
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
 
 from bert_jax.data.batches import Batches
-from bert_jax.data.sampling import PAIRS, plan_epoch
-from bert_jax.data.split import Split, open_store
+from bert_jax.data.sampling import PAIRS, Sampling, plan_epoch
+from bert_jax.data.split import Split
+from bert_jax.data.store import open_token_store
 
 NUM_SENTENCES = 5_000_000
 MAX_EXAMPLES_PER_ROW = 8
 BATCH_SIZE = 256
+SPECIAL = types.SimpleNamespace(pad_id=0, cls_id=2, sep_id=3)
 
 
 def synthetic_split(name, sentences_per_document):
@@ -45,7 +48,7 @@ def load_split(name):
         case "short documents":
             return synthetic_split(name, 3)
         case _:
-            return open_store(name).train
+            return open_token_store(name).train
 
 
 def peak_kilobytes():
@@ -56,19 +59,20 @@ def peak_kilobytes():
 def measure(name, max_seq_length, pairs, packing):
     """One line of the table. Run in a process of its own."""
     split = load_split(name)
-    options = {
-        "max_seq_length": max_seq_length,
-        "pairs": pairs,
-        "packing": packing,
-        "max_examples_per_row": MAX_EXAMPLES_PER_ROW,
-    }
+    sampling = Sampling(
+        batch_size=BATCH_SIZE,
+        max_seq_length=max_seq_length,
+        pairs=pairs,
+        packing=packing,
+        max_examples_per_row=MAX_EXAMPLES_PER_ROW,
+    )
     sentences, documents = np.asarray(split.sentences), np.asarray(split.documents)
-    plan_epoch(sentences, documents[:3], seed=0, epoch=0, **options)  # compiles
+    plan_epoch(sentences, documents[:3], sampling, seed=0, epoch=0)  # compiles
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = peak_kilobytes()
     start = time.perf_counter()
-    plan = plan_epoch(sentences, documents, seed=0, epoch=0, **options)
+    plan = plan_epoch(sentences, documents, sampling, seed=0, epoch=0)
     seconds = time.perf_counter() - start
     added = peak_kilobytes() - before
 
@@ -76,9 +80,7 @@ def measure(name, max_seq_length, pairs, packing):
     tokens = int((plan.a_length + plan.b_length + num_special).sum())
     padding = 1 - tokens / (plan.num_rows * max_seq_length)
 
-    batches = Batches(
-        split, cls_id=2, sep_id=3, seed=0, batch_size=BATCH_SIZE, num_epochs=1, **options
-    )
+    batches = Batches(split, sampling, SPECIAL, seed=0, num_epochs=1)
     batches.batch(0)
     steps = min(2000, batches.rows_per_epoch // BATCH_SIZE)
     start = time.perf_counter()

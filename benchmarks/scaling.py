@@ -16,13 +16,14 @@ from typing import Any
 
 import jax
 
-from bert_jax.api.plan import plan
-from bert_jax.config import Config, load_config
+from bert_jax.api.plan import plan, planned_step
+from bert_jax.api.pretrain import flops_per_row
+from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.config.recipes import load_config
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.topologies import topology_devices
 from bert_jax.report.compiled import ACROSS_SLICES
 from bert_jax.report.flops import CHIPS, GIB
-from bert_jax.train import build
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bert.py"
 TOPOLOGY = "v5e:2x4"
@@ -33,12 +34,11 @@ LAYOUTS = {
 }
 
 
-def recipe(size: str, **fields: Any) -> Config:
+def recipe(size: str, **fields: Any) -> PretrainConfig:
     """`configs/bert.py:size`, unpacked, with `rbg` and with fields such as "data.batch_size"."""
     values = {"rng": "rbg", "data.packing": False} | fields
-    return load_config(
-        [f"--config={RECIPE}:{size}", *(f"--config.{name}={v}" for name, v in values.items())]
-    )
+    flags = [f"--config.{name}={value}" for name, value in values.items()]
+    return load_config(PretrainConfig, [f"--config={RECIPE}:{size}", *flags])
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -64,8 +64,8 @@ def base(*peers: str) -> None:
         fields = {
             "data.batch_size": 8 * rows,
             "data.max_seq_length": length,
-            "model.scan_layers": scan,
-            "model.remat": remat,
+            "numerics.scan_layers": scan,
+            "numerics.remat": remat,
         }
         compiled_step = plan(recipe("base", **LAYOUTS[layout], **fields), TOPOLOGY)
         program = compiled_step.program
@@ -161,7 +161,7 @@ def large() -> None:
         fields = {
             "data.max_seq_length": 512,
             "data.batch_size": 8 * count,
-            "model.remat": remat,
+            "numerics.remat": remat,
         }
         found = plan(recipe("large", **LAYOUTS[layout], **fields), topology)
         rows.append(
@@ -200,10 +200,7 @@ def limits() -> None:
         config = recipe("large", **{"data.batch_size": 65_536})
         mesh = make_mesh(devices=topology_devices(topology, slices))
         chip = CHIPS[mesh.devices.flat[0].device_kind]
-        model = build.build_model(config.model, mesh)
-        state, _ = build.abstract_state(
-            model, build.build_optimizer(config.optimizer), mesh, zero1=True
-        )
+        state = planned_step(config, mesh).abstract_state
         params = jax.tree.leaves(state.params)
         total = sum(math.prod(leaf.shape) for leaf in params)
         stored = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in params)
@@ -215,7 +212,7 @@ def limits() -> None:
         # Then each chip has the share of its slice, to be summed over slices and gathered again.
         dcn = 2 * 2 * total / (mesh.size // slices) * (slices - 1) / slices / network
         hops = sum(int(size) // 2 for size in shape.split("x"))
-        compute = rows_a_chip * build.flops_per_row(config) / (0.5 * chip.peak_flops)
+        compute = rows_a_chip * flops_per_row(config) / (0.5 * chip.peak_flops)
         rows.append(
             (
                 label(topology, slices),

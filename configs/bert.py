@@ -3,8 +3,8 @@
     bert-jax pretrain --config=configs/bert.py:base --workdir=runs/base \\
         --config.data.store=stores/wikipedia
 
-The argument picks the size: tiny, mini, small, medium, base (default) or large. This page lists what
-it changes of the defaults, which docs/config.md lists; every other recipe starts from this one.
+The argument picks the size: tiny, mini, small, medium, base (default) or large. This page changes
+some of the defaults, which docs/config.md lists; every other recipe starts from this one.
 
 Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805; small sizes: Turc et al. 2019,
 https://arxiv.org/abs/1908.08962. Google trained base and large for 1 M steps of 256 sequences:
@@ -42,7 +42,7 @@ def get_config(size: str = "base") -> ConfigDict:
 
 
 def derive_from_length(fields: ConfigDict) -> None:
-    """Lets what a row of a config, or of a phase, has room for follow its length, until it is set."""
+    """What a row of a config, or of a phase, has room for follows its length until it is set."""
     length = fields.data.get_oneway_ref("max_seq_length")
     fields.data.max_examples_per_row = length // 33 + 1
     fields.masking.max_predictions_per_seq = length * 20 // 128  # 20 at 128 tokens and 80 at 512

@@ -4,7 +4,8 @@
         --config.data.store=stores/wikipedia_and_books
 
 Microbatches hold 4,096 rows of 128 tokens and 1,024 of 512, over all devices; change
---config.phases[0].optimizer.gradient_accumulation (quoted in zsh) for a machine that holds more or fewer.
+--config.phases[0].optimizer.gradient_accumulation (quoted in zsh) for a machine that holds more or
+fewer.
 
 Source: NVIDIA's BERT for PyTorch,
 https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/LanguageModeling/BERT: batch,

@@ -40,7 +40,9 @@ def load(*overrides: str, recipe: str = "bert.py:tiny"):
 def test_published_sizes(size):
     model = build_model(load(recipe=f"bert.py:{size}").model, Numerics())
     count = num_params(jax.eval_shape(model.init, jax.random.key(0)))
-    padding = Architecture().padded_vocab_size - 30_522  # rows of the table and biases that are ours
+    padding = (
+        Architecture().padded_vocab_size - 30_522
+    )  # rows of the table and biases that are ours
     count -= padding * (SIZES[size][1] + 1)
     assert count == pytest.approx(PARAMETERS[size], rel=0.01)
 
@@ -180,8 +182,8 @@ def test_a_saved_config_is_checked(tmp_path):
 def test_a_field_that_a_saved_config_lacks_has_its_default():
     """So a field that is new does not close older workdirs."""
     fields = load().to_dict()
-    del fields["model"]["num_heads"], fields["objective"]
-    assert build(PretrainConfig, fields).model.num_heads == Architecture().num_heads
+    del fields["model"]["initializer_range"], fields["objective"]
+    assert build(PretrainConfig, fields).model.initializer_range == Architecture().initializer_range
     assert build(PretrainConfig, fields).objective == load().objective
 
 
@@ -253,7 +255,9 @@ def test_a_recipe_imports_its_neighbour(tmp_path):
         "  config.data.store = 'store'\n"
         "  return config\n"
     )
-    assert load_config(PretrainConfig, [f"--config={tmp_path / 'recipe.py'}"]).model.hidden_size == 256
+    assert (
+        load_config(PretrainConfig, [f"--config={tmp_path / 'recipe.py'}"]).model.hidden_size == 256
+    )
 
 
 def test_phases_become_stages():

@@ -28,7 +28,7 @@ from bert_jax.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = [
-    "--config.model.vocab_size=200",
+    "--config.model.vocab_size=128",
     "--config.model.hidden_size=32",
     "--config.model.intermediate_size=64",
     "--config.model.max_position_embeddings=64",
@@ -63,7 +63,7 @@ def store(tmp_path_factory):
     """Of a document source from outside."""
     path = tmp_path_factory.mktemp("extensions") / "store"
     source = "extensions.fables:Fables"
-    assert main(["prepare", source, f"--output={path}", "--vocab-size=200", "--workers=1"]) == 0
+    assert main(["prepare", source, f"--output={path}", "--vocab-size=128", "--workers=1"]) == 0
     return path
 
 

@@ -6,8 +6,8 @@ import json
 import jax
 import numpy as np
 import pytest
-from etils import epath
 from configured import CONFIGS
+from etils import epath
 from portables import make_config
 from tiny import make_model
 
@@ -18,6 +18,7 @@ from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.recipes import load_config
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
+from bert_jax.fields import build
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import read_workdir, write_workdir
 from bert_jax.model.heads import (
@@ -29,7 +30,6 @@ from bert_jax.model.heads import (
 from bert_jax.model.model import build_model
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.report.metrics_file import read_metrics
-from bert_jax.fields import build
 from bert_jax.tasks import Task
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
@@ -302,8 +302,7 @@ def test_batches_are_a_function_of_seed_and_step():
     batches = ExampleBatches(features, seed=1, **options)
     assert batches.steps_per_epoch == 3
     epochs = [
-        np.concatenate([batches.packed(step).examples for step in range(e, e + 3)])
-        for e in (0, 3)
+        np.concatenate([batches.packed(step).examples for step in range(e, e + 3)]) for e in (0, 3)
     ]
     for seen in epochs:
         assert len(seen) == len(set(seen.tolist())) == 21

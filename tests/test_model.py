@@ -5,8 +5,8 @@ import pytest
 from flax import nnx
 from tiny import VOCAB_SIZE, make_batch, make_masking, make_model
 
-from bert_jax.model.attention import attention
 from bert_jax.model.architecture import Architecture
+from bert_jax.model.attention import attention
 from bert_jax.model.dropout import dropout
 from bert_jax.model.losses import cross_entropy
 from bert_jax.model.positions import sinusoidal_positions

@@ -77,7 +77,7 @@ class Processes:
             for process in self.processes:
                 process.kill()
         # Its threads may write into each other's lines.
-        gloo = re.compile(r"\[Gloo\].*\n|^.* connected to \d+ peer ranks.*\n", re.MULTILINE)
+        gloo = re.compile(r"\[Gloo\].*\n|^.*\bpeer ranks\b.*\n", re.MULTILINE)
         without_gloo = [gloo.sub("", output) for output, _ in outputs]
         codes = [process.returncode for process in self.processes]
         return codes, without_gloo, [error for _, error in outputs]

@@ -161,13 +161,17 @@ def test_a_phase_may_change_until_it_begins(uninterrupted, sotu_store, tmp_path,
     shorter = phased(sotu_store, {}, {"steps": 2, "learning_rate": 5e-4})
     assert pretrain(shorter, epath.Path(tmp_path / "another"))
     assert read_metrics(tmp_path / "another")[-1]["step"] == 8
-    with pytest.raises(UserError, match=r"phases\[1\]\.optimizer\.learning_rate: 0\.001 -> 0\.002\. Choose"):
+    with pytest.raises(
+        UserError, match=r"phases\[1\]\.optimizer\.learning_rate: 0\.001 -> 0\.002\. Choose"
+    ):
         pretrain(phased(sotu_store, {}, {"learning_rate": 2e-3}), epath.Path(uninterrupted))
 
 
 def test_devices_must_share_the_batches_of_every_phase(sotu_store, tmp_path):
     """The mistake is in the second phase; nothing of the first is trained."""
-    with pytest.raises(UserError, match=r"config\.phases\[1\]\.data\.batch_size=12 .* cannot share"):
+    with pytest.raises(
+        UserError, match=r"config\.phases\[1\]\.data\.batch_size=12 .* cannot share"
+    ):
         pretrain(phased(sotu_store, {}, {"batch_size": 12}), epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

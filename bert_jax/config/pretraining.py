@@ -111,8 +111,8 @@ class PretrainConfig(PretrainingRun):
         if numerics.attention == "splash" and not splash_fits:
             raise UserError(
                 f"{path}.numerics.attention='splash' takes {path}.numerics.attention_dropout=0 and "
-                f"a {path}.data.max_seq_length that is a multiple of {SPLASH_MULTIPLE}; use auto or "
-                "xla"
+                f"a {path}.data.max_seq_length that is a multiple of {SPLASH_MULTIPLE}; use "
+                "auto or xla"
             )
         check_microbatches(path, "data.batch_size", data.batch_size, self.optimizer)
         if self.optimizer.warmup_steps > self.steps:

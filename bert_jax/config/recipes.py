@@ -109,7 +109,8 @@ def _run_recipe(path: Path, argument: str | None) -> ConfigDict:
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec = importlib.util.spec_from_file_location("recipe", path)
-        assert spec and spec.loader
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config() if argument is None else module.get_config(argument)
@@ -236,9 +237,11 @@ def _choose_kind(cls: type, fields: ConfigDict, override: _Override) -> None:
 
 def _check_phases(fields: ConfigDict, overrides: Sequence[_Override]) -> None:
     """Raises UserError if an override would have no effect, since all phases set the field."""
+    if any(override.parts == ("phases",) for override in overrides):
+        return  # they are replaced
+    phases = fields.get("phases", ())
     for override in overrides:
         path = ".".join(override.parts)
-        phases = fields.get("phases", ())
         if phases and all(_has(phase, override.parts) for phase in phases):
             raise UserError(f"config.{path}: every phase has its own: set config.phases[0].{path}")
 

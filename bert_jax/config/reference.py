@@ -27,12 +27,14 @@ _BOUNDS = {POSITIVE: "positive", NOT_NEGATIVE: "not negative"}
 
 def reference() -> str:
     """The page, in Markdown."""
-    families: dict[type[Choice], None] = {}
+    families: dict[type[Choice], None] = {}  # those that tables refer to, in that order
     parts = [_INTRODUCTION]
     for title, cls in (("Pretraining", PretrainConfig), ("Fine-tuning", FinetuneConfig)):
         parts.append(f"## {title}\n\n{_table(_rows(cls, cls.__name__, '', families))}")
-    for family in families:
-        parts.append("".join(_family(family, families)))
+    told: set[type[Choice]] = set()
+    while untold := [family for family in families if family not in told]:
+        told.add(untold[0])
+        parts.append("".join(_family(untold[0], families)))
     return "\n".join(parts)
 
 
@@ -66,12 +68,16 @@ def _family(family: type[Choice], families: dict[type[Choice], None]) -> Iterato
     shared = fields_of(family)
     if shared:
         yield _table(_rows(family, "", "", families)) + "\n"
-    for name, kind in family.kinds().items():
-        yield f"`{name}`: {_first_sentence(kind)}\n\n"
+    names = {kind: name for name, kind in family.kinds().items()}
+    for kind, name in names.items():
+        parent = next(each for each in kind.__mro__[1:] if each in names or each is family)
+        like = "" if parent is family else f" As `{names[parent]}`, but:"
+        yield f"`{name}`: {_first_sentence(kind)}{like}\n\n"
+        known = fields_of(parent)
         own = [
             (f"{each}{' *' if f.metadata['resume'] else ''}", f"`{_shown(f.default)}`", _meaning(f))
             for each, f in fields_of(kind).items()
-            if each not in shared or f.default != shared[each].default
+            if each not in known or f.default != known[each].default
         ]
         if own:
             yield _table(iter(own)) + "\n"
@@ -88,8 +94,7 @@ def _link(family: type[Choice]) -> str:
 
 
 def _first_sentence(cls: type) -> str:
-    text = " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
-    return text
+    return " ".join((inspect.getdoc(cls) or "").partition("\n\n")[0].split())
 
 
 def _meaning(declared: dataclasses.Field[object]) -> str:

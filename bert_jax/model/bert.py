@@ -2,8 +2,8 @@
 
 Reference: Devlin et al. 2019, https://arxiv.org/abs/1810.04805.
 
-Modules take what they are made of: an `Architecture`, `Numerics` and what the mesh adds, `Parallel`.
-They know neither the mesh nor the configuration of a run.
+Modules take what they are made of: an `Architecture`, `Numerics` and `Parallel`, what the mesh
+adds. They know neither the mesh nor the configuration of a run.
 """
 
 from typing import Any
