@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.overrides import differences
-from bert_jax.config.saved import migrate
+from bert_jax.config.saved import read_finetune_config, read_model_config
 from bert_jax.data.batches import prefetch
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
@@ -25,6 +25,7 @@ from bert_jax.fields import Plain, resumable, to_plain
 from bert_jax.interop.formats import read
 from bert_jax.interop.initial import replace_params, without_parts
 from bert_jax.interop.portable import Portable
+from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Axes, Params
@@ -193,12 +194,8 @@ class Setup(NamedTuple):
 
     def description(self, config: FinetuneConfig) -> Plain:
         """What the `config.json` of a run holds."""
-        return {
-            "finetune": config.to_dict(),
-            "model": to_plain(self.source.architecture),
-            "numerics": to_plain(config.numerics),
-            "labels": list(self.task.label_names),
-        }
+        labels = self.task.label_names
+        return describe(config, self.source.architecture, config.numerics, labels)
 
 
 def train_once(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
@@ -325,9 +322,21 @@ def reinit_layers(params: Params, fresh: Params, num_layers: int) -> Params:
 
 
 def saved_description(workdir: epath.Path) -> Plain:
-    """The `config.json` of a run, of any version, as `Setup.description` gives it."""
-    fields = migrate(read_json(workdir / "config.json"))
-    return fields | {"finetune": migrate(fields.get("finetune", {}))}
+    """The `config.json` of a run, of any version, as `describe` gives it."""
+    path = workdir / "config.json"
+    return describe(read_finetune_config(path), *read_model_config(path))
+
+
+def describe(
+    config: FinetuneConfig, architecture: Architecture, numerics: Numerics, labels: tuple[str, ...]
+) -> Plain:
+    """What the `config.json` of a run holds: `read_model_config` finds a model in it."""
+    return {
+        "finetune": config.to_dict(),
+        "model": to_plain(architecture),
+        "numerics": to_plain(numerics),
+        "labels": list(labels),
+    }
 
 
 def free_to_change(config: FinetuneConfig) -> list[str]:
