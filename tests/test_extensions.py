@@ -164,6 +164,12 @@ def test_a_task_from_outside(run, tmp_path):
     assert results["dev"]["metrics"]["share_right"] > 0.9
 
 
+def test_the_guide_shows_these_files():
+    guide = (ROOT / "docs" / "extending.md").read_text()
+    for file in (ROOT / "tests" / "extensions").glob("[!_]*.py"):
+        assert f"```python\n{file.read_text()}```" in guide, file.name
+
+
 def test_rope_depends_on_distances_alone():
     """Scores of a pair of positions are those of another pair as far apart."""
     x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))

@@ -157,7 +157,7 @@ def _add_attention(tasks: Any) -> None:
 def _attention(arguments: argparse.Namespace) -> None:
     page, picture = arguments.output, arguments.output.with_suffix(".png")
     if page.suffix != ".html":
-        raise UserError(f"--output={page}: a name that ends in .html is due")
+        raise UserError(f"--output={page}: the name must end in .html")
 
     from bert_jax.report.attention_maps import MAX_TOKENS, draw_picture, write_page
 

@@ -115,7 +115,7 @@ class TextFile:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise UserError(f"{place}: not JSON ({error}); one object a line is due") from error
+                raise UserError(f"{place}: not JSON ({error}): each line must hold one object") from error
             yield _field(record, self.text_field, place)
 
 

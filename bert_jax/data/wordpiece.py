@@ -208,7 +208,7 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
     try:
         vocab = tuple(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text ({error}); one token a line is due") from error
+        raise UserError(f"{file}: not UTF-8 text ({error}): it must hold one token a line") from error
     config_file = file.parent / CONFIG_FILE
     try:
         config = json.loads(config_file.read_text()) if config_file.exists() else {}
@@ -216,7 +216,7 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
         raise UserError(f"{config_file}: not JSON ({error})") from error
     for name in ("do_lower_case", "tokenize_chinese_chars", "strip_accents"):
         if not isinstance(config, dict) or config.get(name) not in (None, True, False):
-            raise UserError(f"{config_file}: an object is due whose {name} is true or false")
+            raise UserError(f"{config_file}: must be an object whose {name} is true or false")
     configured = config.get("do_lower_case")
     if lowercase is None and configured is None:
         raise UserError(
