@@ -17,7 +17,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeGuard, TypeVar
 
 from bert_jax.errors import UserError
 
@@ -165,7 +165,7 @@ def _types(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def is_group(annotation: Any) -> bool:
+def is_group(annotation: Any) -> TypeGuard[type]:
     """Whether a field of this type is a group of fields."""
     return isinstance(annotation, type) and (
         dataclasses.is_dataclass(annotation) or issubclass(annotation, Choice)

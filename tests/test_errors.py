@@ -285,7 +285,7 @@ SOURCES = {
         "Café\n\nau lait\n".encode("latin-1"),
         r"latin1\.txt, line 1: byte 4 .*not UTF-8",
     ),
-    "plain.jsonl": (b"Fellow citizens.\n", r"plain\.jsonl, line 1: not JSON .*one object a line"),
+    "plain.jsonl": (b"Fellow citizens.\n", r"plain\.jsonl, line 1: not JSON .*each line must hold one object"),
     "number.jsonl": (b'{"text": 5}\n', r"number\.jsonl, line 1: field 'text' is int, not text"),
     "named.txt.gz": (b"Fellow citizens.\n", r"named\.txt\.gz: damaged or cut short"),
     "cut.txt.xz": (

@@ -35,13 +35,14 @@ from bert_jax.parallel.mesh import check_divides, row_devices
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.report.confusion import draw_confusion
 from bert_jax.report.curves import draw_curves
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.storage import read_json, write_json
-from bert_jax.tasks import Task
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
+from bert_jax.tasks.protocol import AnyTask
 from bert_jax.train.checkpoints import Checkpoints, latest_step
 from bert_jax.train.hooks import Evaluate, KeepBest, Log, save
-from bert_jax.train.metrics import MetricsWriter, read_metrics
+from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.optimizers import scale_by_depth
 from bert_jax.train.profiling import Profiler
 from bert_jax.train.program import Program
@@ -89,7 +90,7 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     return True
 
 
-def read_data(config: FinetuneConfig, source: Portable) -> tuple[Task, dict[str, Examples]]:
+def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[str, Examples]]:
     """The task with its labels, and the examples of each split.
 
     Raises:
@@ -135,7 +136,7 @@ class Setup(NamedTuple):
     """
 
     source: Portable
-    task: Task
+    task: AnyTask
     data: Mapping[str, Examples]
     mesh: Mesh
     model: Model
@@ -148,7 +149,7 @@ class Setup(NamedTuple):
         cls,
         config: FinetuneConfig,
         source: Portable,
-        task: Task,
+        task: AnyTask,
         data: Mapping[str, Examples],
     ) -> "Setup":
         """Compiles at the first steps.
@@ -221,8 +222,9 @@ def train_once(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> boo
         MetricsWriter(workdir, done or 0) as writer,
         Profiler(workdir / "profile") as profiler,
     ):
+        progress: dict[str, Any] = {}
         if done is None:
-            state, progress = initial_state(config, setup), {}
+            state = initial_state(config, setup)
             writer.write(0, "baseline", baseline)
         else:
             state, progress = checkpoints.restore(program.abstract_state)
@@ -242,6 +244,7 @@ def train_once(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> boo
             setup.steps,
         )
         if trainer.done < setup.steps:
+            assert trainer.stopped_by is not None  # nothing else ends it early
             signal = trainer.stopped_by.name
             hosts.print_once(f"{signal}: saved at step {trainer.done}; run again to go on")
             return False
@@ -250,7 +253,7 @@ def train_once(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> boo
 
 
 def training_batches(
-    config: FinetuneConfig, wordpiece: WordPiece, task: Task, features: Features, mesh: Mesh
+    config: FinetuneConfig, wordpiece: WordPiece, task: AnyTask, features: Features, mesh: Mesh
 ) -> ExampleBatches:
     """This host's rows of every training batch."""
     sharding = rules.batch_sharding(mesh)

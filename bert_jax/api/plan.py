@@ -172,7 +172,8 @@ def plan_stages(
         with stage.errors():
             if largest_batch:
                 found = list(search(stage.config, topology, num_slices))
-                chosen = max(found, key=lambda plan: plan.tokens_per_second)
+                # Those that fit have an estimate.
+                chosen = max(found, key=lambda plan: plan.tokens_per_second or 0.0)
             else:
                 chosen = plan(stage.config, topology, num_slices)
         yield stage.name, chosen
@@ -219,6 +220,7 @@ def _compile(
 
     print(f"compiling for {name} ...", flush=True)
     start = time.monotonic()
+    result: dict[str, Any]
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -227,14 +229,17 @@ def _compile(
         needed, capacity, excess = found.groups()
         result = {"peak_bytes": _bytes(needed) if needed else _bytes(capacity) + _bytes(excess)}
     else:
-        memory = program.memory_analysis()
+        memory, costs, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
+        assert memory is not None  # the compiler for TPUs says all three
+        assert costs is not None
+        assert text is not None
         result = {
             "argument_bytes": memory.argument_size_in_bytes,
             "temporary_bytes": memory.temp_size_in_bytes,
             "alias_bytes": memory.alias_size_in_bytes,
             "peak_bytes": memory.peak_memory_in_bytes,
-            "compiler_flops": program.cost_analysis()["flops"],
-            "text": program.as_text(),
+            "compiler_flops": costs["flops"],
+            "text": text,
         }
     print(f"compiled in {time.monotonic() - start:.0f} s", flush=True)
     cache.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from bert_jax.data.store import (
 )
 from bert_jax.data.wordpiece import train_wordpiece
 from bert_jax.errors import UserError
+from bert_jax.fields import Plain
 from bert_jax.interop.tokenizer import read_wordpiece
 
 
@@ -60,7 +61,7 @@ def prepare(
       UserError: sources or vocabulary cannot be read, a number is out of range, or `output` holds
         something else, such as a store of other sources or options.
     """
-    workers = os.cpu_count() if workers is None else workers
+    workers = (os.cpu_count() or 1) if workers is None else workers
     check_heldout(heldout)
     check_workers(workers)
     output = epath.Path(output)
@@ -72,6 +73,7 @@ def prepare(
         data_dir=data_dir,
     )
     wordpiece = None
+    vocabulary: Plain
     if vocab is not None:
         wordpiece = read_wordpiece(epath.Path(vocab), lowercase=lowercase)
         vocabulary = {"vocab": wordpiece.vocab_hash}

@@ -24,10 +24,11 @@ from bert_jax.parallel.mesh import check_divides, row_devices
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.flops import peak_flops, pretraining_flops_per_example
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints, latest_step
 from bert_jax.train.hooks import Evaluate, Log, Target, save
-from bert_jax.train.metrics import MetricsWriter, read_metrics
+from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.profiling import Profiler
 from bert_jax.train.program import Program
 from bert_jax.train.schedules import Rate
@@ -80,8 +81,9 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
         if hosts.is_primary():
             claim_workdir(workdir, config.to_dict(), identity(store), store.wordpiece)
     with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
+        progress: dict[str, Any] = {}
         if done is None:
-            state, progress = parts[0].initial_state(config.seed, initial), {}
+            state = parts[0].initial_state(config.seed, initial)
         else:
             state, progress = checkpoints.restore(parts[0].program.abstract_state)
             hosts.print_once(f"resuming at step {done}")

@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from etils import epath
 
@@ -16,7 +16,12 @@ from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
 from bert_jax.inference.text_lines import FORMATS, Line, TextLines
 
 if TYPE_CHECKING:
+    from bert_jax.fields import Plain
     from bert_jax.inference.trained import TrainedBert
+    from bert_jax.tasks.answering.decoding import Prediction
+    from bert_jax.tasks.tagging.plain_text import Entity
+
+T = TypeVar("T")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -122,7 +127,7 @@ def _features(arguments: argparse.Namespace) -> None:
     check_output(arguments.output, arguments.pooling)
     lines, bert = _lines(arguments), _load(arguments)
 
-    def encode(texts: Iterable[Any]) -> Iterator[Any]:
+    def encode(texts: Iterator[Any]) -> Iterator[Any]:
         return bert.encode(texts, arguments.pooling, arguments.layers)
 
     with (
@@ -192,7 +197,7 @@ def _classify(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments), _load(arguments)
     for line, found in _with_results(lines, bert.classify):
         if isinstance(found, float):
-            said = {"score": round(found, 6)}
+            said: Plain = {"score": round(found, 6)}
         else:
             rounded = {label: round(probability, 6) for label, probability in found.items()}
             label = next(iter(rounded))
@@ -218,7 +223,7 @@ def _add_tag(tasks: Any) -> None:
 def _tag(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments), _load(arguments)
 
-    def tag(texts: Iterable[str]) -> Iterator[Any]:
+    def tag(texts: Iterator[str]) -> Iterator[list["Entity"]]:
         return bert.tag(texts, arguments.max_seq_length)
 
     for line, entities in _with_results(lines, tag):
@@ -255,7 +260,7 @@ def _add_answer(tasks: Any) -> None:
 def _answer(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments, pairs=True), _load(arguments)
 
-    def answer(pairs: Iterable[Any]) -> Iterator[Any]:
+    def answer(pairs: Iterator[Any]) -> Iterator["Prediction"]:
         return bert.answer(
             pairs,
             arguments.max_seq_length,
@@ -328,8 +333,8 @@ def _report_skipped(lines: TextLines) -> None:
 
 
 def _with_results(
-    lines: Iterable[Line], stream: Callable[[Iterable[Any]], Iterator[Any]]
-) -> Iterator[tuple[Line, Any]]:
+    lines: Iterable[Line], stream: Callable[[Iterator[Any]], Iterator[T]]
+) -> Iterator[tuple[Line, T]]:
     """Each line with the result of its text, from a stream that reads ahead and keeps the order."""
     waiting: deque[Line] = deque()
 

@@ -12,7 +12,8 @@ from bert_jax.cli import flags
 from bert_jax.data.limits import check_heldout, check_workers
 
 if TYPE_CHECKING:
-    from bert_jax.data.store import Split, Store
+    from bert_jax.data.split import Split
+    from bert_jax.data.store import TokenStore
     from bert_jax.data.wordpiece import WordPiece
 
 _DESCRIPTION = """\
@@ -103,7 +104,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add(
         "--workers",
         type=int,
-        default=os.cpu_count(),
+        default=os.cpu_count() or 1,
         metavar="N",
         help="processes that tokenise (default: %(default)s); any number gives the same store",
     )
@@ -113,7 +114,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _print_summary(store: "Store") -> None:
+def _print_summary(store: "TokenStore") -> None:
     casing = "uncased" if store.wordpiece.lowercase else "cased"
     print(f"vocabulary: {len(store.wordpiece.vocab):,} tokens, {casing}\n")
     columns = "{:10}{:>12}{:>14}{:>16}{:>10}{:>17}"

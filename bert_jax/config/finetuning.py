@@ -16,7 +16,10 @@ from bert_jax.train.run import FinetuningRun
 class FinetuneConfig(FinetuningRun):
     """A fine-tuning run, or one for each of several seeds."""
 
-    task: Task = field(ClassificationTask(), "what to learn from which examples")
+    # The class alone: `build` reads the annotation, and knows no type parameters.
+    task: Task = field(  # type: ignore[type-arg]
+        ClassificationTask(), "what to learn from which examples"
+    )
     numerics: Numerics = field(Numerics(), "how the model is computed")
     optimizer: Optimizer = field(AdamW(), "how to learn it")
     mesh: Layout = field(Layout(), "how it is laid out over devices")

@@ -200,7 +200,7 @@ class _Override(NamedTuple):
     def place(self, cls: type, fields: ConfigDict) -> None:
         """Gives the field its default where the recipe does not set it."""
         *_, last = self.walk(cls, fields)
-        if last.name not in last.fields and last.name != "name":
+        if last.name not in last.fields and not last.is_kind:
             last.fields[last.name] = _default(last.cls, last.name)
 
 
@@ -211,6 +211,11 @@ class _Place(NamedTuple):
     fields: ConfigDict
     name: str
     path: str
+
+    @property
+    def is_kind(self) -> bool:
+        """Whether it is the name of a `Choice`'s kind, and no field that happens to be a name."""
+        return self.name == "name" and issubclass(self.cls, Choice)
 
 
 def _is_group(path: str, known: Sequence[str]) -> UserError:
@@ -228,6 +233,8 @@ def _phase(fields: ConfigDict, part: str) -> ConfigDict:
 def _choose_kind(cls: type, fields: ConfigDict, override: _Override) -> None:
     """Sets the kind of a `Choice` and drops the fields that it has not."""
     *_, last = override.walk(cls, fields)
+    if not issubclass(last.cls, Choice):
+        return  # a field of another group that happens to be called "name"
     kind = last.cls.family().kind(override.value or "", f"{last.path}.name")
     last.fields.name = override.value
     for name in list(last.fields):

@@ -50,6 +50,7 @@ def _rows(
             continue
         if is_group(annotation):
             families[annotation] = None
+            assert isinstance(declared.default, Choice)
             kind = f"`{declared.default.called()}`"
             yield (
                 f"{prefix}{name}.name",

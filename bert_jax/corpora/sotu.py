@@ -10,13 +10,15 @@ and then `bert-jax prepare tfds:sotu --data-dir ...` reads it like any other dat
 
 import json
 import lzma
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
 
-class Sotu(tfds.core.GeneratorBasedBuilder):
+class Sotu(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]  # TFDS has no types
     """249 addresses in one split, `train`; features: id, year, president and text."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -35,11 +37,11 @@ class Sotu(tfds.core.GeneratorBasedBuilder):
             homepage="https://www.presidency.ucsb.edu/",
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: object) -> dict[str, Iterator[tuple[str, Any]]]:
         del dl_manager  # nothing to download: the text comes with the package
         return {"train": self._generate_examples(epath.resource_path("bert_jax") / "corpora")}
 
-    def _generate_examples(self, directory: epath.Path):
+    def _generate_examples(self, directory: epath.Path) -> Iterator[tuple[str, Any]]:
         with lzma.open(directory / "sotu.jsonl.xz", "rt", encoding="utf-8") as lines:
             for example in map(json.loads, lines):
                 yield example["id"], example

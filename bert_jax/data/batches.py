@@ -258,7 +258,17 @@ def _dataset(batches: Steps, start_step: int, stop_step: int) -> Iterable[Batch]
 
 
 @njit(nogil=True, cache=True)
-def _gather(rows, epoch, special_ids, tokens, spans, label, row_offsets, row_examples, batch):
+def _gather(
+    rows: np.ndarray,
+    epoch: int,
+    special_ids: tuple[int, int],
+    tokens: np.ndarray,
+    spans: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    label: np.ndarray,
+    row_offsets: np.ndarray,
+    row_examples: np.ndarray,
+    batch: tuple[np.ndarray, ...],
+) -> None:
     """Writes row rows[i] of the plan into row i of the batch; leaves it alone where rows[i] < 0."""
     cls_id, sep_id = special_ids
     a_start, a_length, b_start, b_length = spans

@@ -14,8 +14,9 @@ import json
 import logging
 import lzma
 import re
+import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Protocol
 
@@ -25,12 +26,17 @@ from bert_jax.errors import UserError
 from bert_jax.fields import import_object
 from bert_jax.storage import files_below, is_remote
 
-try:
+if sys.version_info >= (3, 14):
     from compression import zstd
-except ImportError:  # Python before 3.14
+else:
     from backports import zstd
 
-_DECOMPRESS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": zstd.open}
+_DECOMPRESS: dict[str, Callable[[BinaryIO], Iterable[bytes]]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": zstd.open,
+}
 _FORMATS = (".txt", ".jsonl")
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # MODULE:NAME
 _DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
@@ -54,6 +60,17 @@ class Source(Protocol):
         Args:
           advance: to be called with what has been read since the last call.
         """
+
+
+class TfdsExamples(Protocol):
+    """The examples of a split of TensorFlow Datasets, which are read one by one."""
+
+    @property
+    def dataset_info(self) -> Any:
+        """The `DatasetInfo` of the dataset."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +132,9 @@ class TextFile:
             try:
                 record = json.loads(line)
             except ValueError as error:
-                raise UserError(f"{place}: not JSON ({error}): each line must hold one object") from error
+                raise UserError(
+                    f"{place}: not JSON ({error}): each line must hold one object"
+                ) from error
             yield _field(record, self.text_field, place)
 
 
@@ -130,7 +149,7 @@ class TfdsSplit:
     data_dir: str | None
 
     @functools.cached_property
-    def _examples(self) -> Sequence[Mapping[str, Any]]:
+    def _examples(self) -> TfdsExamples:
         return tfds_examples(self.name, self.split, self.data_dir)
 
     @property
@@ -177,7 +196,7 @@ def find_sources(
       UserError: A name leads to no file, or to one of another format.
     """
 
-    def text_file(path, name):
+    def text_file(path: epath.Path, name: str) -> TextFile:
         return TextFile(path, name, text_field, document_per_file, unwrap)
 
     sources: list[Source] = []
@@ -193,8 +212,8 @@ def find_sources(
                 raise UserError(f"{name}: no such corpus in the package; there is corpus:sotu")
             sources.append(TextFile(path, name, "text", False, unwrap))
         elif _OWN.fullmatch(name) and not epath.Path(name).exists():
-            found = import_object(name, "SOURCE")
-            sources.append(found() if callable(found) else found)
+            own = import_object(name, "SOURCE")
+            sources.append(own() if callable(own) else own)
         else:
             sources += [text_file(path, label) for path, label in _find_files(name)]
     return sources
@@ -253,7 +272,7 @@ def dataset_and_split(name: str) -> tuple[str, str] | None:
     return match and (match[1], match[2] or "train")
 
 
-def tfds_examples(name: str, split: str, data_dir: str | None) -> Sequence[Mapping[str, Any]]:
+def tfds_examples(name: str, split: str, data_dir: str | None) -> TfdsExamples:
     """The examples of a dataset that TFDS has as ArrayRecord, read without TensorFlow.
 
     Raises:

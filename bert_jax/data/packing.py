@@ -53,8 +53,9 @@ def pack(lengths: Sequence[int], row_lengths: Sequence[int]) -> dict[int, list[l
     Returns:
       Of each row length the rows, each the indices of its texts.
     """
-    rows = {length: [] for length in row_lengths}
-    open_rows = defaultdict(list)  # by free tokens: rows, each with its number of free slots
+    rows: dict[int, list[list[int]]] = {length: [] for length in row_lengths}
+    # By free tokens: rows, each with its number of free slots.
+    open_rows: defaultdict[int, list[tuple[list[int], int]]] = defaultdict(list)
     free_sizes = 0  # bit n is set where a row with n free tokens is open
     for example in sorted(range(len(lengths)), key=lambda example: -lengths[example]):
         length = lengths[example]

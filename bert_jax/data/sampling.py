@@ -181,7 +181,6 @@ def plan_epoch(
             "pairs='sop' needs documents of at least two sentences, but there is none: "
             "set pairs to 'nsp' or 'none'"
         )
-    spans = tuple(array[:n] for array in spans)
 
     row_examples = _permutation(_stream(seed, epoch, _EXAMPLE_ORDER), n)
     row_offsets = np.arange(n + 1)
@@ -193,10 +192,18 @@ def plan_epoch(
         row_order = _permutation(_stream(seed, epoch, _ROW_ORDER), len(counts))
         row_offsets = np.append(0, np.cumsum(counts[row_order]))
         row_examples = _group_by_row(row_examples, row, counts, row_order, row_offsets)
-    return Plan(*spans, row_offsets, row_examples)
+    return Plan(
+        a_start[:n],
+        a_length[:n],
+        b_start[:n],
+        b_length[:n],
+        label[:n],
+        row_offsets,
+        row_examples,
+    )
 
 
-def _without_empty(sentences, documents):
+def _without_empty(sentences: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Drops empty sentences and the documents that are left without one."""
     if _strictly_increasing(sentences) and _strictly_increasing(documents):
         return sentences, documents
@@ -216,7 +223,7 @@ def _strictly_increasing(offsets):
 # mixed signed and unsigned operands into floats, hence the uint64 constants.
 
 
-def _stream(seed, epoch, purpose):
+def _stream(seed: int, epoch: int, purpose: int) -> np.ndarray:
     state = np.array([seed % 2**64], np.uint64)
     for value in (epoch, purpose):
         state[0] = _fold(state[0], value)

@@ -69,13 +69,16 @@ def _ends_sentence(line: str, start: int, boundary: re.Match[str]) -> bool:
     if not boundary["space"]:
         return False  # 3.5, example.com
     match = _WORD_AFTER.match(line, boundary.end(), boundary.end() + 2 * _LONGEST_WORD)
+    assert match is not None  # both patterns match anywhere, if only an empty string
     following = match[1]
     if not following or following[0].islower():
         return False
     if boundary["mark"] != ".":
         return True
     before = line[max(start, boundary.start() - _LONGEST_WORD) : boundary.start()]
-    word = _WORD_BEFORE.search(before)[0].lower()
+    last = _WORD_BEFORE.search(before)
+    assert last is not None
+    word = last[0].lower()
     if word.isdigit() and before.strip(" \t([") == word:
         return False  # "1. Agriculture" opens an item of a list
     if word in _NEVER or (word in _BEFORE_NUMBER and following[0].isdigit()):

@@ -21,7 +21,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -395,8 +395,8 @@ class _Encoder:
 
     def __call__(self, texts: list[str]) -> _EncodedChunk:
         tokens = {split: [np.empty(0, self.dtype)] for split in SPLITS}
-        sentence_lengths = {split: [] for split in SPLITS}
-        document_lengths = {split: [] for split in SPLITS}
+        sentence_lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+        document_lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
         num_empty = 0
         for text in texts:
             split = "heldout" if document_hash(text) < self.heldout_bound else "train"
@@ -438,7 +438,7 @@ def _encode(
     with ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)
     ) as pool:
-        pending = deque()
+        pending: deque[Future[_EncodedChunk]] = deque()
         try:
             for chunk in chunks:
                 pending.append(pool.submit(_encode_in_worker, chunk))
@@ -459,8 +459,12 @@ def _start_worker(encoder: _Encoder) -> None:
     global _worker_encoder
     _worker_encoder = encoder
 
-    def exit_with_parent():  # a killed parent does not close the queue that the pool waits on
-        multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+
+    # A killed parent does not close the queue that the pool waits on.
+    def exit_with_parent() -> None:
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=exit_with_parent, daemon=True).start()
@@ -476,7 +480,7 @@ class _SplitWriter:
     def __init__(self, directory: pathlib.Path, split: str, encoder: _Encoder):
         (directory / split).mkdir()
         self._directory, self._split = directory, split
-        self._files = {}
+        self._files: dict[str, _HashedFile] = {}
         self.counts = {"documents": 0, "sentences": 0, "tokens": 0}
         self._token_counts = np.zeros(len(encoder.wordpiece.vocab), _OFFSET)
         for name in ("tokens", "sentences", "documents"):

@@ -113,7 +113,7 @@ class PremaskedSplit:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def read(self, examples: Sequence[int]) -> dict[str, np.ndarray]:
+    def read(self, examples: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
         """Examples by their number in the split.
 
         Returns:
@@ -293,8 +293,8 @@ def open_premasked(path: epath.PathLike) -> PremaskedStore:
             "keep documents apart in files named heldout*"
         )
     fingerprint = hashlib.sha256(wordpiece.vocab_hash.encode())
-    fingerprint.update(records.checksums)
-    fingerprint.update(is_heldout)
+    fingerprint.update(records.checksums.data)
+    fingerprint.update(is_heldout.data)
     return PremaskedStore(
         path,
         wordpiece,
@@ -304,7 +304,7 @@ def open_premasked(path: epath.PathLike) -> PremaskedStore:
     )
 
 
-def _record_files(path):
+def _record_files(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(f for f in path.iterdir() if RECORD_FILE.fullmatch(f.name) and f.is_file())
 
 
@@ -354,7 +354,7 @@ class _Records:
         file, index = self._locate(number)
         return f"{self.files[file]}: record {index + 1}"
 
-    def _locate(self, number):
+    def _locate(self, number: int) -> tuple[int, int]:
         file = bisect.bisect_right(self._first_numbers, number) - 1
         return file, number - self._first_numbers[file]
 

@@ -52,7 +52,7 @@ class WordPiece:
     tokenize_chinese_chars: bool = True
     strip_accents: bool | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if missing := [token for token in SPECIAL_TOKENS if token not in self.vocab]:
             raise UserError(f"vocabulary: {', '.join(missing)} missing; is this a BERT vocabulary?")
         if len(self._ids) != len(self.vocab):
@@ -208,7 +208,9 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
     try:
         vocab = tuple(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text ({error}): it must hold one token a line") from error
+        raise UserError(
+            f"{file}: not UTF-8 text ({error}): it must hold one token a line"
+        ) from error
     config_file = file.parent / CONFIG_FILE
     try:
         config = json.loads(config_file.read_text()) if config_file.exists() else {}
@@ -217,8 +219,9 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
     for name in ("do_lower_case", "tokenize_chinese_chars", "strip_accents"):
         if not isinstance(config, dict) or config.get(name) not in (None, True, False):
             raise UserError(f"{config_file}: must be an object whose {name} is true or false")
-    configured = config.get("do_lower_case")
-    if lowercase is None and configured is None:
+    configured: bool | None = config.get("do_lower_case")
+    uncased = configured if lowercase is None else lowercase
+    if uncased is None:
         raise UserError(
             f"{file}: cased or not? No {CONFIG_FILE} beside it says; pass --cased or --uncased"
         )
@@ -227,7 +230,7 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
     try:
         return WordPiece(
             vocab,
-            lowercase=configured if lowercase is None else lowercase,
+            lowercase=uncased,
             tokenize_chinese_chars=config.get("tokenize_chinese_chars") is not False,
             strip_accents=config.get("strip_accents"),
         )
@@ -282,17 +285,17 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool = 
         iter(lambda: " ".join(itertools.islice(repeated, 1000)), ""), trainer
     )
     ids = tokenizer.get_vocab()
-    return WordPiece(tuple(sorted(ids, key=ids.get)), lowercase)
+    return WordPiece(tuple(sorted(ids, key=ids.__getitem__)), lowercase)
 
 
 def _count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
     empty = WordPiece(SPECIAL_TOKENS, lowercase)
-    pieces = Counter()
+    pieces: Counter[str] = Counter()
     for text in texts:
         pieces.update(empty._cut.findall(text))
         if len(pieces) > _MAX_COUNTED_PIECES:
             pieces = Counter({piece: n for piece, n in pieces.items() if n > 1})
-    words = Counter()
+    words: Counter[str] = Counter()
     for piece, n in pieces.items():
         normal = empty._tokenizer.normalizer.normalize_str(piece)
         for word, _ in empty._tokenizer.pre_tokenizer.pre_tokenize_str(normal):
@@ -302,14 +305,15 @@ def _count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
 
 def _alphabet(words: Counter[str], vocab_size: int) -> list[str]:
     """Characters of `words`, each followed by its '##' form where it was seen inside a word."""
-    first, inside = Counter(), Counter()
+    first: Counter[str] = Counter()
+    inside: Counter[str] = Counter()
     for word, n in words.items():
         first[word[0]] += n
         for character in word[1:]:
             inside[character] += n
     counts = first + inside
     rarest = _RAREST_CHARACTER * counts.total()
-    alphabet = []
+    alphabet: list[str] = []
     for character in sorted(counts, key=lambda c: (-counts[c], c)):
         pieces = [character, f"##{character}"] if character in inside else [character]
         if counts[character] < rarest or len(alphabet) + len(pieces) > vocab_size // 2:

@@ -14,9 +14,9 @@ from bert_jax.model.parameters import Params
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.mesh import row_devices
-from bert_jax.tasks import Task
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
+from bert_jax.tasks.protocol import AnyTask
 from bert_jax.train.metrics import add_sums, means
 from bert_jax.train.program import loader
 from bert_jax.train.step import Metrics, count_positions
@@ -42,7 +42,7 @@ class TaskScores:
 
     def __init__(
         self,
-        task: Task,
+        task: AnyTask,
         data: Examples,
         model: Model,
         numerics: Numerics,

@@ -59,12 +59,12 @@ def attention_probabilities(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _softmax(scores, dtype):
+def _softmax(scores: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Softmax over axis -2 of fp32 scores, in `dtype`; the gradient is computed in fp32."""
     return _forward(scores, dtype)[0]
 
 
-def _forward(scores, dtype):
+def _forward(scores: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     # Kept for the backward pass in `dtype`: in fp32 they would be the largest thing that a layer
     # keeps. The sum is over what is kept, so the probabilities sum to 1.
     exponentials = jnp.exp(scores - jnp.max(scores, axis=-2, keepdims=True)).astype(dtype)
@@ -72,7 +72,9 @@ def _forward(scores, dtype):
     return (exponentials * scale).astype(dtype), (exponentials, scale)
 
 
-def _backward(dtype, residuals, gradient):
+def _backward(
+    dtype: jnp.dtype, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array]:
     exponentials, scale = residuals
     probabilities = exponentials * scale
     weighted = probabilities * gradient
@@ -106,13 +108,19 @@ def splash_attention(
         q_seq_shards=1,
         interpret=interpret,
         block_sizes=splash.BlockSizes(
-            **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
-            **dict.fromkeys(("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute"), block),
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
             use_fused_bwd_kernel=True,
         ),
     )
 
-    def row(query, key, value, segment_ids):
+    def row(
+        query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array
+    ) -> jax.Array:
         return kernel(query, key, value, splash.SegmentIds(segment_ids, segment_ids))
 
     query, key, value = (x.swapaxes(1, 2) for x in (query * head_dim**-0.5, key, value))

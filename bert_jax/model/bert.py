@@ -116,7 +116,7 @@ class Encoder(nnx.Module):
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
         unroll = 1 if scan else self.num_layers
         last, outputs = jax.lax.scan(layer, hidden, (params, keys), unroll=unroll)
-        return jnp.concatenate([hidden[None], outputs]) if all_layers else last
+        return last if outputs is None else jnp.concatenate([hidden[None], outputs])
 
 
 class Bert(nnx.Module):

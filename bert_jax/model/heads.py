@@ -27,12 +27,18 @@ Sums = dict[str, jax.Array]
 class Rows(Protocol):
     """Examples in rows, as `bert_jax.data.packing.Batch` holds them."""
 
-    rows: dict[str, np.ndarray]
-    examples: np.ndarray
-    row: np.ndarray
-    slot: np.ndarray
-    start: np.ndarray
-    stop: np.ndarray
+    @property
+    def rows(self) -> dict[str, np.ndarray]: ...
+    @property
+    def examples(self) -> np.ndarray: ...
+    @property
+    def row(self) -> np.ndarray: ...
+    @property
+    def slot(self) -> np.ndarray: ...
+    @property
+    def start(self) -> np.ndarray: ...
+    @property
+    def stop(self) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ class MaskedLmModule(nnx.Module):
         )
         in_vocabulary = jnp.arange(tables.shape[1]) < self.vocab_size
         # Added and not selected: one vector instead of a pass over all logits and their gradient.
-        logits += jnp.where(in_vocabulary, self.bias, IMPOSSIBLE)
+        logits += jnp.where(in_vocabulary, self.bias[...], IMPOSSIBLE)
         return logits.reshape(*hidden.shape[:-1], -1)
 
 

@@ -22,11 +22,15 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     return found.reshape(*ids.shape, -1).astype(jnp.float32)
 
 
-def _lookup_forward(table, ids):
+def _lookup_forward(
+    table: jax.Array, ids: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return lookup(table, ids), (table, ids)
 
 
-def _lookup_backward(residuals, gradient):
+def _lookup_backward(
+    residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, None]:
     table, ids = residuals
     zeros = jnp.zeros((math.prod(table.shape[:-2]), *table.shape[-2:]), jnp.float32)
     ids = ids.reshape(len(zeros), -1)

@@ -7,6 +7,8 @@ that differ between devices, microbatches and steps weigh as they should.
 import jax
 import jax.numpy as jnp
 
+_Residuals = tuple[jax.Array, jax.Array, jax.Array]  # logits, labels, log of the total
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> dict[str, jax.Array]:
     """Softmax cross-entropy in nats and accuracy, summed over all weighted positions.
@@ -31,12 +33,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
 
 
 @jax.custom_vjp
-def _nats_and_correct(logits, labels):
+def _nats_and_correct(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Of each position: its cross-entropy, and whether no other class scores higher."""
     return _forward(logits, labels)[0]
 
 
-def _forward(logits, labels):
+def _forward(
+    logits: jax.Array, labels: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], _Residuals]:
     # The label's logit is gathered and its gradient written out below: the gradient of a gather is
     # a scatter, and a masked sum would be one more pass over all logits.
     label_logits = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
@@ -45,7 +49,9 @@ def _forward(logits, labels):
     return (log_total - label_logits, label_logits >= highest), (logits, labels, log_total)
 
 
-def _backward(residuals, gradients):
+def _backward(
+    residuals: _Residuals, gradients: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, None]:
     logits, labels, log_total = residuals
     is_label = jnp.arange(logits.shape[-1]) == labels[..., None]
     probabilities = jnp.exp(logits - log_total[..., None])

@@ -64,6 +64,7 @@ class Learned(PositionEncoding, name="learned"):
     def vectors(
         self, table: nnx.Module | None, position_ids: jax.Array, architecture: Architecture
     ) -> jax.Array:
+        assert isinstance(table, nnx.Embed)  # as `make_table` made it
         return lookup(table.embedding[...], position_ids)
 
 

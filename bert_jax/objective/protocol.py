@@ -15,13 +15,11 @@ Sums = dict[str, jax.Array]
 
 
 class BoundObjective(Protocol):
-    """What to learn from a batch, for one model.
+    """What to learn from a batch, for one model."""
 
-    Attributes:
-      heads: names of its losses.
-    """
-
-    heads: tuple[str, ...]
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Names of its losses."""
 
     def prepare(self, batch: Batch) -> Batch:
         """Completes a global batch (masks, labels) before it is split into microbatches."""

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -196,7 +196,8 @@ def local_rows(sharding: Sharding, num_rows: int) -> np.ndarray:
       UserError: two processes share some rows, but not all of theirs.
     """
     held: dict[int, set[int]] = {}
-    for device, index in sharding.devices_indices_map((num_rows,)).items():
+    rows_of: Mapping[jax.Device, tuple[slice, ...]] = sharding.devices_indices_map((num_rows,))
+    for device, index in rows_of.items():
         held.setdefault(device.process_index, set()).update(range(num_rows)[index[0]])
     if sum(map(len, {frozenset(rows) for rows in held.values()})) != num_rows:
         raise UserError(

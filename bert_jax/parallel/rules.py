@@ -33,7 +33,7 @@ LANES = 128
 
 def spec(names: tuple[str | None, ...], keep: tuple[str, ...] = AXES) -> P:
     """The PartitionSpec of an array whose axes bear these names, split over mesh axes in `keep`."""
-    kept = ([axis for axis in RULES.get(name, ()) if axis in keep] for name in names)
+    kept = ([axis for axis in RULES.get(name or "", ()) if axis in keep] for name in names)
     return P(*(tuple(axes) or None for axes in kept))
 
 

@@ -47,8 +47,8 @@ def write_page(
     }
     # A text may hold "</script>", which would end the element that holds the data.
     text = json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")
-    page = importlib.resources.files("bert_jax.report").joinpath("attention_maps.html")
-    page = page.read_text(encoding="utf-8").replace("{{data}}", text)
+    template = importlib.resources.files("bert_jax.report").joinpath("attention_maps.html")
+    page = template.read_text(encoding="utf-8").replace("{{data}}", text)
     epath.Path(path).write_text(page, encoding="utf-8")
 
 

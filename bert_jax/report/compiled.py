@@ -96,7 +96,7 @@ def cycles_by_kind(text: str) -> dict[str, int]:
     gradients), "copies", and "elementwise" for the rest.
     """
     program = _parse(text)
-    kinds = collections.Counter()
+    kinds: collections.Counter[str] = collections.Counter()
     for operation, times in program.executed():
         if cycles := times * operation.cycles:
             kinds[_kind(operation, list(program.fused(operation)))] += cycles
@@ -106,7 +106,7 @@ def cycles_by_kind(text: str) -> dict[str, int]:
 def collectives(text: str) -> list[Collective]:
     """The collectives of a step by kind and dtype, most bytes first."""
     program = _parse(text)
-    found = {}
+    found: dict[tuple[str, str, tuple[tuple[str, int], ...]], int] = {}
     for outer, times in program.executed():
         for operation in program.fused(outer):
             kind, shape = operation.opcode.removesuffix("-done"), operation.shape
@@ -130,11 +130,12 @@ def collectives(text: str) -> list[Collective]:
             if is_scatter or outer is operation:
                 channel = outer.name
             found.setdefault((kind, channel, tuple(sizes.items())), times)
-    counts, total = collections.Counter(), collections.Counter()
-    for (kind, _, sizes), times in found.items():
-        dtype = max(sizes, key=lambda item: item[1])[0]
+    counts: collections.Counter[tuple[str, str]] = collections.Counter()
+    total: collections.Counter[tuple[str, str]] = collections.Counter()
+    for (kind, _, by_dtype), times in found.items():
+        dtype = max(by_dtype, key=lambda item: item[1])[0]
         counts[kind, dtype] += times
-        total[kind, dtype] += times * sum(size for _, size in sizes)
+        total[kind, dtype] += times * sum(size for _, size in by_dtype)
     return [Collective(*key, counts[key], size) for key, size in total.most_common()]
 
 
@@ -149,7 +150,7 @@ class _Program:
     def executed(self) -> Iterator[tuple[_Operation, int]]:
         """Every scheduled operation with the number of times that a step runs it."""
 
-        def walk(computation, times):
+        def walk(computation: str, times: int) -> Iterator[tuple[_Operation, int]]:
             for operation in self.computations[computation]:
                 yield operation, times
                 if operation.opcode == "while":
@@ -195,7 +196,9 @@ def _integer(constant: _Operation) -> int:
 
 @functools.lru_cache(maxsize=2)
 def _parse(text: str) -> _Program:
-    computations, operations, entry = {}, {}, ""
+    computations: dict[str, list[_Operation]] = {}
+    operations: dict[str, _Operation] = {}
+    entry = ""
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             body = computations[header[2]] = []
@@ -226,7 +229,7 @@ def _kind(operation: _Operation, inside: list[_Operation]) -> str:
 
 def _bytes_by_dtype(shape: str) -> collections.Counter[str]:
     """Bytes of the arrays in a shape or tuple of shapes; tiles' padding does not count."""
-    sizes = collections.Counter()
+    sizes: collections.Counter[str] = collections.Counter()
     for dtype, dimensions in _ARRAY.findall(shape):
         bits = int(found[0]) if (found := re.search(r"\d+", dtype)) else 8  # pred
         elements = math.prod(int(dimension) for dimension in dimensions.split(",") if dimension)

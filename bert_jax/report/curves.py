@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Line = Mapping[str, Any]
@@ -75,7 +76,10 @@ _BASELINE_NAMES = {
 }
 
 
-def _draw_run(axis, lines: Sequence[Line], metric: str, scale: float, color: str, name: str):
+def _draw_run(
+    axis: Axes, lines: Sequence[Line], metric: str, scale: float, color: str, name: str
+) -> None:
+    style: dict[str, Any]
     for split, style in (
         ("train", {"alpha": 0.45, "linewidth": 1}),
         ("heldout", {"marker": "o", "markersize": 3.5, "linewidth": 1.6}),

@@ -81,28 +81,38 @@ class Plan:
     @property
     def step_seconds(self) -> float | None:
         """Estimate: the program's cycles at the chip's clock rate."""
-        return self.program and self.program.cycles / self.chip.clock
+        return self._step_seconds(self.program) if self.program else None
 
     @property
     def mfu(self) -> float | None:
         """Estimate: `flops` in `step_seconds` as a share of the devices' peak."""
-        return self.program and self.flops / self._peak_flops / self.step_seconds
+        return self._mfu(self.program) if self.program else None
 
     @property
     def tokens_per_second(self) -> float | None:
         """Estimate: of all devices, padding included."""
-        return self.program and self.batch_size * self.max_seq_length / self.step_seconds
+        return self._tokens_per_second(self.program) if self.program else None
 
     def input_rates(self) -> dict[str, float]:
         """Rows a second that each host must deliver, at the estimate and at half the peak."""
         rates = {"at 50 % MFU": self.batch_size / (self.flops / self._peak_flops / 0.5)}
         if self.program:
-            rates = {"at the estimated step time": self.batch_size / self.step_seconds} | rates
+            seconds = self._step_seconds(self.program)
+            rates = {"at the estimated step time": self.batch_size / seconds} | rates
         return {when: rate / self.num_hosts for when, rate in rates.items()}
 
     @property
     def _peak_flops(self) -> float:
         return self.num_devices * self.chip.peak_flops
+
+    def _step_seconds(self, program: Program) -> float:
+        return program.cycles / self.chip.clock
+
+    def _mfu(self, program: Program) -> float:
+        return self.flops / self._peak_flops / self._step_seconds(program)
+
+    def _tokens_per_second(self, program: Program) -> float:
+        return self.batch_size * self.max_seq_length / self._step_seconds(program)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: every field, and what follows from them."""
@@ -138,9 +148,9 @@ class Plan:
             lines += [
                 _line("by the compiler", flops, "GFLOP" + once),
                 "",
-                *self._estimate(),
+                *self._estimate(self.program),
                 "",
-                *self._collectives(),
+                *_collectives(self.program),
             ]
         lines += ["", f"{'input of a host':<32}{'rows/s':>10}{'tokens/s':>14}"]
         for when, rate in self.input_rates().items():
@@ -164,16 +174,15 @@ class Plan:
             ]
         return [*lines, _line("peak", peak, f"GiB: {left}", digits=3)]
 
-    def _estimate(self) -> list[str]:
-        program = self.program
+    def _estimate(self, program: Program) -> list[str]:
         clock = f"ms at {self.chip.clock / 1e9:.2f} GHz"
         lines = [
             "estimate, nothing was run: random bits of rbg, sorts, Pallas kernels, copies beside",
             "computation and waiting for other devices count nothing, so a run is slower",
             _line("cycles", program.cycles / 1e6, "M", digits=2),
-            _line("step time", 1e3 * self.step_seconds, clock, digits=2),
-            _line("MFU", 100 * self.mfu, "%", digits=1),
-            _line("tokens/s, all devices", self.tokens_per_second, ""),
+            _line("step time", 1e3 * self._step_seconds(program), clock, digits=2),
+            _line("MFU", 100 * self._mfu(program), "%", digits=1),
+            _line("tokens/s, all devices", self._tokens_per_second(program), ""),
             "  of the cycles",
         ]
         for kind, cycles in program.cycles_by_kind.items():
@@ -181,13 +190,14 @@ class Plan:
             lines.append(_line(f"  {kind}", cycles / 1e6, share, digits=2))
         return lines
 
-    def _collectives(self) -> list[str]:
-        lines = [f"{'collectives of a step':<28}{'dtype':>6}{'count':>8}{'MB':>12}"]
-        for found in self.program.collectives:
-            lines.append(
-                f"  {found.kind:<26}{found.dtype:>6}{found.count:>8,}{found.bytes / 1e6:>12,.3f}"
-            )
-        return lines if self.program.collectives else ["no collectives"]
+
+def _collectives(program: Program) -> list[str]:
+    lines = [f"{'collectives of a step':<28}{'dtype':>6}{'count':>8}{'MB':>12}"]
+    for found in program.collectives:
+        lines.append(
+            f"  {found.kind:<26}{found.dtype:>6}{found.count:>8,}{found.bytes / 1e6:>12,.3f}"
+        )
+    return lines if program.collectives else ["no collectives"]
 
 
 def _line(name: str, value: float, unit: str, digits: int = 0) -> str:

@@ -11,14 +11,9 @@ from etils import epath
 
 from bert_jax.model.parameters import Params
 from bert_jax.parallel.hosts import print_once
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.checkpoints import Checkpoints
-from bert_jax.train.metrics import (
-    MetricsWriter,
-    format_seconds,
-    means,
-    progress_line,
-    read_metrics,
-)
+from bert_jax.train.metrics import MetricsWriter, format_seconds, means, progress_line
 from bert_jax.train.trainer import Trainer
 
 Scores = Mapping[str, float]

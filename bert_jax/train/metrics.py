@@ -95,7 +95,7 @@ class MetricsWriter:
 class Stopwatch:
     """Speed since the last reading."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._since = time.monotonic()
         self._waited = 0.0
         self._sums: Sums = {}

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Choice, field
-from bert_jax.model.parameters import Axes, is_stacked, path_of
+from bert_jax.model.parameters import Axes, Params, is_stacked, path_of
 from bert_jax.train.schedules import Linear, Schedule
 
 
@@ -161,11 +161,13 @@ def _trust_ratio(axes: Axes) -> Any:
 
 
 def _scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    def init(params):
+    def init(params: Params) -> optax.ScaleByAdamState:
         zeros = jax.tree.map(jnp.zeros_like, params)
         return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=zeros, nu=zeros)
 
-    def update(gradients, state, params=None):
+    def update(
+        gradients: Params, state: optax.ScaleByAdamState, params: Params | None = None
+    ) -> tuple[Params, optax.ScaleByAdamState]:
         del params
         mu = optax.tree.update_moment(gradients, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(gradients, state.nu, b2, 2)

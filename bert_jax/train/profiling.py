@@ -24,7 +24,7 @@ class Profiler:
         self._directory = directory / "plugins" / "profile" / "latest"
         self._requested = False
         self._last_step: int | None = None  # of the trace that is being taken
-        self._local: tempfile.TemporaryDirectory | None = None
+        self._local: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> "Profiler":
         if threading.current_thread() is threading.main_thread():
@@ -59,6 +59,7 @@ class Profiler:
         self._requested = True
 
     def _stop(self) -> None:
+        assert self._local is not None  # a trace is being taken
         jax.profiler.stop_trace()
         self._last_step = None
         self._directory.mkdir(parents=True, exist_ok=True)

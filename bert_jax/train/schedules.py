@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from bert_jax.fields import POSITIVE, Choice, field
 
-Rate = Callable[[jax.Array], jax.Array]  # int32 step (0 is the first) -> fp32 rate
+# int32 step (0 is the first), perhaps more that a step passes on -> fp32 rate
+Rate = Callable[..., jax.Array]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ step knows gradients, accumulation and the optimizer, and is the same for every 
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +61,7 @@ def make_train_step(
         def loss(params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
             sums = objective.sums(params, batch, key)
             losses = [sums[f"{head}_loss"] / jnp.maximum(counts[head], 1) for head in counts]
-            return sum(losses), sums
+            return cast(jax.Array, sum(losses)), sums  # 0 only if there were no head
 
         def gradients_and_sums(index: Any, microbatch: Batch) -> tuple[Params, Metrics]:
             key = None if step_key is None else jax.random.fold_in(step_key, index)
