@@ -12,7 +12,7 @@ from bert_jax.model.dropout import dropout
 # Computes attention as `attention` below does, perhaps with another kernel.
 Attend = Callable[..., jax.Array]
 
-SPLASH_MULTIPLE = 128  # of tokens, in a row and in a block of the kernel
+SPLASH_MULTIPLE = 128  # row lengths and kernel blocks are multiples of it
 
 
 def attention(
@@ -24,10 +24,10 @@ def attention(
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """Attends from every position to the positions that bear the same segment id.
+    """Attends from every position to the positions with the same segment id.
 
     Several examples can share a row: their segment ids differ, so attention is block-diagonal.
-    Padding has an id of its own (0) and attends to itself; no row of the mask is ever empty.
+    Padding has segment id 0 and attends to itself, so no row of the mask is empty.
 
     Args:
       query, key, value: [batch, length, heads, head_dim] in the compute dtype.
@@ -48,9 +48,9 @@ def attention(
 def attention_probabilities(
     query: jax.Array, key: jax.Array, segment_ids: jax.Array, dtype: jnp.dtype
 ) -> jax.Array:
-    """[batch, heads, key, query] in `dtype`: how much each query takes of each key."""
-    # Scores lie as [.., key, query]: softmax reduces over the sublanes of a TPU then, not over its
-    # lanes, and dropout finds its bits in the layout in which they were drawn.
+    """[batch, heads, key, query] in `dtype`: how much each query attends to each key."""
+    # With scores as [.., key, query], softmax reduces over the sublanes of a TPU, not over its
+    # lanes, and dropout uses its bits in the layout in which they were drawn.
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("bkhd,bqhd->bhkq", key, query * scale, preferred_element_type=jnp.float32)
     same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
@@ -65,8 +65,8 @@ def _softmax(scores: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def _forward(scores: jax.Array, dtype: jnp.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    # Kept for the backward pass in `dtype`: in fp32 they would be the largest thing that a layer
-    # keeps. The sum is over what is kept, so the probabilities sum to 1.
+    # The backward pass keeps the exponentials in `dtype`: in fp32 they would be a layer's largest
+    # residual. The sum is over the rounded values, so the probabilities sum to 1.
     exponentials = jnp.exp(scores - jnp.max(scores, axis=-2, keepdims=True)).astype(dtype)
     scale = 1 / jnp.sum(exponentials, axis=-2, keepdims=True, dtype=jnp.float32)
     return (exponentials * scale).astype(dtype), (exponentials, scale)
@@ -92,13 +92,13 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """As `attention` without dropout, by JAX's splash kernel, which never stores the scores.
+    """`attention` without dropout, by JAX's splash kernel, which never stores the scores.
 
-    Sees the rows and heads of one device: over a mesh, call it under `jax.shard_map`.
+    It takes the rows and heads of one device: on a mesh, call it under `jax.shard_map`.
 
     Args:
-      query, key, value, segment_ids: as `attention`; length a multiple of `SPLASH_MULTIPLE`.
-      interpret: run the kernel step by step on any platform, to check it.
+      query, key, value, segment_ids: see `attention`; length is a multiple of `SPLASH_MULTIPLE`.
+      interpret: run the kernel in its interpreter, which is slow but works on any platform.
     """
     _, length, heads, head_dim = query.shape
     block = next(size for size in (512, 256, SPLASH_MULTIPLE) if length % size == 0)

@@ -2,8 +2,8 @@
 
 Reference: Devlin et al. 2019, https://arxiv.org/abs/1810.04805.
 
-Modules take what they are made of: an `Architecture`, `Numerics` and `Parallel`, what the mesh
-adds. They know neither the mesh nor the configuration of a run.
+Modules are built from an `Architecture`, `Numerics` and `Parallel`, what the mesh adds. They know
+neither the mesh nor the configuration of a run.
 """
 
 from typing import Any
@@ -68,7 +68,7 @@ class Layer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """A stack of layers whose parameters carry a leading layer axis.
+    """A stack of layers whose parameters have a leading layer axis.
 
     Parameters are the same whether `numerics` scans or unrolls the layers.
     """
@@ -99,7 +99,7 @@ class Encoder(nnx.Module):
         dropout_key: jax.Array | None = None,
         all_layers: bool = False,
     ) -> jax.Array:
-        """The states after the last layer, or the given ones and those after each layer."""
+        """The states after the last layer; with `all_layers`, `hidden` and all layers' states."""
         graphdef, params = nnx.split(self.layers)
         keys = None if dropout_key is None else jax.random.split(dropout_key, self.num_layers)
         remat, scan = self.numerics.remat, self.numerics.scan_layers
@@ -153,10 +153,10 @@ class Bert(nnx.Module):
           input_ids, token_type_ids, position_ids: [batch, length] int32.
           segment_ids: [batch, length] int32; positions attend within equal ids, 0 is padding.
           dropout_key: a typed PRNG key; None turns dropout off.
-          all_layers: return what every layer gives, after the embeddings.
+          all_layers: return the embeddings and the output of every layer.
 
         Returns:
-          [batch, length, hidden_size] in the compute dtype; of all layers
+          [batch, length, hidden_size] in the compute dtype; with `all_layers`,
           [num_layers + 1, batch, length, hidden_size].
         """
         keys = split_key(dropout_key, 2)
@@ -171,10 +171,10 @@ class Bert(nnx.Module):
     def attention_probabilities(
         self, hidden_states: jax.Array, segment_ids: jax.Array
     ) -> jax.Array:
-        """How much each position of each layer takes of each other one.
+        """How much each position attends to each other one, in each layer.
 
         Args:
-          hidden_states: of all layers, as `__call__` returns them.
+          hidden_states: states of all layers, as `__call__` returns them.
           segment_ids: [batch, length] int32; examples of a row have different ids, and positions
             restart in each.
 

@@ -26,5 +26,5 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
-    """`num` keys, or as many None where dropout is off."""
+    """`num` keys, or `num` times None if dropout is off."""
     return [None] * num if key is None else list(jax.random.split(key, num))

@@ -1,4 +1,4 @@
-"""Embeddings: what a token is before the first layer."""
+"""Embeddings: the input of the first layer."""
 
 import jax
 import jax.numpy as jnp

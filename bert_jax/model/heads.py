@@ -1,7 +1,7 @@
-"""Heads: the output layers on top of the encoder, and all that depends on which one it is.
+"""Heads: the output layers on top of the encoder, with their labels and losses.
 
-A `Head` knows its module, what that reads, how labels lie in a row, its loss, and how its outputs
-come back to examples. `HEADS` lists those that a checkpoint of ours can hold.
+A `Head` defines its module, the module's input, the layout of labels in rows, its loss, and how
+outputs map back to examples. `HEADS` lists those that our checkpoints can hold.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ from bert_jax.model.feed_forward import ACTIVATIONS
 from bert_jax.model.losses import cross_entropy
 from bert_jax.model.parameters import layer_norm, linear
 
-IMPOSSIBLE = -1e9  # a logit that no softmax sees, finite so that its gradient is 0 and not NaN
+IMPOSSIBLE = -1e9  # a logit with probability 0, finite so that its gradient is 0 and not NaN
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
 
@@ -47,63 +47,63 @@ class Head:
 
     Attributes:
       part: name of its parameters in a model.
-      outputs: how many it has; 0 where the task says it.
+      outputs: number of outputs; 0 if the task determines it.
     """
 
     part: str
     outputs: int = 0
 
-    # Whether it reads the pooled [CLS] of each example, and every token if not.
+    # Whether it reads the pooled [CLS] of each example; if not, it reads every token.
     pooled = False
-    # Whether fine-tuning applies dropout to what it reads.
+    # Whether fine-tuning applies dropout to its input.
     dropout = True
-    # Whether its outputs are classes that have names.
+    # Whether its outputs are named classes.
     has_labels = False
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts of a model that it computes with, beside the encoder."""
+        """The parts of a model that it uses, besides the encoder."""
         return ("pooler", self.part) if self.pooled else (self.part,)
 
     def make_module(
         self, architecture: Architecture, numerics: Numerics, outputs: int, rngs: nnx.Rngs
     ) -> nnx.Module:
-        """Its module, with `outputs` outputs where the head does not say how many."""
+        """Its module, with `outputs` outputs if the head does not fix their number."""
         del numerics
         sizes = (architecture.hidden_size, self.outputs or outputs)
         return linear(("embed", "output"), sizes, architecture, rngs)
 
     def read(self, bert: Bert, hidden: jax.Array, batch: Batch) -> jax.Array:
-        """What the module reads.
+        """The input of the module.
 
         Args:
           bert: the encoder.
-          hidden: [rows, length, hidden], its states.
-          batch: of these rows.
+          hidden: [rows, length, hidden], the encoder's states.
+          batch: the batch of these rows.
 
         Returns:
-          [rows, examples, hidden] of a pooled head, else [rows, length, hidden].
+          [rows, examples, hidden] for a pooled head, else [rows, length, hidden].
         """
         return (
             bert.pool(gather_positions(hidden, batch["cls_positions"])) if self.pooled else hidden
         )
 
     def apply(self, model: Any, inputs: jax.Array) -> jax.Array:
-        """fp32 logits [..., outputs] of what `read` gave, by the module in a `BertWithHeads`."""
+        """fp32 logits [..., outputs] for the result of `read`; `model` is a `BertWithHeads`."""
         return getattr(model, self.part)(inputs.astype(jnp.float32))
 
     def weights(self, labels: jax.Array) -> jax.Array:
-        """fp32, 1 where there is a label."""
+        """fp32, 1 where there is a label, else 0."""
         return (labels >= 0).astype(jnp.float32)
 
     def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
-        """fp32 scalars over all labels: "loss", "count" and, where it has a meaning, "correct".
+        """fp32 sums over all labels: "loss", "count" and, where accuracy is defined, "correct".
 
         Args:
           logits: from `apply`.
           labels: as `labels_in_rows` lays them out.
-          weights: fp32, of each label.
-          batch: of these rows.
+          weights: fp32 weight of each label.
+          batch: the batch of these rows.
         """
         del batch
         return cross_entropy(logits, labels, weights)
@@ -112,8 +112,8 @@ class Head:
         """The labels of a batch, as `sums` takes them.
 
         Args:
-          labels: those of all examples, as `bert_jax.tasks.features.Features` has them.
-          rows: which examples are where.
+          labels: labels of all examples, as `bert_jax.tasks.features.Features` has them.
+          rows: where each example is.
         """
         raise NotImplementedError(f"{self.part} has no labels of examples")
 
@@ -126,7 +126,7 @@ class Head:
 
 @dataclass(frozen=True)
 class MaskedLm(Head):
-    """Scores every word at chosen positions, by the encoder's own word embeddings."""
+    """Scores every word at chosen positions, with the encoder's word embeddings."""
 
     dropout = False
 
@@ -146,7 +146,7 @@ class MaskedLm(Head):
 
 
 class MaskedLmModule(nnx.Module):
-    """Dense, activation, LayerNorm, then the tied word embeddings and a bias of its own."""
+    """Dense, activation, LayerNorm, then the tied word embeddings and a bias."""
 
     def __init__(self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs):
         sizes = (architecture.hidden_size, architecture.hidden_size)
@@ -163,8 +163,8 @@ class MaskedLmModule(nnx.Module):
 
         Args:
           hidden: [..., hidden_size].
-          word_embeddings: [padded_vocab, hidden_size], the encoder's own table, or copies of it as
-            in `lookup`.
+          word_embeddings: [padded_vocab, hidden_size], the encoder's table, or copies of it as in
+            `lookup`.
 
         Returns:
           [..., padded_vocab] fp32 logits; those of padding rows are `IMPOSSIBLE`.
@@ -172,7 +172,7 @@ class MaskedLmModule(nnx.Module):
         hidden = self.activation(self.dense(hidden))
         hidden = self.norm(hidden).astype(self.dtype)
         tables = word_embeddings.reshape(-1, *word_embeddings.shape[-2:]).astype(self.dtype)
-        # One axis of positions: a second-last axis of, say, 20 would be padded to 24 on a TPU.
+        # Positions share one axis: a TPU would pad a second-last axis of, say, 20 to 24.
         logits = jnp.einsum(
             "cnd,cvd->cnv",
             hidden.reshape(len(tables), -1, hidden.shape[-1]),
@@ -180,7 +180,7 @@ class MaskedLmModule(nnx.Module):
             preferred_element_type=jnp.float32,
         )
         in_vocabulary = jnp.arange(tables.shape[1]) < self.vocab_size
-        # Added and not selected: one vector instead of a pass over all logits and their gradient.
+        # Adding a vector saves the pass over all logits and their gradient that a select costs.
         logits += jnp.where(in_vocabulary, self.bias[...], IMPOSSIBLE)
         return logits.reshape(*hidden.shape[:-1], -1)
 
@@ -244,10 +244,10 @@ class TokenClassifier(Head):
 
 @dataclass(frozen=True)
 class AnswerSpan(Head):
-    """The two ends of an answer: for each example its first and last token, an int32 pair.
+    """The answer in each example: a label is an int32 pair, its first and last token.
 
-    Its two outputs say of every token that the answer begins, and ends, there. It has no dropout,
-    as in BERT.
+    The two outputs score every token as the start and as the end of the answer. There is no
+    dropout, as in BERT.
     """
 
     dropout = False
@@ -256,7 +256,7 @@ class AnswerSpan(Head):
         return (labels[..., 0] >= 0).astype(jnp.float32)
 
     def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
-        """Means of the two ends, each over the tokens of its example."""
+        """Means over start and end, each with a softmax over the tokens of its example."""
         examples = jnp.arange(labels.shape[1]) + 1
         own = batch["segment_ids"][:, None, :] == examples[:, None]
 
@@ -280,12 +280,12 @@ SEQUENCE_REGRESSION = SequenceRegression("sequence_classifier", 1)
 TOKEN_CLASSIFIER = TokenClassifier("token_classifier")
 ANSWER_SPAN = AnswerSpan("answer_span", 2)
 
-# The head of each part. A classifier with one output is a regression; both are built alike.
+# The head of each part. A regression is a classifier with one output and has the same module.
 HEADS: dict[str, Head] = {
     head.part: head
     for head in (MASKED_LM, NEXT_SENTENCE, SEQUENCE_CLASSIFIER, TOKEN_CLASSIFIER, ANSWER_SPAN)
 }
-# What a checkpoint can hold beside the encoder.
+# What a checkpoint can hold besides the encoder.
 PARTS = ("pooler", *HEADS)
 PRETRAINING = PARTS[:3]
 

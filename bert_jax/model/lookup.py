@@ -1,4 +1,4 @@
-"""Lookup of rows in an embedding table, whose gradient is added up in fp32."""
+"""Embedding lookup with gradients summed in fp32."""
 
 import math
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows of an embedding table as fp32; their gradients are added up in fp32 too.
+    """Rows of an embedding table as fp32; their gradients are summed in fp32 too.
 
     Args:
       table: [rows, hidden] in any float type, or [copies, rows, hidden].

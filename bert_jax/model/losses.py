@@ -1,7 +1,7 @@
 """Losses and accuracies as sums and counts.
 
-Nothing here divides: a number is a sum and a count until it is printed, so that masked-token counts
-that differ between devices, microbatches and steps weigh as they should.
+Nothing here divides: sums and counts are kept apart until they are reported, so that devices,
+microbatches and steps are weighted by their numbers of masked tokens.
 """
 
 import jax
@@ -34,7 +34,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
 
 @jax.custom_vjp
 def _nats_and_correct(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Of each position: its cross-entropy, and whether no other class scores higher."""
+    """For each position: its cross-entropy, and whether no other class scores higher."""
     return _forward(logits, labels)[0]
 
 

@@ -13,13 +13,13 @@ from bert_jax.model.parameters import Axes, Params, axes_of
 
 
 class BertWithHeads(nnx.Module):
-    """BERT with the heads of pretraining, or any others.
+    """BERT with the pretraining heads, or any others.
 
     Args of the constructor:
-      architecture, numerics, parallel: see there.
-      rngs: for the parameters.
-      parts: which of `bert_jax.model.heads.PARTS` there are.
-      outputs: of those heads whose number of outputs is the task's.
+      architecture, numerics, parallel: see their classes.
+      rngs: for the initial parameters.
+      parts: which of `bert_jax.model.heads.PARTS` to build.
+      outputs: number of outputs of heads that leave it to the task.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class BertWithHeads(nnx.Module):
                 setattr(self, part, head.make_module(architecture, numerics, outputs, rngs))
 
     def encode(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """The states [rows, length, hidden] of a batch; see `Bert` for its arrays."""
+        """The hidden states [rows, length, hidden] of a batch; see `Bert` for its arrays."""
         return self.bert(
             batch["input_ids"],
             batch["token_type_ids"],
@@ -50,7 +50,7 @@ class BertWithHeads(nnx.Module):
 
 
 class Model(NamedTuple):
-    """A model's structure, apart from its parameters.
+    """A model's structure, without its parameters.
 
     Attributes:
       graphdef: `nnx.merge(graphdef, params)` gives the module.
@@ -71,10 +71,10 @@ def build_model(
     parts: Sequence[str] = PRETRAINING,
     outputs: int = 0,
 ) -> Model:
-    """The model with the parts that `BertWithHeads` is given; computes nothing yet.
+    """Builds a model from the arguments of `BertWithHeads`; computes nothing yet.
 
-    Without `parallel` it is tied to no devices: it runs on any, by XLA's attention, and layouts
-    follow from its arguments.
+    The default `parallel` ties it to no devices: it runs on any, with XLA's attention, and
+    layouts follow from its arguments.
     """
 
     def make(rngs: nnx.Rngs) -> BertWithHeads:

@@ -1,12 +1,12 @@
-"""Parameters: how they start, and the names of their axes, given where a parameter is made.
+"""Parameters: their initialization and the names of their axes.
 
-Sharding, exchange with other formats and exports all read these names:
+Axes are named where a parameter is made. Sharding, conversion and exports read these names:
 
   vocab       tokens of the vocabulary, padded
   position    positions of a row
   token_type  token types
-  embed       features of a token, on the side of a matrix that may be split
-  hidden      features of a token that stay together
+  embed       features of a token, on the axis of a matrix that may be split
+  hidden      features of a token, not split over fsdp or tensor
   heads       features of all attention heads
   mlp         features inside a feed-forward layer
   output      outputs of a head
@@ -32,7 +32,7 @@ WORD_EMBEDDINGS = "bert/embeddings/word/embedding"  # used as lookup and as deco
 
 
 def initializer(stddev: float) -> nnx.Initializer:
-    """Truncated normal, cut at two `stddev`, variance not corrected for the cut (as Google's)."""
+    """Truncated normal, cut at two `stddev`; like Google's, its variance is not corrected."""
     return nnx.initializers.truncated_normal(stddev, lower=-2.0, upper=2.0)
 
 
@@ -48,12 +48,12 @@ def linear(
     """A dense layer from the first of two axes to the second.
 
     Args:
-      axes: names of the axes of its kernel.
+      axes: names of the kernel's axes.
       sizes: their sizes.
-      architecture: of the model.
+      architecture: architecture of the model.
       rngs: for the kernel; the bias starts at 0.
-      numerics: of the model; None computes in fp32.
-      bias: name of the axis of its bias; default: the second one of the kernel.
+      numerics: numerics of the model; None computes in fp32.
+      bias: name of the bias axis; default: the kernel's second one.
     """
     return nnx.Linear(
         *sizes,
@@ -81,8 +81,8 @@ def table(
 def layer_norm(architecture: Architecture, rngs: nnx.Rngs) -> nnx.LayerNorm:
     """LayerNorm that computes and returns fp32, whatever the compute dtype.
 
-    The variance is E[x^2] - E[x]^2, so that one pass gives both moments, and one gives both sums of
-    the gradient.
+    The variance is E[x^2] - E[x]^2, so that one pass gives both moments, and another gives both
+    sums of the gradient.
     """
     return nnx.LayerNorm(
         architecture.hidden_size,
@@ -102,7 +102,7 @@ def stack_axes(layers: nnx.Module) -> None:
 
 
 def axes_of(module: nnx.Module) -> dict[str, tuple[str, ...]]:
-    """Path of each parameter of a module, "pooler/kernel", and the names of its axes."""
+    """Maps the path of each parameter, such as "pooler/kernel", to the names of its axes."""
     return {
         "/".join(map(str, path)): variable.get_metadata()["axes"]
         for path, variable in nnx.to_flat_state(nnx.state(module, nnx.Param))
@@ -122,6 +122,6 @@ def is_stacked(names: tuple[str, ...]) -> bool:
 def path_of(keys: tuple[object, ...]) -> str:
     """The path of a parameter in a tree: the keys of its nested dicts.
 
-    Optimizer moments mirror the tree of parameters, so theirs is the path of their parameter.
+    Optimizer moments mirror the tree of parameters, so a moment has the path of its parameter.
     """
     return "/".join(key.key for key in keys if isinstance(key, jax.tree_util.DictKey))

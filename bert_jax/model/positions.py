@@ -1,7 +1,7 @@
-"""Position encodings: how a token knows where it is in its example.
+"""Position encodings: how the model is told where a token is in its example.
 
-An encoding adds a vector to each token's embedding, or turns the queries and keys of attention, or
-both. Positions restart in every example of a row.
+An encoding adds a vector to each token's embedding, or rotates the queries and keys of attention,
+or both. Positions restart in every example of a row.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PositionEncoding(Choice):
-    """A family of encodings; this base encodes nothing."""
+    """How positions are encoded; the base class encodes nothing."""
 
     def make_table(self, architecture: Architecture, rngs: nnx.Rngs) -> nnx.Module | None:
-        """The encoding's parameters, a module under `bert/embeddings/position`; None has none."""
+        """Its parameters, a module under `bert/embeddings/position`; None if it has none."""
         del architecture, rngs
         return None
 
     def vectors(
         self, table: nnx.Module | None, position_ids: jax.Array, architecture: Architecture
     ) -> jax.Array | None:
-        """What is added to the embeddings.
+        """The vectors to add to the embeddings.
 
         Args:
-          table: what `make_table` made.
+          table: result of `make_table`.
           position_ids: [batch, length] int32.
-          architecture: of the model.
+          architecture: architecture of the model.
 
         Returns:
-          [batch, length, hidden_size] fp32, or None where nothing is added.
+          [batch, length, hidden_size] fp32, or None to add nothing.
         """
         del table, position_ids, architecture
         return None
 
     def rotate(self, x: jax.Array, position_ids: jax.Array) -> jax.Array:
-        """Turns queries or keys [batch, length, heads, head_dim] by their positions."""
+        """Rotates queries or keys [batch, length, heads, head_dim] by their positions."""
         del position_ids
         return x
 
 
 @dataclass(frozen=True)
 class Learned(PositionEncoding, name="learned"):
-    """One learned vector a position, as in BERT."""
+    """One learned vector per position, as in BERT."""
 
     def make_table(self, architecture: Architecture, rngs: nnx.Rngs) -> nnx.Module:
         rows = architecture.max_position_embeddings
@@ -75,8 +75,8 @@ class Sinusoidal(PositionEncoding, name="sinusoidal"):
     def vectors(
         self, table: nnx.Module | None, position_ids: jax.Array, architecture: Architecture
     ) -> jax.Array:
-        # Vaswani et al. scale the words up to the encoding; here it is scaled down to them.
-        # LayerNorm follows, so only the ratio counts.
+        # Vaswani et al. scale word embeddings up; here the encoding is scaled down instead.
+        # LayerNorm follows, so only the ratio matters.
         vectors = sinusoidal_positions(
             architecture.max_position_embeddings, architecture.hidden_size
         )

@@ -13,16 +13,16 @@ from bert_jax.objective.protocol import Batch, Sums
 
 @dataclass(frozen=True, eq=False)
 class FineTuning:
-    """What a step needs to know of a task; see `BoundObjective`.
+    """The objective of a task, for a model; see `BoundObjective`.
 
     A batch has `input_ids`, `token_type_ids`, `position_ids`, `segment_ids` [rows, length],
     `cls_positions` [rows, examples] and `labels`, as the head lays them out.
 
     Attributes:
       graphdef: structure of a `BertWithHeads` that has the head.
-      head: what is trained on the labels.
-      dropout_rate: on what the head reads, if it has dropout.
-      freeze: encoder (not the pooler) as it is; its gradients are not computed.
+      head: head that is trained on the labels.
+      dropout_rate: dropout rate of the head's input, if the head has dropout.
+      freeze: leave the encoder (not the pooler) unchanged; its gradients are not computed.
     """
 
     graphdef: nnx.GraphDef[Any]
@@ -33,11 +33,11 @@ class FineTuning:
     heads = ("task",)
 
     def prepare(self, batch: Batch) -> Batch:
-        """Leaves a batch as it is."""
+        """Returns the batch unchanged."""
         return batch
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """fp32, 1 where there is a label."""
+        """fp32, 1 where there is a label, else 0."""
         return {"task": self.head.weights(batch["labels"])}
 
     def logits(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
@@ -53,11 +53,11 @@ class FineTuning:
         return self.head.apply(model, inputs)
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
-        """The scalars "task_loss", "task_count" and, where it has a meaning, "task_correct"."""
+        """The scalars "task_loss", "task_count" and, where accuracy is defined, "task_correct"."""
         return self.sums_of(self.logits(params, batch, dropout_key), batch)
 
     def sums_of(self, logits: jax.Array, batch: Batch) -> Sums:
-        """The same from what `logits` gave."""
+        """As `sums`, from the result of `logits`."""
         weights = self.weights(batch)["task"]
         sums = self.head.sums(logits, batch["labels"], weights, batch)
         return {f"task_{name}": value for name, value in sums.items()}

@@ -1,10 +1,10 @@
-"""Masked LM examples, drawn on the device: which positions to predict and what is seen there.
+"""Masking on the device: draws the positions to predict and the tokens shown there.
 
 Every draw is keyed by (seed, epoch, example, position), so the masks of an example depend neither
 on the row that it was packed into nor on batch size, device count or mesh.
 
-Positions are chosen in units that are masked whole or not at all, in random order. What a unit is
-tells one kind of `Masking` from another.
+Positions are chosen in units, in random order; a unit is masked whole or not at all. Each kind of
+`Masking` defines what a unit is.
 """
 
 import math
@@ -22,12 +22,12 @@ _UINT32_RANGE = 2.0**32
 
 @dataclass(frozen=True)
 class Masking(Choice):
-    """How to choose the positions to predict; the fields that all kinds share."""
+    """How to choose the positions to predict. All kinds share these fields."""
 
     masked_lm_prob: float = field(
         0.15, "share of an example's tokens to predict, [CLS] and [SEP] counted", bounds=FRACTION
     )
-    max_predictions_per_seq: int = field(20, "most predictions in an example", bounds=POSITIVE)
+    max_predictions_per_seq: int = field(20, "maximum predictions per example", bounds=POSITIVE)
 
     def check(self, path: str) -> None:
         """Raises UserError if nothing would be predicted."""
@@ -35,24 +35,24 @@ class Masking(Choice):
             raise UserError(f"{path}.masked_lm_prob must be above 0: nothing would be predicted")
 
     def num_to_predict(self, max_length: int) -> np.ndarray:
-        """[max_length + 1] int32: predictions in an example of each length, 0 for length 0."""
+        """[max_length + 1] int32: predictions for an example of each length, 0 for length 0."""
         wanted = np.round(self.masked_lm_prob * np.arange(max_length + 1)).astype(np.int32)
         return np.clip(
             wanted, np.minimum(np.arange(max_length + 1), 1), self.max_predictions_per_seq
         )
 
     def predictions_per_row(self, max_seq_length: int, max_examples: int | None) -> int:
-        """Number of predictions that the examples of a row can need together.
+        """The most predictions that the examples of a row can need together.
 
         Args:
-          max_seq_length: tokens of a row.
-          max_examples: most examples that share a row; None: each has a row of its own.
+          max_seq_length: tokens per row.
+          max_examples: maximum examples per row; None if examples do not share rows.
         """
         if max_examples is None:
             return self.max_predictions_per_seq
         share, shortest = self.masked_lm_prob, 3  # [CLS] token [SEP]
         lengths = range(shortest, max_seq_length + 1)
-        # What rounding and "at least one" add at most to the share of one example.
+        # The most that rounding and "at least one" add to the share of one example.
         excess = max(max(1, round(share * length)) - share * length for length in lengths)
         worst = math.floor(share * max_seq_length + excess * max_examples)
         return min(worst, self.max_predictions_per_seq * max_examples)
@@ -64,9 +64,9 @@ class Masking(Choice):
         order_bits: jax.Array,
         more_bits: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        """Where units begin, and what decides when their turn comes.
+        """Where units begin, and the order in which they are taken.
 
-        A unit ends before the next one or before a position that is no candidate.
+        A unit ends before the next one or before a position that is not a candidate.
 
         Args:
           is_continuation: [rows, length] bool: the token continues a word.
@@ -74,8 +74,8 @@ class Masking(Choice):
           order_bits, more_bits: [rows, length] random uint32.
 
         Returns:
-          [rows, length] bool, and uint32: units with lower values come first, and those with equal
-          ones together, from left to right.
+          [rows, length] bool, true where a unit begins, and [rows, length] uint32: units with lower
+          values are taken first; those with equal values follow one another from left to right.
         """
         raise NotImplementedError
 
@@ -112,13 +112,13 @@ class WholeWordMasking(Masking, name="whole_word"):
 class SpanMasking(Masking, name="span"):
     """Units are words, taken span by span (Joshi et al. 2020, https://arxiv.org/abs/1907.10529).
 
-    Lengths of spans are geometric.
+    Span lengths are geometrically distributed.
     """
 
     stop_probability: float = field(
         0.2, "probability that a word is the last of its span", bounds="(0, 1]"
     )
-    max_words: int = field(10, "most words of a span", bounds=POSITIVE)
+    max_words: int = field(10, "maximum words per span", bounds=POSITIVE)
 
     def units(
         self,
@@ -138,13 +138,13 @@ class SpanMasking(Masking, name="span"):
 
 @dataclass(frozen=True, eq=False)
 class BoundMasking:
-    """How to mask in one vocabulary, in rows of one kind.
+    """A `Masking` for one vocabulary and a fixed number of slots per row.
 
     Attributes:
       masking: how positions are chosen.
-      slots: predictions that a row has room for, at least what its examples need together.
+      slots: predictions that a row has room for, at least as many as its examples need together.
       mask_id: id of [MASK].
-      is_special: [vocab_size] bool, never predicted and never a random replacement.
+      is_special: [vocab_size] bool, tokens never predicted and never random replacements.
       is_continuation: [vocab_size] bool, pieces that continue a word.
     """
 
@@ -158,24 +158,24 @@ class BoundMasking:
 def mask_tokens(
     batch: dict[str, jax.Array], masking: BoundMasking, key: jax.Array
 ) -> dict[str, jax.Array]:
-    """Chooses the positions to predict and hides them.
+    """Chooses the positions to predict and masks them.
 
-    Of the chosen tokens 80 % become [MASK], 10 % a random ordinary token and 10 % stay, drawn for
-    each token by itself. The budget of an example of length n is round(masked_lm_prob * n)
+    Of the chosen tokens 80 % become [MASK], 10 % a random ordinary token and 10 % stay, drawn
+    independently for each token. The budget of an example of length n is round(masked_lm_prob * n)
     predictions, at least one and at most `max_predictions_per_seq`. Units are taken in random order
-    up to the first that does not fit; what remains of the budget goes to units of one token, so a
-    long word is skipped, never split. Token masking always uses the whole budget.
+    up to the first that does not fit; the rest of the budget goes to units of one token, so a long
+    word is skipped, never split. Token masking always uses the whole budget.
 
     Args:
       batch: `input_ids`, `segment_ids`, `position_ids` [rows, length] int32 and `example_ids`
         [rows, examples, 2] int32, (epoch, example).
-      masking: how.
+      masking: how to mask.
       key: a typed threefry key made from the seed alone.
 
     Returns:
       The batch with `input_ids` masked and, in order of position, `masked_lm_positions`,
-      `masked_lm_ids` [rows, slots] int32 and `masked_lm_weights` fp32, 0 in
-      unused slots.
+      `masked_lm_ids` [rows, slots] int32 and `masked_lm_weights` [rows, slots] fp32, 0 in unused
+      slots.
     """
     input_ids, segment_ids = batch["input_ids"], batch["segment_ids"]
     is_candidate = (segment_ids > 0) & ~jnp.asarray(masking.is_special)[input_ids]
@@ -213,12 +213,12 @@ def _bits_by_position(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
 
 
 def word_starts(is_continuation: jax.Array, is_candidate: jax.Array) -> jax.Array:
-    """[rows, length] bool: where a word begins; what continues nothing begins one."""
+    """[rows, length] bool: where a word begins; a continuation after a non-candidate begins one."""
     return is_candidate & ~(is_continuation & ~_after_break(is_candidate))
 
 
 def _after_break(is_candidate: jax.Array) -> jax.Array:
-    """[rows, length] bool: the position before is no candidate."""
+    """[rows, length] bool: the position before is not a candidate."""
     return ~jnp.pad(is_candidate, ((0, 0), (1, 0)))[:, :-1]
 
 
@@ -240,7 +240,8 @@ def _choose_units(
     example_length = jnp.sum(segment_ids[:, :, None] == segment_ids[:, None, :], axis=2)
     budget = jnp.asarray(masking.num_to_predict(length))[example_length]
 
-    # By example, then by turn; units of a span share a turn and stay in order. Others come last.
+    # Sort by example, then by order; units of a span have equal order and stay in place. Positions
+    # that begin no unit come last.
     owner = jnp.where(unit_start, segment_ids, length + 1)
     owner, _, index, size, budget = jax.lax.sort(
         (owner, order_bits, index, size, budget), dimension=1, num_keys=3

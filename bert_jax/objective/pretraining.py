@@ -16,10 +16,10 @@ class PreTraining:
     """Masked LM and next sentence prediction for a model; see `BoundObjective`.
 
     Attributes:
-      graphdef: structure of a `BertWithHeads` that has the heads of pretraining.
-      masking: how to mask; None where the examples are masked already.
-      seed: of the masks. They are drawn by threefry, whatever generator dropout uses, so that they
-        are the same on every mesh.
+      graphdef: structure of a `BertWithHeads` that has the pretraining heads.
+      masking: how to mask; None if the examples are already masked.
+      seed: seed of the masks. They are drawn by threefry, whatever generator dropout uses, so that
+        they are the same on every mesh.
     """
 
     graphdef: nnx.GraphDef[Any]
@@ -35,7 +35,7 @@ class PreTraining:
         return mask_tokens(batch, self.masking, jax.random.key(self.seed, impl="threefry2x32"))
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """Per head, fp32 weights of a prepared batch: masked slots, examples that have a label."""
+        """Per head, fp32 weights of a prepared batch: 1 for used slots and labelled examples."""
         return {
             "mlm": batch["masked_lm_weights"],
             "nsp": NEXT_SENTENCE.weights(batch["next_sentence_label"]),

@@ -1,4 +1,4 @@
-"""What a training step knows of what it learns."""
+"""Objectives, as a training step sees them."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ Sums = dict[str, jax.Array]
 
 
 class BoundObjective(Protocol):
-    """What to learn from a batch, for one model."""
+    """An objective for one model."""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -28,12 +28,12 @@ class BoundObjective(Protocol):
         """Per head, the weights of a prepared batch; they sum to the "<head>_count" of `sums`."""
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
-        """Per head, the fp32 scalars "<head>_loss" (nats), "<head>_count", perhaps "_correct"."""
+        """Per head, fp32 "<head>_loss" (nats), "<head>_count" and perhaps "<head>_correct"."""
 
 
 @dataclass(frozen=True)
 class Objective(Choice):
-    """What a pretraining run learns: a family of kinds, whose fields are their knobs."""
+    """What a pretraining run learns. Each kind has its own fields."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ class Objective(Choice):
 
         Args:
           graphdef: structure of a `BertWithHeads` that has `parts`.
-          masking: how to mask; None where the examples are masked already.
-          seed: of the masks.
+          masking: how to mask; None if the examples are already masked.
+          seed: seed of the masks.
         """
         raise NotImplementedError

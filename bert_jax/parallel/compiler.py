@@ -4,17 +4,17 @@ from jax.sharding import Mesh
 
 
 def compiler_options(mesh: Mesh, rng: str) -> dict[str, str | bool]:
-    """Options of XLA for TPUs, for `jax.jit(compiler_options=...)`; none elsewhere.
+    """XLA options for TPUs, for `jax.jit(compiler_options=...)`; none on other platforms.
 
     Args:
-      mesh: of the step.
+      mesh: mesh that the step runs on.
       rng: `config.rng`.
     """
     if mesh.devices.flat[0].platform != "tpu":
         return {}
     return {
-        # Else a product whose result is scattered is cut into a loop of permutes that costs copies.
+        # Otherwise products with a scattered result become a loop of permutes, which costs copies.
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-        # Else every device draws the random bits of the global batch. Threefry needs no help.
+        # Otherwise every device draws the random bits of the global batch, except with threefry.
         "xla_tpu_spmd_rng_bit_generator_unsafe": rng == "rbg",
     }

@@ -1,4 +1,4 @@
-"""The processes of a run, one on each host: how they find each other and what they agree on."""
+"""The processes of a run, one on each host: how they connect and how they agree."""
 
 import contextlib
 import os
@@ -23,8 +23,8 @@ HINT = (
     f"still waiting for the other processes after {HINT_AFTER_SECONDS} s: has the same command "
     "been started on every host (on a TPU pod: gcloud ... ssh --worker=all)?"
 )
-# How jax.distributed.initialize says that there is nobody to join: no cluster is in sight, or JAX
-# has been in use before, as in a notebook.
+# Errors of jax.distributed.initialize if there are no processes to join: it finds no cluster, or
+# JAX has been in use before, as in a notebook.
 ALONE = ("coordinator_address should be defined", "must be called before any JAX calls")
 TPU_DEVICE = re.compile(r"/dev/(accel|vfio/)\d+")
 
@@ -37,17 +37,17 @@ def connect(
     heartbeat_timeout: int = 100,
     platform: str | None = None,
 ) -> None:
-    """Joins the other processes of the run, if there are any. Comes before any use of a device.
+    """Joins the other processes of the run, if there are any. Call it before any use of a device.
 
     Args:
-      coordinator, num_processes, process_id: "HOST:PORT" of process 0, how many processes there are
-        and which this is; all None where the processes find each other, or where this is alone.
-      heartbeat_timeout: seconds; a process of which nothing was heard for so long ends the others.
-      platform: refuse to run on any other than "tpu", "gpu" or "cpu"; None for any.
+      coordinator, num_processes, process_id: "HOST:PORT" of process 0, the number of processes and
+        the index of this one; all None if the processes find each other, or if there is only one.
+      heartbeat_timeout: seconds without a heartbeat of one process after which the others end.
+      platform: platform to require, "tpu", "gpu" or "cpu"; None for any.
 
     Raises:
-      UserError: the platform is not the one asked for, or the TPU is in use by another process,
-        which it names.
+      UserError: the platform is not the required one, or the TPU is in use by another process,
+        which the message names.
     """
     hint = threading.Timer(HINT_AFTER_SECONDS, print, [HINT], {"file": sys.stderr, "flush": True})
     hint.daemon = True
@@ -65,7 +65,7 @@ def connect(
             raise
     try:
         found = jax.default_backend()
-    except RuntimeError:  # where JAX_PLATFORMS asks for a TPU
+    except RuntimeError:  # if JAX_PLATFORMS requires a TPU
         check_tpu_is_free()
         raise
     finally:
@@ -88,7 +88,7 @@ def check_tpu_is_free(proc: Path = Path("/proc")) -> None:
     Processes of other users are visible to root only.
 
     Raises:
-      UserError: names the process.
+      UserError: another process has them open; the message names it.
     """
     for process in proc.glob("[0-9]*"):
         if process.name == str(os.getpid()):
@@ -120,7 +120,7 @@ def print_once(line: str) -> None:
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes, in their order, on all of them. Also a barrier."""
+    """The texts of all processes, in order, on every process. Also a barrier."""
     if jax.process_count() == 1:
         return [text]
     mine = np.frombuffer(text.encode(), np.uint8)
@@ -133,13 +133,13 @@ def gather(text: str) -> list[str]:
 
 @contextlib.contextmanager
 def agreement() -> Iterator[None]:
-    """What one process cannot do, none does: an error inside is raised on every process.
+    """If the block fails on one process, an error is raised on every process.
 
-    Without this the others would wait for the one that has left. What is inside must not wait for
-    other processes. Also a barrier.
+    Otherwise the others would wait for the one that failed. The block must not wait for other
+    processes. Also a barrier.
 
     Raises:
-      UserError, OSError: as raised inside; UserError on the processes where all was well.
+      UserError, OSError: as raised in the block; UserError on processes where it succeeded.
     """
     failure = None
     try:
@@ -162,7 +162,7 @@ def check_shared(directory: epath.Path) -> None:
     """
     if jax.process_count() == 1:
         return
-    # A name that nobody has looked for before: network file systems remember what was not there.
+    # A new name: network file systems remember which files they did not find.
     probe = directory / f".seen-by-all-{gather(uuid.uuid4().hex)[0]}"
     with agreement():
         if is_primary():
@@ -182,15 +182,15 @@ def check_shared(directory: epath.Path) -> None:
 def local_rows(sharding: Sharding, num_rows: int) -> np.ndarray:
     """Which of `num_rows` rows the devices of this process hold.
 
-    Processes may hold the same rows (when the tensor axis spans them) and rows that don't follow
-    one another (a host of a TPU pod is a block of the torus, the mesh goes along its lines).
+    Processes may hold the same rows (if the tensor axis spans them) and rows that are not
+    contiguous (a host of a TPU pod is a block of the torus, the mesh follows its lines).
 
     Args:
-      sharding: of the rows, on the first axis.
-      num_rows: of all processes together.
+      sharding: sharding of the rows, on the first axis.
+      num_rows: number of rows of all processes together.
 
     Returns:
-      int64 [rows of this process], ascending: what `jax.make_array_from_process_local_data` wants.
+      int64 [rows of this process], ascending: what `jax.make_array_from_process_local_data` takes.
 
     Raises:
       UserError: two processes share some rows, but not all of theirs.

@@ -13,26 +13,26 @@ from bert_jax.fields import field
 from bert_jax.model.architecture import Architecture
 
 AXES = ("data", "fsdp", "tensor")
-_SIZE = "; -1 takes the devices that the others leave"
+_SIZE = "; -1 takes the remaining devices"
 
 
 @dataclass(frozen=True)
 class Layout:
     """How a computation is laid out over devices; see `bert_jax.parallel.rules`."""
 
-    data: int = field(-1, "devices that share the rows of a batch" + _SIZE, resume=True)
+    data: int = field(-1, "devices that split the rows of a batch" + _SIZE, resume=True)
     fsdp: int = field(
-        1, "devices that share rows, and each layer's parameters until it runs" + _SIZE, resume=True
+        1, "devices that split rows, and each layer's parameters until it runs" + _SIZE, resume=True
     )
     tensor: int = field(
-        1, "devices that share heads, feed-forward features and vocabulary" + _SIZE, resume=True
+        1, "devices that split heads, feed-forward features and vocabulary" + _SIZE, resume=True
     )
     zero1: bool = field(
         True, "split optimizer state and fp32 parameters over the data axis too", resume=True
     )
 
     def check(self, path: str) -> None:
-        """Raises UserError if a size is no number of devices, or two are open."""
+        """Raises UserError if a size is neither positive nor -1, or more than one is -1."""
         sizes = (self.data, self.fsdp, self.tensor)
         if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
             raise UserError(f"{path} sizes must be positive, at most one of them -1, not {sizes}")
@@ -66,14 +66,15 @@ def check_divides(mesh: Mesh, architecture: Architecture) -> None:
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-    """A mesh over all devices, laid along the links between them.
+    """A mesh over all devices that follows the links between them.
 
-    Where the devices form several slices, with a slow network in between, only the data axis spans
+    If the devices form several slices, with a slow network in between, only the data axis spans
     slices.
 
     Args:
-      data, fsdp, tensor: sizes; one of them may be -1 and takes what the others leave.
-      devices: of a topology description, say; default: those of all processes.
+      data, fsdp, tensor: axis sizes; one of them may be -1 to take the remaining devices.
+      devices: devices to use, such as those of a topology description; default: those of all
+        processes.
 
     Raises:
       UserError: the sizes don't multiply to the number of devices, or don't fit slices or torus.
@@ -93,7 +94,7 @@ def make_mesh(
     if shape[0] % slices:
         raise UserError(
             f"config.mesh ({wanted}) gives data={shape[0]}, which must be a multiple of the "
-            f"{slices} slices: fsdp and tensor fit into one slice of {count // slices} devices"
+            f"{slices} slices: fsdp and tensor must fit into one slice of {count // slices} devices"
         )
     try:
         if slices == 1:

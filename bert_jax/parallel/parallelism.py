@@ -1,4 +1,4 @@
-"""What a mesh gives to a model: pinned activations, gathered layers, a kernel for attention."""
+"""What a model needs to run on a mesh: sharded activations, gathered layers, attention."""
 
 import functools
 
@@ -9,12 +9,12 @@ from bert_jax.model.architecture import Numerics, Parallel
 from bert_jax.model.attention import SPLASH_MULTIPLE, Attend, attention, splash_attention
 from bert_jax.parallel import rules
 
-# Below it the scores are small and XLA's own fusions are as good.
+# For shorter rows the scores are small and XLA's own fusions are as good.
 SPLASH_MIN_LENGTH = 512
 
 
 def parallelism(mesh: Mesh, numerics: Numerics) -> Parallel:
-    """What a model needs to run on a mesh."""
+    """The `Parallel` of a model that runs on a mesh."""
     return Parallel(
         constrain=rules.activation_constraint(mesh),
         gather_layer=functools.partial(rules.gather_layer, mesh),
@@ -26,10 +26,10 @@ def choose_attention(implementation: str, mesh: Mesh) -> Attend:
     """The attention function of a model on a mesh.
 
     Args:
-      implementation: "xla"; "splash", the TPU kernel, where the length is a multiple of
-        `SPLASH_MULTIPLE` and nothing is dropped, and XLA elsewhere; or "auto", which is splash on
-        TPUs from `SPLASH_MIN_LENGTH` tokens a row on.
-      mesh: of the run. Off TPUs the kernel runs in its interpreter, slowly.
+      implementation: "xla"; "splash", the TPU kernel if the length is a multiple of
+        `SPLASH_MULTIPLE` and nothing is dropped, XLA otherwise; or "auto", splash on TPUs for rows
+        of at least `SPLASH_MIN_LENGTH` tokens.
+      mesh: mesh to run on. Off TPUs the kernel runs in its interpreter, slowly.
     """
     on_tpu = mesh.devices.flat[0].platform == "tpu"
     if implementation == "xla" or (implementation == "auto" and not on_tpu):

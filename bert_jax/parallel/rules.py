@@ -1,8 +1,8 @@
-"""Where every array lives: the one place that connects names of axes to axes of the mesh.
+"""How every array is sharded: the one place that maps names of axes to axes of the mesh.
 
 A parameter's axes are named where it is made (`bert_jax.model.parameters`); `RULES` maps names to
-mesh axes. Parameter and activation shardings both come from them, so a layout is a matter of sizes
-in `config.mesh`.
+mesh axes. Parameter and activation shardings both follow from them, so the sizes in `config.mesh`
+set the layout.
 """
 
 import math
@@ -19,7 +19,7 @@ from bert_jax.model.architecture import Constrain
 from bert_jax.model.parameters import WORD_EMBEDDINGS, Axes, Params, is_stacked, path_of
 from bert_jax.parallel.mesh import AXES, row_devices
 
-# Logical axis -> the mesh axes that it is split over; what is not named here is replicated.
+# Logical axis -> the mesh axes that it is split over; other axes are replicated.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
@@ -32,7 +32,7 @@ LANES = 128
 
 
 def spec(names: tuple[str | None, ...], keep: tuple[str, ...] = AXES) -> P:
-    """The PartitionSpec of an array whose axes bear these names, split over mesh axes in `keep`."""
+    """The PartitionSpec of an array whose axes have these names, split over mesh axes in `keep`."""
     kept = ([axis for axis in RULES.get(name or "", ()) if axis in keep] for name in names)
     return P(*(tuple(axes) or None for axes in kept))
 
@@ -40,16 +40,16 @@ def spec(names: tuple[str | None, ...], keep: tuple[str, ...] = AXES) -> P:
 def state_shardings(mesh: Mesh, state: Any, axes: Axes, *, zero1: bool) -> Any:
     """A NamedSharding for every leaf of a training state, from its shapes.
 
-    Optimizer moments lie under the same path as their parameter and are laid out like it; scalars
-    and moments with fewer axes than their parameter (Adafactor's) are replicated.
+    Optimizer moments have the path of their parameter and are sharded like it; scalars and moments
+    with fewer axes than their parameter (Adafactor's) are replicated.
 
     Args:
-      mesh: of the run.
+      mesh: mesh to shard over.
       state: tree of arrays or shapes.
       axes: names of the axes of each parameter.
       zero1: split every leaf over the data axis too, wherever one of its axes divides by it
         (Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, with the fp32 parameters counted
-        to the optimizer's state).
+        as optimizer state).
     """
 
     def sharding(keys: Any, leaf: Any) -> NamedSharding:
@@ -67,10 +67,10 @@ def state_shardings(mesh: Mesh, state: Any, axes: Axes, *, zero1: bool) -> Any:
 def _split_over_data(
     mesh: Mesh, shape: tuple[int, ...], names: tuple[str, ...], axes: list[tuple[str, ...]]
 ) -> list[tuple[str, ...]]:
-    """Adds the data axis to the first axis of an array that can be split so much further.
+    """Adds the data axis to the first axis of an array that can be split further by it.
 
-    That of the layers comes last: a layer's gradient is complete long before the others are. The
-    last axis of a matrix is split only where whole TPU lanes remain; thin slices would be padded.
+    The layer axis is tried last: a layer's gradient is complete long before the others are. The
+    last axis of a matrix is split only if whole TPU lanes remain; thin slices would be padded.
     """
     order = sorted(range(len(shape)), key=lambda index: names[index] == "layer")
     for index in order:
@@ -82,14 +82,14 @@ def _split_over_data(
 
 
 def gather(mesh: Mesh, params: Params, axes: Axes) -> Params:
-    """Brings stored parameters together for computing.
+    """Gathers stored parameters for computation.
 
-    What is split over data is gathered, and what is split over fsdp too, except for layers: each of
-    them is gathered where it is used, by `gather_layer`. What is split over tensor stays so.
+    Parameters are gathered over data and fsdp, except that `gather_layer` gathers each layer over
+    fsdp where it is used. They stay split over tensor.
 
     The table of word embeddings gets a leading axis with a copy for every part of the batch. It is
-    used twice, as lookup and as decoder: with one copy for both, each part adds up its two
-    gradients before the parts are reduced; without, each of the two is reduced on its own.
+    used twice, as lookup and as decoder: with one copy for both, each part sums its two gradients
+    before they are reduced over the parts; without, each of the two is reduced separately.
     """
 
     def constrain(keys: Any, leaf: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ def gather(mesh: Mesh, params: Params, axes: Axes) -> Params:
 
 
 def scatter(mesh: Mesh, gradients: Params, axes: Axes, shardings: Any) -> Params:
-    """Reduces the gradients of gathered parameters into the places of the stored ones."""
+    """Reduces the gradients of gathered parameters to the shardings of the stored ones."""
 
     def constrain(keys: Any, leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
         if path_of(keys) == WORD_EMBEDDINGS:
@@ -122,14 +122,14 @@ def _pin_copies(mesh: Mesh, table: jax.Array, axes: Axes) -> jax.Array:
 
 
 def gather_layer(mesh: Mesh, axes: Axes) -> Callable[[Params], Params]:
-    """The function through which a model passes the parameters of one layer before it uses them.
+    """Builds the function that gathers the parameters of one layer before the layer runs.
 
-    Forward it gathers what is split over fsdp; backward it splits the gradient again, so that it is
-    reduced and scattered in one.
+    The forward pass gathers over fsdp; the backward pass splits the gradient again, so that it is
+    reduced and scattered at once.
 
     Args:
-      mesh: of the run.
-      axes: of one layer's parameters.
+      mesh: mesh to run on.
+      axes: names of the axes of one layer's parameters.
     """
 
     def constrain(params: Params, keep: tuple[str, ...]) -> Params:
@@ -159,7 +159,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def activation_constraint(mesh: Mesh) -> Constrain:
-    """The function through which a model pins an activation's sharding by names of its axes."""
+    """Builds the function that pins an activation's sharding, given the names of its axes."""
 
     def constrain(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec(names)))
@@ -173,7 +173,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put_params(params: Params, mesh: Mesh, axes: Axes, *, zero1: bool = False) -> Params:
-    """Parameters on the mesh, from the same numpy arrays on every host; see `state_shardings`."""
+    """Puts numpy arrays, the same on every host, on the mesh; see `state_shardings`."""
 
     def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
         return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
@@ -182,6 +182,6 @@ def put_params(params: Params, mesh: Mesh, axes: Axes, *, zero1: bool = False) -
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """The global batch on the mesh, from the rows of every host; see `hosts.local_rows`."""
+    """Puts the global batch on the mesh; every host gives its rows. See `hosts.local_rows`."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

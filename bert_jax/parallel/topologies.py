@@ -1,4 +1,4 @@
-"""TPU slices that need not exist: their devices, to compile for."""
+"""Devices of TPU slices to compile for; the slices need not exist."""
 
 import importlib.util
 import os
@@ -25,10 +25,10 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
 
     Args:
       name: "GENERATION:SHAPE" of one slice, for example "v5e:4x8" or "v5p:4x4x4"; see `SHAPES`.
-      num_slices: so many of them, with a data-center network in between.
+      num_slices: number of slices, joined by a data-center network.
 
     Raises:
-      UserError: no such slice, or libtpu, which holds the compiler, is not installed.
+      UserError: there is no such slice, or libtpu, which holds the compiler, is not installed.
     """
     generation, _, shape = name.partition(":")
     if generation not in SHAPES:
@@ -45,8 +45,8 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
         raise UserError(f"--slices must be at least 1, not {num_slices}")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError('compiling for TPUs needs libtpu: pip install "bert-jax[tpu]"')
-    # libtpu reads these when it is loaded: it shall look for no TPU and no metadata server, and run
-    # beside another process that uses it.
+    # libtpu reads these when it is loaded. They stop it from looking for a TPU or a metadata
+    # server, and let it run while another process uses it.
     os.environ.update(
         TPU_SKIP_MDS_QUERY="1",
         TPU_ACCELERATOR_TYPE="v5litepod-8",
@@ -56,14 +56,14 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
     )
     options = {"num_slices": num_slices, "wrap": _wrap(shape)}
     if generation == "v4":
-        options["chip_config_name"] = "megacore"  # one device a chip
-    if shape in ("1x1", "2x4"):  # in one host, where larger slices have 4 chips a host
+        options["chip_config_name"] = "megacore"  # one device per chip
+    if shape in ("1x1", "2x4"):  # on one host; larger slices have 4 chips per host
         options["chips_per_host_bounds"] = (*map(int, shape.split("x")), 1)
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
 
 
 def _wrap(shape: str) -> tuple[bool, bool, bool]:
-    """Which dimensions close to a ring: all of cubes of 4, and those of 16 in a plane."""
+    """Which dimensions wrap around: in 3D all if each is a multiple of 4, in 2D those of 16."""
     sizes = [int(size) for size in shape.split("x")]
     if len(sizes) == 3:
         return (all(size % 4 == 0 for size in sizes),) * 3

@@ -1,4 +1,4 @@
-"""Training for a given time: how many steps there will have been when it is over."""
+"""Training for a given time: estimates how many steps the time allows."""
 
 import math
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 class Budget:
     """Estimates the last step of a run from the pace so far.
 
-    The clock is read at lines of metrics only. In between the estimate stands, so that all
+    The clock is read only when metrics are logged. In between the estimate is fixed, so that all
     processes and a resumed run see the same.
     """
 
@@ -19,9 +19,9 @@ class Budget:
         """Starts the clock.
 
         Args:
-          steps: at most so many, and the estimate before the first line.
-          hours: time for the whole run; 0 allows all `steps`.
-          progress: of the checkpoint that the run goes on from; empty at its start.
+          steps: the maximum, and the estimate before the first reading.
+          hours: time for the whole run; 0 for no limit.
+          progress: `progress` of the checkpoint to resume from; empty for a new run.
         """
         self._steps = steps
         self._seconds = hours * 3600 or math.inf
@@ -36,13 +36,13 @@ class Budget:
         return min(self._steps, math.ceil(self._seconds / self._seconds_per_step))
 
     def update(self, done: int) -> None:
-        """Looks at the clock of process 0 after `done` steps of the run; all processes call it."""
+        """Reads the clock of process 0 after `done` steps of the run; all processes call it."""
         if self._seconds < math.inf:
             seconds = multihost_utils.broadcast_one_to_all(np.float32(self._spent()))
             self._seconds_per_step = float(seconds) / done
 
     def progress(self) -> dict[str, float]:
-        """What a checkpoint keeps; nothing where time is not limited."""
+        """Numbers to keep in a checkpoint; none if time is not limited."""
         if self._seconds == math.inf:
             return {}
         return {"seconds": self._spent(), "seconds_per_step": self._seconds_per_step}

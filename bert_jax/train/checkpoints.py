@@ -1,6 +1,6 @@
-"""Checkpoints of a training run: asynchronous, kept by policy, restored into any mesh.
+"""Checkpoints of a training run: written asynchronously, pruned, restored into any mesh.
 
-The only module that knows Orbax.
+The only module that uses Orbax.
 """
 
 from typing import Any
@@ -14,22 +14,22 @@ from bert_jax.errors import UserError
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:
-    """The newest complete checkpoint of a run, or None; creates and opens nothing."""
+    """The step of a run's newest complete checkpoint, or None; creates and opens nothing."""
     return max(ocp.utils.checkpoint_steps(epath.Path(workdir) / "checkpoints"), default=None)
 
 
 class Checkpoints:
-    """The checkpoints below `workdir`/checkpoints, one directory a step.
+    """The checkpoints below `workdir`/checkpoints, one directory per step.
 
-    Beside the training state each keeps a small JSON object, `progress`, for what the loop must
-    remember to go on as if it had not stopped.
+    Besides the training state, each holds a small JSON object, `progress`: what the loop needs to
+    resume as if it had not stopped.
     """
 
     def __init__(self, workdir: epath.PathLike, *, keep: int = 1, read_only: bool = False):
         """Opens the checkpoints of a run.
 
         Args:
-          workdir: of the run.
+          workdir: directory of the run.
           keep: how many of the newest to keep.
           read_only: neither create nor delete anything.
         """
@@ -48,7 +48,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._absolute, options=options)
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint, or None."""
+        """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
@@ -57,11 +57,11 @@ class Checkpoints:
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
-        """Reads a state straight into the given shardings.
+        """Reads a state directly into the given shardings.
 
         Args:
-          abstract_state: tree of `jax.ShapeDtypeStruct`s with shardings, of this run's mesh.
-          step: which checkpoint; None for the newest.
+          abstract_state: tree of `jax.ShapeDtypeStruct`s with shardings on this run's mesh.
+          step: checkpoint to read; None for the newest.
 
         Returns:
           The state and its `progress`.
@@ -84,10 +84,10 @@ class Checkpoints:
         return restored["state"], restored["progress"]
 
     def read_params(self, step: int | None = None) -> tuple[dict[str, Any], int]:
-        """Reads the parameters alone, whatever model they are of.
+        """Reads only the parameters, of any model.
 
         Args:
-          step: which checkpoint; None for the newest.
+          step: checkpoint to read; None for the newest.
 
         Returns:
           Nested dict of numpy arrays, and the step.
@@ -107,7 +107,7 @@ class Checkpoints:
             return checkpointer.restore(path, args=arguments)["params"], step
 
     def _existing(self, step: int | None) -> int:
-        """The step, or the newest; a UserError if there is none."""
+        """The step, or the newest; raises UserError if there is none."""
         steps = sorted(self._manager.all_steps())
         if not steps or (step is not None and step not in steps):
             wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"

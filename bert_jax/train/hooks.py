@@ -1,6 +1,6 @@
-"""What a training does between its steps: lines of metrics, evaluations, the best model, a target.
+"""What happens between training steps: logging, evaluation, keeping the best model, a target.
 
-Each is a hook of `bert_jax.train.trainer.Trainer`.
+These are hooks of `bert_jax.train.trainer.Trainer`, and listeners of the evaluation.
 """
 
 import math
@@ -20,7 +20,7 @@ Scores = Mapping[str, float]
 
 
 class Log:
-    """Writes a line of training metrics, means over all steps since the last one, and prints it."""
+    """Writes and prints a line of training metrics, means over all steps since the last one."""
 
     def __init__(
         self,
@@ -31,10 +31,10 @@ class Log:
         peak_flops: float | None = None,
     ):
         """Args:
-        writer: of the run.
-        heads: of the objective.
-        flops_per_token: forward and backward.
-        peak_flops: of all devices together, per second; None where it is not known.
+        writer: where to write.
+        heads: heads of the objective.
+        flops_per_token: FLOPs of the forward and backward pass.
+        peak_flops: peak of all devices together, per second; None if it is not known.
         """
         self._writer, self._heads = writer, heads
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
@@ -55,7 +55,7 @@ class Log:
 
 
 class Evaluate:
-    """Writes a line of held-out scores, and prints it."""
+    """Writes and prints a line of held-out scores."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Evaluate:
     ):
         """Args:
         score: parameters -> scores.
-        writer: of the run.
+        writer: where to write.
         listeners: called with the scores before their line is written.
         """
         self._score, self._writer, self._listeners = score, writer, tuple(listeners)
@@ -89,8 +89,8 @@ class Target:
     def __init__(self, metric: str, goal: float, progress: Mapping[str, float]):
         """Args:
         metric: name of the score.
-        goal: what it must reach; 0 never ends training.
-        progress: of the checkpoint that the run goes on from.
+        goal: score at which to stop; 0 for none.
+        progress: `progress` of the checkpoint to resume from.
         """
         self.metric, self.goal = metric, goal
         self.value: float = progress.get(metric, 0.0)
@@ -103,7 +103,7 @@ class Target:
         return 0 < self.goal <= self.value
 
     def progress(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Numbers to keep in a checkpoint."""
         return {self.metric: self.value}
 
 
@@ -114,7 +114,7 @@ class KeepBest:
         """Args:
         best: where to save.
         metric: name of the score; higher is better.
-        workdir: of the run, whose metrics tell the evaluations before.
+        workdir: directory of the run, whose metrics hold the earlier evaluations.
         """
         self._best, self._metric, self._workdir = best, metric, workdir
 

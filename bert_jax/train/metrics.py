@@ -1,4 +1,4 @@
-"""Metrics of a run: from sums to means, to `metrics.jsonl`, TensorBoard and a line of progress."""
+"""Metrics of a run: sums and means, `metrics.jsonl`, TensorBoard, and the progress line."""
 
 import json
 import math
@@ -28,10 +28,10 @@ def add_sums(parts: Iterable[Mapping[str, Any]]) -> Sums:
 
 
 def means(sums: Mapping[str, float], heads: Iterable[str]) -> Line:
-    """Divides, once: per head with any label "<head>_loss" in nats and "<head>_accuracy" in [0, 1].
+    """Means: for each head with labels, "<head>_loss" in nats and "<head>_accuracy" in [0, 1].
 
-    With more than one head, "loss" is their sum. "mlm_perplexity" is exp of the loss in nats.
-    "padding" is the share of positions that hold no token.
+    "loss" is the sum over heads. "mlm_perplexity" is exp of the masked LM loss in nats. "padding"
+    is the share of positions that hold no token.
     """
     line: Line = {}
     present = [head for head in heads if sums[f"{head}_count"]]
@@ -49,13 +49,13 @@ def means(sums: Mapping[str, float], heads: Iterable[str]) -> Line:
 class MetricsWriter:
     """Appends to `workdir`/metrics.jsonl and to TensorBoard events in `workdir`/tensorboard.
 
-    Process 0 does; the others write nothing.
+    Only process 0 writes.
     """
 
     def __init__(self, workdir: epath.PathLike, first_step: int):
-        """Opens the files; lines after `first_step`, left by a run cut short, are dropped.
+        """Opens the files; lines after `first_step`, left by an interrupted run, are dropped.
 
-        So are baselines of `first_step`, where a stage begins: they are written anew.
+        Baselines of `first_step`, where a stage begins, are dropped too, and written again.
         """
         self._writes = hosts.is_primary()
         if not self._writes:
@@ -74,7 +74,7 @@ class MetricsWriter:
         if not self._writes:
             return
         text = json.dumps({"step": step, "split": split, **metrics}) + "\n"
-        if is_remote(self._path):  # where nothing can be appended
+        if is_remote(self._path):  # remote files cannot be appended to
             self._text += text
             self._path.write_text(self._text)
         else:
@@ -93,7 +93,7 @@ class MetricsWriter:
 
 
 class Stopwatch:
-    """Speed since the last reading."""
+    """Measures the speed since the last reading."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
@@ -105,7 +105,7 @@ class Stopwatch:
         self._sums = add_sums([self._sums, sums])
 
     def add_wait(self, seconds: float) -> None:
-        """Counts time in which the step waited for input."""
+        """Adds time in which the step waited for input."""
         self._waited += seconds
 
     def skip(self, seconds: float) -> None:
@@ -113,7 +113,7 @@ class Stopwatch:
         self._since += seconds
 
     def read(self) -> Line:
-        """Real tokens, sequences and steps a second, and the share of time spent waiting."""
+        """Real tokens, sequences and steps per second, and the share of time spent waiting."""
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         line = {
@@ -127,7 +127,7 @@ class Stopwatch:
 
 
 def progress_line(step: int, steps: int, line: Line) -> str:
-    """What a person watches: percent, loss, accuracies, speed, time left."""
+    """The line to print: percent, loss, accuracies, speed, time left."""
     parts = [
         f"step {step:>{len(str(steps))}}/{steps} {step / steps:4.0%}",
         f"loss {line['loss']:.3f}",

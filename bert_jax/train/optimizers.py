@@ -1,7 +1,7 @@
 """Optimizers.
 
-An optimizer here gives a descent direction; the step multiplies it by the rate. So the rate
-is a plain function of the step and no counter is kept twice.
+An optimizer here gives a descent direction; the step multiplies it by the learning rate. So the
+rate is a plain function of the step and there is only one step counter.
 """
 
 from dataclasses import dataclass
@@ -18,25 +18,25 @@ from bert_jax.train.schedules import Linear, Schedule
 
 @dataclass(frozen=True)
 class Optimizer(Choice):
-    """A direction to go and how far; the fields that all kinds share.
+    """An optimizer and its learning rate. All kinds share these fields.
 
-    The direction of every kind is that of its `core`, after a clip of the gradients by their global
-    norm, with decoupled weight decay added, which spares biases and LayerNorm.
+    Every kind clips the gradients by their global norm, applies its `core`, and adds decoupled
+    weight decay, except to biases and LayerNorm.
     """
 
-    learning_rate: float = field(1e-4, "the highest", bounds=POSITIVE, resume=True)
+    learning_rate: float = field(1e-4, "peak learning rate", bounds=POSITIVE, resume=True)
     warmup_steps: int = field(
         0, "steps in which the learning rate rises from 0", bounds=NOT_NEGATIVE, resume=True
     )
-    schedule: Schedule = field(Linear(), "of the learning rate after warmup")
-    weight_decay: float = field(0.01, "decoupled", bounds=NOT_NEGATIVE)
+    schedule: Schedule = field(Linear(), "learning rate after warmup")
+    weight_decay: float = field(0.01, "decoupled weight decay", bounds=NOT_NEGATIVE)
     clip_norm: float = field(
-        1.0, "global norm that gradients are clipped to; 0 does not clip", bounds=NOT_NEGATIVE
+        1.0, "global norm that gradients are clipped to; 0 for no clipping", bounds=NOT_NEGATIVE
     )
-    gradient_accumulation: int = field(1, "microbatches of a batch", bounds=POSITIVE)
+    gradient_accumulation: int = field(1, "microbatches per batch", bounds=POSITIVE)
 
     def core(self, axes: Axes) -> optax.GradientTransformation:
-        """From clipped gradients to a direction, before weight decay.
+        """Turns clipped gradients into a direction, before weight decay.
 
         Args:
           axes: names of the axes of each parameter; the first is "layer" where layers are stacked.
@@ -44,7 +44,7 @@ class Optimizer(Choice):
         raise NotImplementedError
 
     def transformation(self, axes: Axes) -> optax.GradientTransformation:
-        """From gradients to a direction, without the learning rate."""
+        """Turns gradients into a direction, without the learning rate."""
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             self.core(axes),
@@ -74,8 +74,8 @@ class Lamb(Optimizer, name="lamb"):
     """LAMB (You et al. 2020, https://arxiv.org/abs/1904.00962).
 
     The direction of AdamW with bias correction, scaled for every layer by its trust ratio
-    |parameter| / |direction|. As in NVIDIA's and MLPerf's, biases and LayerNorm neither decay nor
-    are scaled, and where a norm is 0 the ratio is 1.
+    |parameter| / |direction|. As in NVIDIA's and MLPerf's versions, biases and LayerNorm are
+    neither decayed nor scaled, and the ratio is 1 if a norm is 0.
     """
 
     b1: float = field(0.9, "decay of the first moment", bounds=FRACTION)
@@ -91,14 +91,14 @@ class Lamb(Optimizer, name="lamb"):
 
 @dataclass(frozen=True)
 class Adafactor(Optimizer, name="adafactor"):
-    """Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235) with its own constants.
+    """Adafactor (Shazeer & Stern 2018, https://arxiv.org/abs/1804.04235) with default constants.
 
-    The root mean squares by which it scales parameters and clips updates are taken over all layers
-    of a stack together.
+    The root mean squares that scale parameters and clip updates are taken over all layers of a
+    stack together.
     """
 
     def core(self, axes: Axes) -> optax.GradientTransformation:
-        # optax ends its version with a change of sign, and the step subtracts.
+        # The version in optax ends with a change of sign, but the step subtracts.
         return optax.chain(optax.adafactor(), optax.scale(-1.0))
 
 
@@ -122,10 +122,10 @@ def scale_by_depth(
 ) -> optax.GradientTransformation:
     """Makes the lower layers of an encoder learn more slowly than the head on top, or not at all.
 
-    The direction of the top layer is scaled by `layer_decay`, each below by another such factor,
-    and the embeddings by the last, as in ELECTRA (Clark et al. 2020,
-    https://arxiv.org/abs/2003.10555). With `freeze` layers and embeddings stay as they are, weight
-    decay included. Pooler and heads are left alone.
+    The direction of the top layer is scaled by `layer_decay`, each layer below by one more such
+    factor, and the embeddings by another, as in ELECTRA (Clark et al. 2020,
+    https://arxiv.org/abs/2003.10555). With `freeze` layers and embeddings do not change, nor do
+    they decay. Pooler and heads are not scaled.
     """
 
     def scale(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
@@ -150,7 +150,7 @@ def _trust_ratio(axes: Axes) -> Any:
     def scale(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
         if not _decays(path):
             return update
-        # Of a stack every layer has a ratio of its own.
+        # In a stack, every layer has its own ratio.
         over = tuple(range(int(is_stacked(axes[path_of(path)])), param.ndim))
         param_norm = jnp.sqrt(jnp.sum(param**2, over, keepdims=True))
         update_norm = jnp.sqrt(jnp.sum(update**2, over, keepdims=True))

@@ -1,4 +1,4 @@
-"""A profile of a run that is under way, on request."""
+"""Profiling of a running process, on request."""
 
 import signal
 import tempfile
@@ -16,8 +16,8 @@ class Profiler:
     """Traces the next `PROFILED_STEPS` steps when the process gets SIGUSR1.
 
     Each process traces its own devices and writes `plugins/profile/latest/process_I.*` below the
-    directory, which is what TensorBoard, XProf and (the .json.gz) ui.perfetto.dev open. A new trace
-    takes the place of the last one.
+    directory. TensorBoard, XProf and (the .json.gz) ui.perfetto.dev open these files. A new trace
+    replaces the last one.
     """
 
     def __init__(self, directory: epath.Path):
@@ -38,12 +38,12 @@ class Profiler:
             signal.signal(signal.SIGUSR1, self._previous)
 
     def after_step(self, step: int, metrics: Any) -> None:
-        """Begins or ends a trace when it is time to.
+        """Starts or stops a trace if it is due.
 
         Args:
-          step: done so far.
-          metrics: of the last step, which may still run. Where a trace begins or ends, it is waited
-            for, so that whole steps are in it.
+          step: steps done so far.
+          metrics: metrics of the last step, which may still run. A trace waits for them when it
+            starts and stops, so that it holds whole steps.
         """
         if self._last_step is None and self._requested:
             self._requested = False

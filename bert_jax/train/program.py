@@ -1,4 +1,4 @@
-"""The compiled part of a training: how its state starts, and the step that changes it."""
+"""The compiled part of training: the initial state and the train step."""
 
 import functools
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from bert_jax.train.schedules import Rate
 from bert_jax.train.state import TrainState, init_state
 from bert_jax.train.step import make_train_step
 
-# Parameters and masks fold small numbers (a count, an epoch) into the key of the seed: dropout
-# keeps away from them.
+# Parameters and masks fold small numbers (a count, an epoch) into the key of the seed. Dropout
+# folds in a large one, to use other keys.
 DROPOUT_STREAM = 2**31
 RNG_IMPLEMENTATIONS = {"threefry": "threefry2x32", "rbg": "rbg"}
 
 
 class Settings(Protocol):
-    """What a program reads of a configuration."""
+    """The part of a configuration that a program reads."""
 
     @property
     def rng(self) -> str: ...
@@ -41,13 +41,13 @@ class Settings(Protocol):
 
 
 class Program:
-    """The state and the step of a training, laid out on a mesh. Seeds share one program.
+    """The initial state and the train step, laid out on a mesh. Seeds share one program.
 
     Attributes:
       abstract_state: shapes of the state with their shardings.
       init: key -> state, sharded; compiled at its first call.
-      step: (state, batch, dropout key) -> (state, metrics); the state is donated. Where the rate
-        has a second argument, so has the step a fourth. Compiled at its first call.
+      step: (state, batch, dropout key) -> (state, metrics); the state is donated. If the rate has
+        a second argument, it is the fourth of the step. Compiled at its first call.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Program:
         """Traces shapes; compiles nothing yet.
 
         Args:
-          settings: of the run, or of a stage of it.
+          settings: settings of the run, or of one of its stages.
           objective: what to learn.
-          model: of the objective.
+          model: model of the objective.
           optimizer: without its learning rate.
           rate: step -> learning rate.
-          mesh: of the run.
+          mesh: mesh to run on.
           timed: the rate also takes the number of steps that the time allows.
         """
         init = functools.partial(init_state, model.init, optimizer)
@@ -115,13 +115,13 @@ class Program:
         return self._key(seed)
 
     def lower(self, batch: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> jax.stages.Lowered:
-        """The step for a batch of these shapes, to be compiled for devices that need not exist."""
+        """Lowers the step for batches of these shapes; the mesh's devices need not exist."""
         key = jax.eval_shape(lambda: self.dropout_key(seed))
         return self.step.lower(self.abstract_state, batch, key)
 
 
 def dropout_key(settings: Settings, seed: int) -> jax.Array | None:
-    """The key that the step folds with its number; None if nothing is dropped."""
+    """The key into which the step folds its number; None if nothing is dropped."""
     if settings.numerics.hidden_dropout == settings.numerics.attention_dropout == 0:
         return None
     key = jax.random.key(seed, impl=RNG_IMPLEMENTATIONS[settings.rng])
@@ -129,10 +129,10 @@ def dropout_key(settings: Settings, seed: int) -> jax.Array | None:
 
 
 def loader(mesh: Mesh, axes: Axes, numerics: Numerics) -> Any:
-    """The function from stored parameters to those to compute with.
+    """Builds the function that casts and gathers stored parameters for computation.
 
-    Weights of matrix products and embeddings are cast first and gathered then, at half the bytes
-    where they are bf16; so their gradients are reduced in bf16 too. Biases and LayerNorm stay fp32.
+    Weights of matrix products and embeddings are cast before they are gathered: bf16 halves the
+    bytes, and gradients are then reduced in bf16 too. Biases and LayerNorm stay fp32.
     """
     dtype = jnp.dtype(numerics.compute_dtype)
 

@@ -8,17 +8,17 @@ from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, field
 
 @dataclass(frozen=True)
 class Run:
-    """What every training run has."""
+    """Fields of every training run."""
 
     init_from: str = field(
         "", "weights to start from: anything that `bert_jax.load` reads; empty starts at random"
     )
     seed: int = field(
-        0, "of parameters, the order of examples, masks and dropout", bounds=NOT_NEGATIVE
+        0, "seed of parameters, the order of examples, masks and dropout", bounds=NOT_NEGATIVE
     )
     rng: str = field(
         "threefry",
-        'generator of dropout: "threefry" is the same on every mesh, "rbg" is cheap on TPUs',
+        'generator for dropout: "threefry" is the same on every mesh, "rbg" is cheap on TPUs',
         choices=("threefry", "rbg"),
     )
     log_every: int = field(100, "steps between lines of metrics", bounds=POSITIVE, resume=True)
@@ -31,30 +31,30 @@ class Run:
 
 @dataclass(frozen=True)
 class PretrainingRun(Run):
-    """What a pretraining run has beside its groups of fields."""
+    """Fields of a pretraining run, besides its groups."""
 
-    init_missing_heads: bool = field(False, "let heads that init_from lacks start at random")
+    init_missing_heads: bool = field(False, "start heads that init_from lacks at random")
     steps: int = field(
         1_000_000,
-        "optimizer steps of the whole run; with a budget, the most",
+        "total optimizer steps; with budget_hours, the maximum",
         bounds=POSITIVE,
         resume=True,
     )
     budget_hours: float = field(
         0.0,
-        "hours after which the schedule and the run end; 0 has no limit",
+        "hours after which the schedule and the run end; 0 for no limit",
         bounds=NOT_NEGATIVE,
         resume=True,
     )
     target_mlm_accuracy: float = field(
         0.0,
-        "held-out masked LM accuracy at which the run ends; 0 has none",
+        "held-out masked LM accuracy at which to stop; 0 for none",
         bounds=FRACTION,
         resume=True,
     )
     target_rows: int = field(
         0,
-        "rows in which a reference reaches the target, to compare with; 0 has none",
+        "rows in which a reference run reaches the target, for comparison; 0 for none",
         bounds=NOT_NEGATIVE,
         resume=True,
     )
@@ -66,7 +66,7 @@ class PretrainingRun(Run):
     )
     eval_batches: int = field(
         0,
-        "batches of an evaluation; 0 takes every held-out document",
+        "batches per evaluation; 0 for all held-out documents",
         bounds=NOT_NEGATIVE,
         resume=True,
     )
@@ -83,33 +83,35 @@ class PretrainingRun(Run):
 
 @dataclass(frozen=True)
 class FinetuningRun(Run):
-    """What a fine-tuning run has beside its groups of fields."""
+    """Fields of a fine-tuning run, besides its groups."""
 
     random_weights: bool = field(
         False, "take shape and vocabulary of init_from, but not its weights"
     )
-    freeze: bool = field(False, "train only what lies on top of the encoder: pooler and head")
+    freeze: bool = field(False, "train only the pooler and the head, not the encoder")
     layer_decay: float = field(
         1.0,
-        "the learning rate of a layer is that of the one above times this; the head has "
+        "factor between the learning rate of a layer and that of the one above; the head has "
         "optimizer.learning_rate",
         bounds="(0, 1]",
     )
     reinit_layers: int = field(
         0,
-        "top layers that start at random, and the pooler with them (Zhang et al. 2021, "
+        "top layers to start at random, together with the pooler (Zhang et al. 2021, "
         "https://arxiv.org/abs/2006.05987)",
         bounds=NOT_NEGATIVE,
     )
     seeds: int = field(
-        1, "runs, each with the next seed and a directory of its own", bounds=POSITIVE
+        1, "number of runs, each with the next seed and its own directory", bounds=POSITIVE
     )
-    batch_size: int = field(32, "examples of a step", bounds=POSITIVE)
+    batch_size: int = field(32, "examples per step", bounds=POSITIVE)
     packing: bool = field(
-        True, "several short examples in a row, which computes the same in less time"
+        True, "put several short examples in a row: the same results in less time"
     )
-    epochs: float = field(3.0, "times that each example is seen", bounds=POSITIVE)
+    epochs: float = field(3.0, "passes over the training examples", bounds=POSITIVE)
     warmup_share: float = field(
-        0.1, "share of the steps that is warmup, where optimizer.warmup_steps is 0", bounds=FRACTION
+        0.1, "share of steps that are warmup, if optimizer.warmup_steps is 0", bounds=FRACTION
     )
-    evals_per_epoch: int = field(1, "evaluations, with a checkpoint each", bounds=POSITIVE)
+    evals_per_epoch: int = field(
+        1, "evaluations per epoch, each with a checkpoint", bounds=POSITIVE
+    )

@@ -8,26 +8,26 @@ import jax.numpy as jnp
 
 from bert_jax.fields import POSITIVE, Choice, field
 
-# int32 step (0 is the first), perhaps more that a step passes on -> fp32 rate
+# int32 step (the first is 0), and any further arguments of a step -> fp32 rate
 Rate = Callable[..., jax.Array]
 
 
 @dataclass(frozen=True)
 class Schedule(Choice):
-    """Linear warmup from 0, then what a kind makes of the rest.
+    """Linear warmup from 0, then a curve that the kind defines.
 
     As in Google's BERT and NVIDIA's, the decay counts from step 0 over all steps and warmup
-    overrides it, so the rate drops at the boundary from the peak to, for "linear",
+    overrides it. So the rate drops where warmup ends: for "linear", from the peak to
     peak * (1 - warmup_steps / steps). A schedule joined at the peak would be slightly higher.
     """
 
     def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
-        """The share of the peak after warmup.
+        """The rate after warmup, as a share of the peak.
 
         Args:
           t: fp32, steps done.
-          steps: of the whole schedule.
-          warmup_steps: the first ones of them.
+          steps: steps of the whole schedule.
+          warmup_steps: how many of them are warmup.
         """
         raise NotImplementedError
 
@@ -44,7 +44,7 @@ class Schedule(Choice):
 
 
 def left(t: jax.Array, steps: int) -> jax.Array:
-    """The share of the steps that is left."""
+    """The share of the steps that are left."""
     return jnp.maximum(1.0 - t / steps, 0.0)
 
 

@@ -18,12 +18,12 @@ from bert_jax.model.parameters import Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """A pytree.
+    """The training state, a pytree.
 
     Attributes:
       step: int32 scalar, optimizer steps done.
       params: nested dict of fp32 arrays; layers are stacked on a leading axis.
-      opt_state: of the optax transformation.
+      opt_state: state of the optax transformation.
     """
 
     step: jax.Array
@@ -36,7 +36,7 @@ def init_state(
     optimizer: optax.GradientTransformation,
     key: jax.Array,
 ) -> TrainState:
-    """A state at step 0. Pure: jit it with output shardings, or trace it for shapes."""
+    """The state at step 0. Pure: jit it with output shardings, or trace it for shapes."""
     params = init_params(key)
     return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
 

@@ -1,7 +1,7 @@
 """The two compiled steps: one trains, one evaluates.
 
-An objective (`bert_jax.objective.pretraining.PreTraining`, say) tells a step what to learn. The
-step knows gradients, accumulation and the optimizer, and is the same for every objective.
+An objective (`bert_jax.objective.pretraining.PreTraining`, say) defines what to learn. The step
+computes gradients, accumulates them and applies the optimizer; it is the same for every objective.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def make_train_step(
 
     The loss is the sum over heads of (sum over the global batch / count of the global batch). The
     counts are known before the forward pass, so every microbatch divides by the count of the whole
-    batch, and accumulation equals the big batch to rounding.
+    batch, and accumulation gives the result of one large batch up to rounding.
 
     Args:
       objective: what to learn.
@@ -42,7 +42,7 @@ def make_train_step(
       rate: step -> learning rate; further arguments of the train step are passed on to it.
       gradient_accumulation: number of microbatches; divides the number of rows.
       load: stored parameters -> those to compute with, cast and gathered.
-      store: their gradients -> in the type and the place of the stored parameters.
+      store: gradients -> gradients in the dtype and sharding of the stored parameters.
 
     Returns:
       The step. Its dropout key is typed, and folded with step and microbatch; None trains without

@@ -20,10 +20,10 @@ Hook = Callable[["Trainer"], None]
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT so that the loop can save and leave. A second one acts at once.
+    """Records SIGTERM and SIGINT so that the loop can save and stop. A second one acts at once.
 
-    Of several processes none may leave alone. There JAX's coordination service listens for SIGTERM,
-    with a handler below Python's that must stay in place, and finds a step which no process has
+    Several processes must stop together. For them, JAX's coordination service listens for SIGTERM,
+    with a handler below Python's that must stay in place, and finds a step that no process has
     passed yet; SIGINT is turned into SIGTERM.
     """
 
@@ -39,7 +39,7 @@ class StopSignal:
         return self
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step, the same on all processes; ask after every step."""
+        """Whether to stop after this step, the same on all processes; call it after every step."""
         if not self._alone and multihost_utils.reached_preemption_sync_point(step):
             self.received = signal.SIGTERM
         return self.received is not None
@@ -61,17 +61,17 @@ class StopSignal:
 
 
 class Clock(Protocol):
-    """What ends a training by the time; see `bert_jax.train.budget.Budget`."""
+    """Ends training after a given time; see `bert_jax.train.budget.Budget`."""
 
     @property
     def steps(self) -> int:
         """Estimated steps of the whole run."""
 
     def update(self, done: int) -> None:
-        """Looks at the clock after `done` steps."""
+        """Reads the clock after `done` steps."""
 
     def progress(self) -> dict[str, float]:
-        """What a checkpoint keeps."""
+        """Numbers to keep in a checkpoint."""
 
 
 class _Due(NamedTuple):
@@ -93,11 +93,11 @@ class Trainer:
 
     Attributes:
       state: the training state; donated to the next step.
-      done: its steps.
-      sums: of the metrics of all steps that no line has reported yet, also over a resume.
-      stopwatch: speed since the last line.
-      checkpoints: where `save` saves.
-      stopped_by: the signal that ended `fit`, if one did.
+      done: number of steps done.
+      sums: sums of the metrics of all steps not reported yet, kept across a resume.
+      stopwatch: speed since the last report.
+      checkpoints: where `save` writes.
+      stopped_by: signal that ended `fit`, or None.
     """
 
     def __init__(self, state: TrainState, checkpoints: Checkpoints, progress: Mapping[str, Any]):
@@ -105,8 +105,8 @@ class Trainer:
 
         Args:
           state: fresh, or restored from a checkpoint.
-          checkpoints: of the run.
-          progress: what the checkpoint keeps beside the state; empty at the start of a run.
+          checkpoints: where to save.
+          progress: what the checkpoint keeps besides the state; empty at the start of a run.
         """
         self.state = state
         self.done = int(state.step)
@@ -125,15 +125,15 @@ class Trainer:
         self._reports: list[_Due] = []
         self._after_step: list[Callable[[int, Metrics], None]] = []
         self._conditions: list[Callable[[], bool]] = []
-        self._ran: dict[_Due, int] = {}  # the step after which a hook has run last
+        self._ran: dict[_Due, int] = {}  # the step after which a hook last ran
 
     def every(
         self, steps: int, hook: Hook, *, at_end: bool = True, when_stopped: bool = False
     ) -> None:
-        """Calls a hook after every so many steps; hooks of a step run in the order of these calls.
+        """Calls a hook after every `steps` steps; hooks due together run in the order added.
 
         Args:
-          steps: of the run; 0 is never.
+          steps: steps of the run between calls; 0 for never.
           hook: what to call.
           at_end: also after the last step.
           when_stopped: also when training ends earlier.
@@ -143,12 +143,12 @@ class Trainer:
     def report_every(self, steps: int, hook: Hook) -> None:
         """Calls a hook as `every` does, but while the next step already runs.
 
-        Where another hook is due after the same step, it does not wait.
+        If another hook is due after the same step, the call does not wait for the next step.
         """
         self._reports.append(_Due(steps, hook, at_end=True, when_stopped=False))
 
     def after_every_step(self, hook: Callable[[int, Metrics], None]) -> None:
-        """Calls a hook with the number of steps and the metrics, on devices, of the last one."""
+        """Calls a hook after each step with the steps done and its metrics, still on devices."""
         self._after_step.append(hook)
 
     def stop_when(self, condition: Callable[[], bool]) -> None:
@@ -156,21 +156,21 @@ class Trainer:
         self._conditions.append(condition)
 
     def stop_by(self, clock: Clock) -> None:
-        """Ends training when the time is over."""
+        """Ends training when the time is up."""
         self._clock = clock
         self.carry(clock.progress)
 
     def carry(self, progress: Callable[[], Mapping[str, float]]) -> None:
-        """Keeps numbers in every checkpoint beside the state."""
+        """Keeps numbers in every checkpoint, besides the state."""
         self._carried.append(progress)
 
     @property
     def last_step(self) -> int:
-        """Steps of the run after which `fit` ends, as far as is known."""
+        """The step of the run after which `fit` ends, as currently estimated."""
         return min(self._stage_end, self._clock.steps) if self._clock else self._stage_end
 
     def look_at_clock(self) -> None:
-        """Estimates again how many steps the time allows."""
+        """Updates the estimate of how many steps the time allows."""
         if self._clock:
             self._clock.update(self.done)
 
@@ -180,14 +180,14 @@ class Trainer:
         batches: Iterator[Batch],
         last_step: int,
     ) -> None:
-        """Trains until the run has `last_step` steps, time is over or a signal comes.
+        """Trains to `last_step`, or until time is up, a condition holds or a signal arrives.
 
-        The hooks are those of this call: they are forgotten at its end.
+        Hooks and conditions are removed at the end of the call.
 
         Args:
-          step: compiled.
-          batches: on devices, those of the steps to come.
-          last_step: number of steps of the run.
+          step: compiled train step.
+          batches: batches of the next steps, on devices.
+          last_step: total steps of the run at which to stop.
 
         Raises:
           TrainingDiverged: a gradient is not finite. The state is not saved.
@@ -195,7 +195,7 @@ class Trainer:
         self._stage_end = last_step
         self.stopwatch = Stopwatch()
         self._ran = dict.fromkeys(self._hooks, self.done)
-        reports: list[_Due] = []  # those that wait for the next step to start
+        reports: list[_Due] = []  # due as soon as the next step has started
         stopping = False
         with StopSignal() as stop:
             while self.done < self.last_step and not stopping and not self._is_over():
@@ -215,7 +215,7 @@ class Trainer:
                 if last or stopping or self._due(self._hooks, last):
                     self._call(reports)
                     reports = []
-                    last = self.done >= self.last_step  # there may be time left for more
+                    last = self.done >= self.last_step  # the clock may allow more steps now
                 self._call(self._due(self._hooks, last))
             self._call(reports)
             self._call(
@@ -241,12 +241,12 @@ class Trainer:
             raise TrainingDiverged(
                 f"the gradient became infinite or NaN by step {self.done}. Lower "
                 f"config.optimizer.learning_rate or raise config.optimizer.warmup_steps and run "
-                f"again: the run goes on from its last checkpoint "
+                f"again: the run resumes from its last checkpoint "
                 f"({self.checkpoints.latest_step() or 'none yet'})"
             )
 
     def save(self) -> None:
-        """Starts to write a checkpoint of the state as it is."""
+        """Starts to write a checkpoint of the current state."""
         self.collect()
         progress: dict[str, Any] = {"unlogged": self.sums}
         for carried in self._carried:

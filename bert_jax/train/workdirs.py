@@ -1,4 +1,4 @@
-"""The directory of a run: whether a run may start or go on there, and what it is made of."""
+"""The directory of a run: whether a run may start or resume there, and what describes it."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,18 +10,18 @@ from bert_jax.errors import UserError
 from bert_jax.storage import UNFINISHED, read_json, write_json
 from bert_jax.train.checkpoints import latest_step
 
-# What a start that was cut short may leave in a workdir, beside files with `UNFINISHED` names.
+# What an interrupted start may leave in a workdir, besides files with `UNFINISHED` names.
 CLAIM = (VOCAB_FILE, CONFIG_FILE, "data.json")
 
 
 def has_run(workdir: epath.Path) -> bool:
-    """Whether a workdir holds a run that has something to lose: one with a checkpoint.
+    """Whether a workdir holds a run with a checkpoint.
 
-    Any other run may take the place of one without: after a start that failed, the same command
-    with the mistake corrected works.
+    A run without one may be replaced by any other, so that a corrected command works after a
+    failed start.
 
     Raises:
-      UserError: the workdir holds something else than a run.
+      UserError: the workdir holds something other than a run.
     """
     if not (workdir / "config.json").exists():
         if workdir.exists() and any(not _is_claim(path.name) for path in workdir.iterdir()):
@@ -37,16 +37,16 @@ def _is_claim(name: str) -> bool:
 def check_same_run(
     workdir: epath.Path, changed: Iterable[str], data: Mapping[str, str], free: Iterable[str]
 ) -> None:
-    """Checks that the run in a workdir can go on with other settings and these data.
+    """Checks that the run in a workdir can resume with changed settings and these data.
 
     Args:
-      workdir: of the run.
+      workdir: directory of the run.
       changed: lines "field: old -> new".
-      data: what tells the data of a run from other data.
-      free: beginnings of the lines about what may change.
+      data: values that identify the data.
+      free: beginnings of lines about fields that may change.
 
     Raises:
-      UserError: the run is one of another model or other data; it lists the differences.
+      UserError: the run is of another model or other data; the message lists the differences.
     """
     known = read_json(workdir / "data.json")
     changed = [
@@ -57,7 +57,7 @@ def check_same_run(
     if refused:
         raise UserError(
             f"{workdir} holds a run of another model or other data: {'; '.join(refused)}. "
-            f"Choose another --workdir, or give the old values to go on"
+            f"Choose another --workdir, or give the old values to resume"
         )
     for line in changed:
         print(f"changed since the last start: {line}", flush=True)
@@ -66,11 +66,11 @@ def check_same_run(
 def claim_workdir(
     workdir: epath.Path, config: Mapping[str, Any], data: Mapping[str, str], wordpiece: WordPiece
 ) -> None:
-    """Writes into the workdir what its run is made of.
+    """Writes the files that describe a run into its workdir.
 
-    `config.json` holds the config, `data.json` what its data are; the vocabulary is copied, so that
-    a workdir is enough to use the model. `config.json` comes last and whole: a workdir without it
-    holds no run.
+    `config.json` holds the config, `data.json` identifies the data; the vocabulary is copied, so
+    that a workdir is enough to use the model. `config.json` is written last and atomically: a
+    workdir without it holds no run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     wordpiece.save(workdir)
