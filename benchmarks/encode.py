@@ -1,15 +1,15 @@
-"""Throughput of `encode` against the transformers library on a CPU.
+"""Compares the throughput of `encode` with the transformers library on a CPU.
 
     python benchmarks/encode.py MODEL [ROUNDS]
 
-MODEL is a directory of Hugging Face. Both sides turn the same 2,000 sentences of mixed length into
-mean vectors, in fp32 and from text, on all cores, in turn and with other sentences in every round.
-Transformers runs as it is fastest: sentences sorted by length, padded to the longest of a batch,
-`inference_mode`, scaled_dot_product_attention, the best of several batch sizes, and dense layers by
-MKL, which PyTorch takes by default, or by oneDNN, which is faster on processors of AMD.
+MODEL is a Hugging Face directory. In every round both sides turn the same 2,000 new sentences of
+mixed length from text into mean vectors, in fp32 on all cores, one side after the other.
+Transformers runs in its fastest setup: sentences sorted by length, padded to the longest of a
+batch, `inference_mode`, scaled_dot_product_attention, the best of several batch sizes, and dense
+layers by MKL, PyTorch's default, or by oneDNN, which is faster on AMD processors.
 
-CPU seconds tell more than wall seconds where others work on the same machine; `taskset -c 0` gives
-both sides one core.
+On a shared machine CPU seconds tell more than wall seconds; `taskset -c 0` gives both sides one
+core.
 """
 
 import functools
@@ -40,7 +40,7 @@ def corpus_sentences():
 
 class Peer:
     def __init__(self, path, onednn):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # so that taskset is heeded
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # so that taskset is respected
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         model = transformers.BertModel.from_pretrained(path, attn_implementation="sdpa")
         self.model = to_mkldnn(model.eval()) if onednn else model.eval()

@@ -1,12 +1,12 @@
-"""Fine-tuning on public data, from trained and from random weights, over seeds: a table.
+"""Prints scores of fine-tuning on public data from trained and from random weights, over seeds.
 
     python benchmarks/finetuning.py DATA MODEL WORKDIR [--tasks sst2,trec] [--seeds 3] [OVERRIDES]
 
 DATA holds the files of `TASKS` (SST-2, TREC, MRPC, STS, WNUT17, wikigold, XQuAD); MODEL is what
-`config.init_from` takes; OVERRIDES such as --config.epochs=5 hold for all runs. Runs that are done
-are not repeated. The table is printed as Markdown: for each task the score of guessing, of the same
-architecture from random weights, and of MODEL, mean and standard deviation over the seeds on the
-test split at the best step on dev.
+`config.init_from` takes; OVERRIDES such as --config.epochs=5 apply to all runs. Finished runs are
+not repeated. The table is Markdown: for each task the scores of guessing, of the same architecture
+from random weights, and of MODEL, as mean and standard deviation over the seeds on the test split
+at the best step on dev.
 """
 
 import argparse
@@ -78,7 +78,7 @@ TASKS = {
 
 
 def piece(data: Path, workdir: Path, source: str | tuple) -> str:
-    """A file, or some of its articles (JSON), sentences (CoNLL) or lines."""
+    """Path of a file, or of a file with some of its articles (JSON), sentences (CoNLL) or lines."""
     if isinstance(source, str):
         return str(data / source)
     name, first, last = source
@@ -96,7 +96,7 @@ def piece(data: Path, workdir: Path, source: str | tuple) -> str:
 
 
 def run(arguments: argparse.Namespace, name: str, arm: str, changes: dict) -> dict:
-    """The results of all seeds of a task; trains what is not done."""
+    """The results of all seeds of a task; trains unless they exist."""
     task, sources, options, fields = TASKS[name]
     workdir = Path(arguments.workdir)
     runs = workdir / name / arm
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments, arguments.overrides = parser.parse_known_args()
     if arguments.seeds < 2:
-        parser.error("--seeds: at least 2, for a standard deviation")
+        parser.error("--seeds: must be at least 2, for a standard deviation")
     rows = [
         "| task | metric | guessing | random weights | trained weights |",
         "|---|---|---|---|---|",

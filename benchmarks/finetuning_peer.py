@@ -1,9 +1,9 @@
-"""Fine-tuning by transformers and PyTorch, with the data and hyperparameters of finetuning.py.
+"""Fine-tunes with transformers and PyTorch, on the data and hyperparameters of finetuning.py.
 
     python benchmarks/finetuning_peer.py WORKDIR [--tasks sst2,wnut17]
 
-Run benchmarks/finetuning.py first: this reads the configs of its runs, and prints test scores (mean
-and standard deviation over the seeds, at the best epoch on dev) and the time of a step of both.
+Run benchmarks/finetuning.py first: this reads the configs of its runs. It prints both sides' test
+scores (mean and standard deviation over the seeds, at the best epoch on dev) and time per step.
 Batches are of similar length and padded to their longest example. Classification and tagging only.
 """
 
@@ -59,7 +59,7 @@ def labels_of(features: Features, examples: np.ndarray) -> torch.Tensor:
 def batches(features: Features, size: int, rng: np.random.Generator) -> np.ndarray:
     """An epoch in random order, but sorted by length within every 50 batches.
 
-    So do the loaders of transformers with `group_by_length`, which spares them padding.
+    The loaders of transformers do the same with `group_by_length`, to save padding.
     """
     order = rng.permutation(len(features))
     lengths = np.array([len(ids) for ids in features.input_ids])
@@ -69,7 +69,7 @@ def batches(features: Features, size: int, rng: np.random.Generator) -> np.ndarr
 
 
 def train(config, source, task, data: dict) -> tuple[dict, float]:
-    """Test metrics at the best epoch on dev, and the median seconds of a step."""
+    """Test metrics at the best epoch on dev, and the median seconds per step."""
     torch.manual_seed(config.seed)
     model = CLASSES[task.head].from_pretrained(config.init_from, num_labels=task.num_labels)
     decayed = [p for name, p in model.named_parameters() if p.ndim > 1]
@@ -163,7 +163,7 @@ def main() -> None:
             ]
             print(f"| {name} | {metric} | {' | '.join(cells)} |", flush=True)
         ms = [1000 * statistics.median(side) for side in (our_times, times)]
-        print(f"| {name} | ms a step | {ms[0]:.0f} | {ms[1]:.0f} |", flush=True)
+        print(f"| {name} | ms per step | {ms[0]:.0f} | {ms[1]:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

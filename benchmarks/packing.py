@@ -1,11 +1,11 @@
-"""What packing is worth: padding share and real tokens a second with and without it.
+"""Measures padding and real tokens per second with and without packing.
 
     python benchmarks/packing.py STORE [--config.FIELD=VALUE ...]
 
-Trains a few steps of configs/bert.py:tiny on the same documents in turn, unpacked and packed, at
-128 and 512 tokens a row, with the same number of positions a step, and prints both rates and their
-ratio. Both are run several times in turn and the median taken, so that a drifting machine harms
-neither side.
+Trains a few steps of configs/bert.py:tiny on the same documents, unpacked and packed, at 128 and
+512 tokens per row, with the same number of positions per step, and prints the share of padding,
+both rates and their ratio. The two alternate several times and the median is taken, so that drift
+of the machine's speed favours neither.
 """
 
 import statistics

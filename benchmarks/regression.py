@@ -1,16 +1,16 @@
-"""Records what a checkout computes, to the bit, and compares two records.
+"""Records what a checkout computes, bit for bit, and compares two records.
 
     python benchmarks/regression.py record --repository=BEFORE --data=DATA --output=before.json
     python benchmarks/regression.py record --repository=AFTER --data=DATA --output=after.json
     python benchmarks/regression.py compare before.json after.json
 
-A refactoring should change nothing: it is recorded before and after, on one machine. Every case is
-a few commands of `bert-jax`, run with the code of the checkout; what they give is kept as numbers,
-texts and checksums. `compare` prints a line for each case and fails if one differs. Cycles that the
-compiler estimates and bytes may differ by half a percent, everything else must be equal.
+A refactoring should change nothing: record before and after it, on one machine. Every case runs a
+few `bert-jax` commands with the code of the checkout and keeps their results as numbers, texts and
+checksums. `compare` prints a line for each case and fails if one differs. The compiler's estimates
+of cycles and bytes may differ by half a percent; everything else must be equal.
 
-DATA is a folder with sst2/, wnut17/ and xquad/ as their authors publish them; without it, the cases
-of fine-tuning are left out. `--only NAME ...` records some cases.
+DATA is a folder with sst2/, wnut17/ and xquad/ as their authors publish them; without it, the
+fine-tuning cases are skipped. `--only NAME ...` records only the named cases.
 """
 
 import argparse
@@ -65,7 +65,7 @@ TINY = [
 
 
 class Checkout:
-    """The code of a folder, and a folder to work in."""
+    """The code in a folder, and a folder to work in."""
 
     def __init__(self, repository: Path, work: Path, data: Path | None):
         self.repository, self.work, self.data = repository, work, data
@@ -113,7 +113,7 @@ class Checkout:
         return json.loads(self.python("-c", PYTHON_OF_CHECKPOINTS, str(state), devices=8))
 
     def store(self, name: str, size: int) -> str:
-        """A token store of the carried corpus."""
+        """A token store of the bundled corpus."""
         if not (self.work / name / "manifest.json").exists():
             size_of = f"--vocab-size={size}"
             self.verb("prepare", "corpus:sotu", size_of, f"--output={self.path(name)}")
@@ -121,7 +121,7 @@ class Checkout:
 
 
 def pretrain(checkout: Checkout, name: str, recipe: str, *flags: str, devices: int = 1) -> dict:
-    """Trains on the small store; TINY unless the recipe is whole."""
+    """Trains a recipe on the small store, with the overrides of TINY and `flags`."""
     store = checkout.store("store1000", 1000)
     checkout.verb(
         "pretrain",
@@ -136,7 +136,7 @@ def pretrain(checkout: Checkout, name: str, recipe: str, *flags: str, devices: i
 
 
 def quickstart(checkout: Checkout) -> dict[str, Any]:
-    """300 steps of the quickstart's recipe, its evaluation and masks filled in."""
+    """300 steps of the quickstart's recipe, its evaluation, and filled masks."""
     store = checkout.store("store8192", 8192)
     workdir = checkout.path("quickstart")
     if not (checkout.work / "quickstart" / "checkpoints" / "300").exists():
@@ -155,7 +155,7 @@ def quickstart(checkout: Checkout) -> dict[str, Any]:
 
 
 def layouts(checkout: Checkout) -> dict[str, Any]:
-    """20 steps each, with dropout and packing, over eight devices."""
+    """20 steps in each layout, with dropout and packing, over eight devices."""
     small = ["--config.steps=20", "--config.data.batch_size=16", "--config.data.max_seq_length=64"]
     return {
         "x".join(map(str, sizes)): pretrain(
@@ -173,7 +173,7 @@ def layouts(checkout: Checkout) -> dict[str, Any]:
 def lamb_accumulation(checkout: Checkout) -> dict[str, Any]:
     """LAMB with a power schedule and four microbatches."""
     lamb = ["--config.optimizer.name=lamb", "--config.optimizer.schedule=poly"]
-    # Once all optimizers had one set of fields, and LAMB insisted on this one.
+    # Older checkouts have one set of fields for all optimizers, and LAMB requires this one.
     if "bias_correction" in (checkout.repository / "configs" / "bert.py").read_text():
         lamb.append("--config.optimizer.bias_correction=True")
     return pretrain(
@@ -191,7 +191,7 @@ def lamb_accumulation(checkout: Checkout) -> dict[str, Any]:
 
 
 def two_phases(checkout: Checkout) -> dict[str, Any]:
-    """128 tokens, then 512."""
+    """Rows of 128 tokens, then of 512."""
     return pretrain(
         checkout,
         "phases",
@@ -204,7 +204,7 @@ def two_phases(checkout: Checkout) -> dict[str, Any]:
 
 
 def packing_512(checkout: Checkout) -> dict[str, Any]:
-    """Many examples a row, spans masked."""
+    """Many examples per row, masked in spans."""
     return pretrain(
         checkout,
         "packing",
@@ -218,7 +218,7 @@ def packing_512(checkout: Checkout) -> dict[str, Any]:
 
 
 def _start(lines: list[str], number: int, ends: str = "") -> list[str]:
-    """So many lines, and on to a blank one if blocks must stay whole."""
+    """The first `number` lines, and on to a blank one if `ends` is "blank"."""
     stop = number
     while ends == "blank" and stop < len(lines) and lines[stop].strip():
         stop += 1
@@ -299,7 +299,7 @@ def answering(checkout: Checkout) -> dict[str, Any]:
 
 
 def encode(checkout: Checkout) -> dict[str, Any]:
-    """Vectors of 50 sentences, by every pooling and as JSON lines."""
+    """Checksums of the vectors of 50 sentences, by pooling."""
     quickstart(checkout)
     corpus = checkout.repository / "bert_jax" / "corpora" / "sotu.jsonl.xz"
     text = checkout.python(
@@ -326,7 +326,7 @@ def encode(checkout: Checkout) -> dict[str, Any]:
 
 
 def export(checkout: Checkout) -> dict[str, Any]:
-    """What an exported model computes, by its own loader, and its parameters."""
+    """Parameters of an exported model, its functions, and what its loader computes."""
     quickstart(checkout)
     output = checkout.path("export")
     checkout.verb("export", f"--model={checkout.path('quickstart')}", f"--output={output}")
@@ -343,7 +343,7 @@ def export(checkout: Checkout) -> dict[str, Any]:
 
 
 def convert(checkout: Checkout) -> dict[str, Any]:
-    """The files of a directory of Hugging Face."""
+    """The files of a Hugging Face directory."""
     quickstart(checkout)
     output = checkout.work / "converted"
     checkout.verb("convert", checkout.path("quickstart"), str(output), "--to=huggingface")
@@ -354,7 +354,7 @@ def convert(checkout: Checkout) -> dict[str, Any]:
 
 
 def plan(checkout: Checkout) -> dict[str, Any]:
-    """What the TPU compiler says of base on eight chips."""
+    """The TPU compiler's estimates for base on eight chips."""
     output = checkout.path("plan.json")
     recipe = "--config=configs/bert.py:base"
     checkout.verb("plan", recipe, "--topology=v5e:2x4", f"--output={output}")
@@ -383,7 +383,7 @@ NEED_DATA = {"classification", "tagging", "answering"}
 
 
 def record(arguments: argparse.Namespace) -> int:
-    """Runs the cases and writes what they give."""
+    """Runs the cases and writes their results."""
     repository = Path(arguments.repository).absolute()
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=repository, capture_output=True, text=True, check=True
@@ -395,7 +395,7 @@ def record(arguments: argparse.Namespace) -> int:
         checkout = Checkout(repository, work, arguments.data and Path(arguments.data).absolute())
         for name in arguments.only or CASES:
             if name in NEED_DATA and not checkout.data:
-                print(f"{name}: left out, it needs --data", flush=True)
+                print(f"{name}: skipped, needs --data", flush=True)
                 continue
             print(name, flush=True)
             found[name] = CASES[name](checkout)
@@ -421,7 +421,7 @@ def differences(before: Any, after: Any, path: str = "") -> Iterator[str]:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Prints which cases differ, and where."""
+    """Prints which cases differ, and where; 1 if any does, else 0."""
     before, after = (
         json.loads(Path(path).read_text()) for path in (arguments.before, arguments.after)
     )

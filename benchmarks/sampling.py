@@ -1,10 +1,10 @@
-"""Rate and memory of sampling, the padding that packing saves, and the rate of gathering batches.
+"""Measures rate and memory of sampling, padding with and without packing, and rate of batches.
 
     python benchmarks/sampling.py [STORE]
 
-Measures on two synthetic indexes of 5 M sentences, one of long documents (20 sentences on average)
-and one of short ones (3), and on the token store STORE if given. One thread plans and gathers; peak
-memory is what planning adds to a process that holds the index already. Linux only: reads /proc.
+Uses two synthetic indexes of 5 M sentences, one of long documents (20 sentences on average) and one
+of short ones (3), and the token store STORE if given. One thread plans and gathers; peak memory is
+what planning adds to a process that already holds the index. Linux only: reads /proc.
 """
 
 import multiprocessing
@@ -57,7 +57,7 @@ def peak_kilobytes():
 
 
 def measure(name, max_seq_length, pairs, packing):
-    """One line of the table. Run in a process of its own."""
+    """One line of the table. Run it in a separate process."""
     split = load_split(name)
     sampling = Sampling(
         batch_size=BATCH_SIZE,
@@ -69,7 +69,7 @@ def measure(name, max_seq_length, pairs, packing):
     sentences, documents = np.asarray(split.sentences), np.asarray(split.documents)
     plan_epoch(sentences, documents[:3], sampling, seed=0, epoch=0)  # compiles
 
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_kilobytes()
     start = time.perf_counter()
     plan = plan_epoch(sentences, documents, sampling, seed=0, epoch=0)

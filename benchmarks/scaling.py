@@ -1,10 +1,10 @@
-"""The tables of docs/scaling.md: steps compiled for TPU slices that need not be there.
+"""Prints the tables of docs/scaling.md: steps compiled for TPU slices that need not exist.
 
     python benchmarks/scaling.py base [PEER.json ...] | weak | large | limits
 
-Prints Markdown. Nothing is run: cycles are the compiler's estimates, without random bits and
-waiting for other devices. A PEER.json is what scaling_peer.py prints. A compile takes from one
-minute (scanned layers) to seven (unrolled) on two cores; the planner keeps it.
+The tables are Markdown. Nothing is run: cycles are the compiler's estimates, without random bits
+and waiting for other devices. A PEER.json is the output of scaling_peer.py. A compile takes from
+one minute (scanned layers) to seven (unrolled) on two cores; the planner caches its result.
 """
 
 import json
@@ -105,7 +105,7 @@ def base(*peers: str) -> None:
 
 
 def weak() -> None:
-    """BERT-base, 32 x 128 tokens a chip, layers scanned (remat dots), on ever more chips."""
+    """BERT-base, 32 x 128 tokens per chip, layers scanned (remat dots), on 8 to 256 chips."""
     rows = []
     for topology, slices, chips in (
         ("v5e:2x4", 1, 8),
@@ -140,7 +140,7 @@ def weak() -> None:
     )
 
 
-# Slice, layout, rematerialisation, and the most rows a chip that fit, in multiples of 8.
+# Slice, layout, rematerialisation, and the most rows per chip that fit, in multiples of 8.
 LARGE = (
     ("v4:2x2x2", "ZeRO-1", "none", 16),
     ("v4:2x2x2", "replicated", "none", 16),
@@ -189,12 +189,12 @@ RATES = {
     "v5p": (600e9, 2765e9, 50e9 / 8),
     "v6e": (400e9, 1638e9, 100e9 / 8),
 }
-HOP_SECONDS = 1e-6  # an assumption of the right order
+HOP_SECONDS = 1e-6  # assumed; of the right order of magnitude
 ADAMW_BYTES = 28  # reads parameter, gradient and two moments, writes three of them, in fp32
 
 
 def limits() -> None:
-    """BERT-large, 65,536 rows of 128 tokens on 4,096 chips: what takes how long, by calculation."""
+    """BERT-large, 65,536 rows of 128 tokens on 4,096 chips: calculated time of each part."""
     rows = []
     for topology, slices in (("v5p:16x16x16", 1), ("v5e:16x16", 16), ("v6e:16x16", 16)):
         config = recipe("large", **{"data.batch_size": 65_536})
@@ -209,7 +209,7 @@ def limits() -> None:
         links, hbm, network = RATES[generation]
         # bf16 gradients are scattered and bf16 parameters gathered.
         ici = 2 * 2 * total / links
-        # Then each chip has the share of its slice, to be summed over slices and gathered again.
+        # Then each chip has its share of the slice's sum, to be summed over slices and gathered.
         dcn = 2 * 2 * total / (mesh.size // slices) * (slices - 1) / slices / network
         hops = sum(int(size) // 2 for size in shape.split("x"))
         compute = rows_a_chip * flops_per_row(config) / (0.5 * chip.peak_flops)
@@ -233,7 +233,7 @@ def limits() -> None:
                 "rows a chip",
                 "compute ms",
                 "ICI ms",
-                "as long at tokens a chip",
+                "ICI = compute at tokens a chip",
                 "DCN ms",
             ),
             *("AdamW ms (share held)", "latency of a collective us", "rows/s a host"),

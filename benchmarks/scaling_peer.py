@@ -4,7 +4,7 @@
     peer/bin/pip install transformers==4.57.6 flax==0.12.8 jax==0.10.2 libtpu==0.0.42.1 optax
     PYTHONPATH=. peer/bin/python benchmarks/scaling_peer.py --rows 32 --length 128 --rng rbg
 
-Transformers 5 has no Flax models, so this runs in an environment of its own. The step is that of
+Transformers 5 has no Flax models, so this runs in a separate environment. The step is that of
 their examples/flax/language-modeling/run_mlm_flax.py with the next-sentence loss added and without
 its pmap: BERT-base in bf16 with fp32 parameters, predictions at every position, AdamW, state
 replicated, batch split over the devices of one v5e:2x4.
@@ -58,8 +58,8 @@ def decayed(params):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=int, required=True, help="of a device")
-    parser.add_argument("--length", type=int, required=True, help="tokens of a row")
+    parser.add_argument("--rows", type=int, required=True, help="rows per device")
+    parser.add_argument("--length", type=int, required=True, help="tokens per row")
     parser.add_argument("--rng", choices=("threefry2x32", "rbg"), required=True)
     arguments = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")

@@ -1,8 +1,8 @@
 """Pretraining of BERT on TPUs with JAX.
 
-The verbs of the command line but `predict` and `plot` are functions here: `prepare`, `pretrain`,
-`finetune`, `evaluate`, `convert`, `export`, `plan`; see `bert_jax.api`. `bert_jax.load(path)` gives
-a trained model to use; see `bert_jax.inference.trained`.
+The verbs of the command line, except `predict` and `plot`, are functions here: `prepare`,
+`pretrain`, `finetune`, `evaluate`, `convert`, `export`, `plan`; see `bert_jax.api`.
+`bert_jax.load(path)` loads a trained model; see `bert_jax.inference.trained`.
 """
 
 import importlib
@@ -15,7 +15,7 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a function when it is asked for, so that `import bert_jax` needs no jax."""
+    """Imports a function when it is first used, so that `import bert_jax` needs no jax."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

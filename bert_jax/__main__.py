@@ -11,12 +11,12 @@ from bert_jax.errors import TrainingDiverged, UserError
 VERBS = {
     "prepare": "tokenise documents into a store to train from",
     "pretrain": "train BERT on a token store",
-    "finetune": "teach a trained model a task: classes, scores, tags, answers",
+    "finetune": "fine-tune a trained model: classification, regression, tagging, answering",
     "evaluate": "score a checkpoint on held-out documents",
     "predict": "use a trained model: masks, pairs, vectors, attention, classes, tags, answers",
     "export": "write a model as StableHLO, to run without bert_jax",
-    "convert": "bring a model into another format: Hugging Face's, Google's, ours",
-    "plan": "compile a training step for TPUs that are not there: memory, speed, collectives",
+    "convert": "convert a model between the formats of Hugging Face, Google and bert_jax",
+    "plan": "compile a training step for TPUs without having any: memory, speed, collectives",
     "plot": "draw the curves of training runs",
 }
 USAGE = "\n".join(
@@ -32,15 +32,15 @@ USAGE = "\n".join(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; returns its exit code, 2 for a mistake of the user."""
+    """Runs a verb; returns its exit code, 2 for a user error."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if argv else 2
     if argv[0] not in VERBS:
-        print(f"bert-jax: no verb {argv[0]!r}; there are: {', '.join(VERBS)}", file=sys.stderr)
+        print(f"bert-jax: unknown verb {argv[0]!r}: use one of {', '.join(VERBS)}", file=sys.stderr)
         return 2
-    # Libraries log their inner workings through absl; what a user must know is printed.
+    # Libraries log internals through absl; what a user must know is printed.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         return importlib.import_module(f"bert_jax.cli.{argv[0]}").main(argv[1:]) or 0
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bert-jax {argv[0]}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.filename is None:  # no path that the user could mend
+        if error.filename is None:  # no path that the user could correct
             raise
         print(f"bert-jax {argv[0]}: error: {error.filename}: {error.strerror}", file=sys.stderr)
         return 2

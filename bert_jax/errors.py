@@ -4,13 +4,13 @@
 class UserError(Exception):
     """Bad input: a field, a file or a flag. Exit code 2.
 
-    The message is one line that names what is wrong and what to do. It is raised before anything is
-    trained.
+    The message is one line that says what is wrong and what to do. It is raised before training
+    starts.
     """
 
 
 class TrainingDiverged(Exception):
     """The loss is not a finite number. Exit code 1.
 
-    The message says at which step and what to try; checkpoints of before are kept.
+    The message says at which step and what to try; earlier checkpoints are kept.
     """

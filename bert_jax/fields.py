@@ -1,11 +1,11 @@
-"""Fields of configurations: declared where they are used, checked by what they declare.
+"""Configuration fields, declared where they are used and checked against their declarations.
 
-A group of fields is a frozen dataclass. Each field has a default, a sentence that says what it
-means, and, where that is so, its choices, its bounds and that a resumed run may change it. From
-these come the checks, the messages and the reference in docs/config.md.
+A group of fields is a frozen dataclass. A field has a default and a meaning, and may have choices,
+bounds and a mark that a resumed run may change it. The checks, the error messages and
+docs/config.md come from these declarations.
 
-A `Choice` is a group of which there are several kinds, such as the optimizers. A recipe picks one
-by name, and its fields are those of the kind.
+A `Choice` is a group that comes in several kinds, such as the optimizers. A recipe picks a kind by
+name, which determines the fields of the group.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class Bounds:
         return above and below
 
     def complaint(self, value: float) -> str:
-        """What is wrong with a value outside of it."""
+        """Says what is wrong with a value outside the interval."""
         if self.text == POSITIVE:
             return f"must be positive, not {value}"
         if self.text == NOT_NEGATIVE:
@@ -61,26 +61,26 @@ def field(
     """Declares a field of a frozen dataclass.
 
     Args:
-      default: its value where a recipe does not set it, and in saved configurations that are older
-        than the field: choose the one that keeps their meaning.
-      doc: what it means, with its unit.
-      choices: the values that it may have.
-      bounds: the interval that it must be in, as `Bounds` reads it.
-      resume: whether a run that goes on may change it.
+      default: value if a recipe does not set the field, and in saved configurations older than the
+        field: choose one that keeps their meaning.
+      doc: meaning of the field, with its unit.
+      choices: allowed values.
+      bounds: interval of allowed values, as `Bounds` reads it.
+      resume: whether a resumed run may change the field.
     """
     metadata = {"doc": doc, "choices": tuple(choices), "bounds": bounds, "resume": resume}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class Choice:
-    """Base of groups of fields that come in several kinds.
+    """Base class of groups of fields that come in several kinds.
 
-    `class Optimizer(Choice)` opens a family. `class Lamb(Optimizer, name="lamb")` is a kind of it,
-    which recipes call "lamb". A class without a name is called "module:Class", and so is any class
-    outside of this package: a recipe can name code of its own, as long as Python can import it.
+    `class Optimizer(Choice)` defines a family. `class Lamb(Optimizer, name="lamb")` is one of its
+    kinds, which recipes call "lamb". A class without a name is called "module:Class"; this is how a
+    recipe names a class outside this package, which Python must be able to import.
 
-    A kind may give a field of its base another default, as a plain value: `steps: int = 5`. What
-    the base declares of the field holds on.
+    A kind may change the default of a field of its base with a plain value: `steps: int = 5`. The
+    rest of the base's declaration stays.
     """
 
     _kinds: ClassVar[dict[str, type]]
@@ -103,15 +103,15 @@ class Choice:
 
     @classmethod
     def kinds(cls) -> dict[str, type[Self]]:
-        """The kinds that have a name of their own."""
+        """The kinds that were declared with a name."""
         return dict(cls._kinds)
 
     @classmethod
     def kind(cls, name: str, path: str) -> type[Self]:
-        """The kind that is called `name`.
+        """The kind called `name`.
 
         Raises:
-          UserError: there is none; the message begins with `path`.
+          UserError: no such kind; the message begins with `path`.
         """
         if name in cls._kinds:
             return cls._kinds[name]
@@ -125,17 +125,17 @@ class Choice:
 
     @classmethod
     def family(cls) -> type["Choice"]:
-        """The base of all kinds of this one's family."""
+        """The base class of this kind's family."""
         return next(each for each in cls.__mro__ if Choice in each.__bases__)
 
     @classmethod
     def called(cls) -> str:
-        """What a recipe calls this kind."""
+        """The name of this kind in recipes."""
         return cls._name
 
 
 def import_object(name: str, path: str) -> Any:
-    """What "module:object" names.
+    """Imports the object that is named "module:object".
 
     Raises:
       UserError: it cannot be imported; the message begins with `path`.
@@ -175,7 +175,7 @@ def is_group(annotation: Any) -> TypeGuard[type]:
 def kind_in(
     annotation: type, given: Mapping[str, Any], default: Any, path: str
 ) -> tuple[type, Plain]:
-    """The class that given values of a group are of, and the values without the kind's name."""
+    """The class of a group with the given values, and the values without the kind's name."""
     values = dict(given)
     if not issubclass(annotation, Choice):
         return annotation, values
@@ -185,19 +185,20 @@ def kind_in(
 
 
 def build(cls: type[T], given: Any, path: str = "config", default: Any = None) -> T:
-    """Makes a group of checked fields from nested plain values.
+    """Builds a group of fields from nested plain values and checks them.
 
-    A field that is not given has its default. A `Choice` is given as a mapping with its "name", or
-    as the name alone.
+    Fields that are not given have their defaults. A `Choice` is given as a mapping with a "name",
+    or as the name alone.
 
     Args:
-      cls: the group's class.
-      given: its values.
-      path: what messages call the group.
-      default: of a `Choice`: an instance of the kind that is meant where none is named.
+      cls: class of the group.
+      given: values of the fields.
+      path: name of the group in messages.
+      default: for a `Choice`, an instance of the kind to use if no kind is named.
 
     Raises:
-      UserError: a field is unknown, of a wrong type, out of its bounds or none of its choices.
+      UserError: a field is unknown or missing, has a wrong type, is out of its bounds or is none of
+        its choices.
     """
     if isinstance(given, cls):
         return given
@@ -225,7 +226,7 @@ def build(cls: type[T], given: Any, path: str = "config", default: Any = None) -
 
 
 def no_such_field(path: str, known: Sequence[str]) -> UserError:
-    """The error that a field does not exist, with the one that may be meant."""
+    """The error for an unknown field; suggests a similar name."""
     prefix, _, name = path.rpartition(".")
     close = difflib.get_close_matches(name, known, n=1)
     return UserError(
@@ -246,8 +247,7 @@ def _value(annotation: Any, declared: dataclasses.Field[Any], value: Any, path: 
 
 
 def _plain_value(annotation: Any, value: Any, path: str) -> Any:
-    """The value, if it is of the type; lists become tuples, and integers floats where these are
-    declared."""
+    """Checks a value's type; lists become tuples, and integers floats if a float is declared."""
     if isinstance(value, list | tuple):
         value = tuple(_as_tuple(item) for item in value)
     if annotation is float and type(value) is int:
@@ -296,7 +296,7 @@ def to_plain(value: Any) -> Any:
 
 
 def leaves(group: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[Any]]]:
-    """Path and declaration of every field of a configuration that is no group itself."""
+    """Path and declaration of every field of a configuration that is not a group."""
     for name, declared in fields_of(type(group)).items():
         value = getattr(group, name)
         if dataclasses.is_dataclass(value):
@@ -306,5 +306,5 @@ def leaves(group: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[
 
 
 def resumable(group: Any, prefix: str = "") -> list[str]:
-    """Beginnings "field:" of the lines about what a resumed run may change."""
+    """Prefixes "field:" of the lines of `differences` that a resumed run may have."""
     return [f"{prefix}{path}:" for path, each in leaves(group) if each.metadata.get("resume")]

@@ -1,7 +1,7 @@
-"""Files that are whole or not there, on local disks and in object storage such as gs://BUCKET/PATH.
+"""Atomic file writes, on local disks and in object storage such as gs://BUCKET/PATH.
 
-All paths are `etils.epath`'s. What object storage has not, and this package does without there:
-files that can be memory-mapped or appended to, locks, and folders that are renamed as one.
+All paths are `etils.epath` paths. Object storage has no memory-mapped files, appending, locks or
+atomic renaming of folders, so this package does not use them there.
 """
 
 import contextlib
@@ -14,10 +14,10 @@ from etils import epath
 
 from bert_jax.errors import UserError
 
-# etils would take TensorFlow's file system where TensorFlow is installed; gcsfs is the tested one.
+# If TensorFlow is installed, etils would use its file system; only gcsfs is tested.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
-UNFINISHED = ".unfinished"  # ends the name of what is being written
+UNFINISHED = ".unfinished"  # suffix of a file that is being written
 
 
 def is_remote(path: epath.PathLike) -> bool:
@@ -36,10 +36,10 @@ def files_below(folder: epath.Path) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
-    """A file that appears when the block ends well: write to the path that this gives.
+    """Yields a path to write to; the file appears at `path` when the block ends without an error.
 
-    On a local disk that is another name, renamed at the end. In object storage it is the name
-    itself, where a file appears when it is closed.
+    On a local disk the yielded path is a temporary name, renamed at the end. In object storage it
+    is `path` itself, since a file appears there only when it is closed.
     """
     path = epath.Path(path)
     if is_remote(path):
@@ -54,13 +54,13 @@ def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
 
 
 def write_text(path: epath.PathLike, text: str) -> None:
-    """Writes a file in UTF-8 that appears when it is whole."""
+    """Writes a UTF-8 text file atomically."""
     with whole_file(path) as file:
         file.write_text(text, encoding="utf-8")
 
 
 def write_json(path: epath.PathLike, fields: Mapping[str, Any]) -> None:
-    """Writes a JSON file that appears when it is whole."""
+    """Writes a JSON file atomically."""
     write_text(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -68,7 +68,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     """The object in a JSON file of a run or model.
 
     Raises:
-      UserError: no such file, or it holds something else.
+      UserError: no such file, or it does not hold a JSON object.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; is {path.parent} the directory of a run or model?")

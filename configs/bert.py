@@ -3,8 +3,8 @@
     bert-jax pretrain --config=configs/bert.py:base --workdir=runs/base \\
         --config.data.store=stores/wikipedia
 
-The argument picks the size: tiny, mini, small, medium, base (default) or large. This page changes
-some of the defaults, which docs/config.md lists; every other recipe starts from this one.
+The argument picks the size: tiny, mini, small, medium, base (default) or large. This recipe changes
+some of the defaults in docs/config.md; every other pretraining recipe starts from this one.
 
 Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805; small sizes: Turc et al. 2019,
 https://arxiv.org/abs/1908.08962. Google trained base and large for 1 M steps of 256 sequences:
@@ -42,19 +42,19 @@ def get_config(size: str = "base") -> ConfigDict:
 
 
 def derive_from_length(fields: ConfigDict) -> None:
-    """What a row of a config, or of a phase, has room for follows its length until it is set."""
+    """Derives the examples and predictions of a row from its length, unless they are set later."""
     length = fields.data.get_oneway_ref("max_seq_length")
     fields.data.max_examples_per_row = length // 33 + 1
     fields.masking.max_predictions_per_seq = length * 20 // 128  # 20 at 128 tokens and 80 at 512
 
 
 def set_phases(config: ConfigDict, *phases: Mapping[str, Any]) -> None:
-    """Trains one phase after another, each with moments and parameters of the one before.
+    """Trains consecutive phases, each from the parameters and moments of the one before.
 
     Args:
-      config: to change.
-      phases: each with its steps and the fields that it changes, in groups as those of `config`;
-        what a row has room for and the warmup follow, until they are set.
+      config: config to change.
+      phases: the steps of each phase and the fields that it changes, in groups as in `config`;
+        examples and predictions of a row, and the warmup, are derived unless they are set later.
     """
     config.phases = tuple(map(ConfigDict, phases))
     for phase in config.phases:

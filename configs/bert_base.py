@@ -7,8 +7,8 @@ A shorter run: --config.phases[0].steps=90000 --config.phases[1].steps=10000 (qu
 follows.
 
 Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, appendix A.2: 256 sequences a step,
-Adam at 1e-4, 1 % of the steps are warmup, linear decay, Wikipedia and BooksCorpus. There one
-schedule spans both lengths; here each phase has its own, so the second one starts at 1e-4 again.
+Adam at 1e-4, 1 % of the steps are warmup, linear decay, Wikipedia and BooksCorpus. In the paper one
+schedule spans both lengths; here each phase has one, so the second restarts at 1e-4.
 
 Cost: 2.4e19 FLOPs, 1.6e19 of them in the first phase (`bert_jax.report.flops`, full rows). Google:
 4 days on 16 TPU chips.
@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 def get_config(size: str = "base") -> ConfigDict:
     config = bert(size)
-    config.rng = "rbg"  # random bits cost least; threefry drops the same on every mesh
+    config.rng = "rbg"  # cheapest random bits; threefry has the same dropout on every mesh
     optimizer = {"learning_rate": 1e-4, "gradient_accumulation": 1}
     set_phases(
         config,

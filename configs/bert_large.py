@@ -3,8 +3,8 @@
     bert-jax pretrain --config=configs/bert_large.py --workdir=runs/bert_large \\
         --config.data.store=stores/wikipedia_and_books
 
-Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, appendix A.2; everything but the size
-is as in bert_base.py.
+Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, appendix A.2. Only the size differs
+from bert_base.py.
 
 Cost: 8.2e19 FLOPs, 5.5e19 of them in the first phase (`bert_jax.report.flops`, full rows). Google:
 4 days on 64 TPU chips.

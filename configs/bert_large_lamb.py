@@ -3,18 +3,17 @@
     bert-jax pretrain --config=configs/bert_large_lamb.py --workdir=runs/bert_large_lamb \\
         --config.data.store=stores/wikipedia_and_books
 
-Microbatches hold 4,096 rows of 128 tokens and 1,024 of 512, over all devices; change
---config.phases[0].optimizer.gradient_accumulation (quoted in zsh) for a machine that holds more or
-fewer.
+Microbatches hold 4,096 rows of 128 tokens and 1,024 of 512, over all devices; to fit other
+machines, change --config.phases[0].optimizer.gradient_accumulation (quoted in zsh).
 
 Source: NVIDIA's BERT for PyTorch,
 https://github.com/NVIDIA/DeepLearningExamples/tree/master/PyTorch/LanguageModeling/BERT: batch,
 rate, steps and warmup of both phases, square-root decay. LAMB: You et al. 2020,
-https://arxiv.org/abs/1904.00962. NVIDIA reaches a final loss of 1.24 to 1.27. It starts the count
-of the bias correction anew in the second phase; here the count stays with its moments.
+https://arxiv.org/abs/1904.00962. NVIDIA reaches a final loss of 1.24 to 1.27. It restarts the step
+count of the bias correction in the second phase; here the count continues with the moments.
 
 Cost: 1.6e20 FLOPs, 1.1e20 of them in the first phase (`bert_jax.report.flops`, full rows). At
-NVIDIA's 580 and 210 sequences a second on an A100-80G that is, estimated, 12 GPU-days.
+NVIDIA's 580 and 210 sequences a second on an A100-80G this is an estimated 12 GPU-days.
 """
 
 from bert import get_config as bert
@@ -24,7 +23,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
     config = bert("large")
-    config.rng = "rbg"  # random bits cost least; threefry drops the same on every mesh
+    config.rng = "rbg"  # cheapest random bits; threefry has the same dropout on every mesh
     config.log_every = 10
     config.eval_every = 500
     config.checkpoint_every = 100

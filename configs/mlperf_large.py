@@ -1,4 +1,4 @@
-"""BERT-large as MLPerf Training measures it: 512 tokens, until 72 % of the masked tokens are right.
+"""BERT-large as in MLPerf Training: 512 tokens, to a masked LM accuracy of 72 %.
 
     bert-jax pretrain --config=configs/mlperf_large.py:448 --workdir=runs/mlperf_large \\
         --config.data.store=stores/mlperf --config.init_from=mlperf_checkpoint
@@ -7,15 +7,15 @@ The argument picks the batch size: 256, 448 (default), 1536, 3072, 4096 or 4608.
 first evaluation that reaches the target and prints the rows that it took beside those of the
 reference, `REFERENCE`.
 
-MLPerf starts from a TensorFlow checkpoint that was trained on 128 tokens, which `init_from` reads;
-without it the run starts from random weights, and the numbers of the reference do not hold.
+MLPerf starts from a TensorFlow checkpoint trained on 128 tokens, which `init_from` reads; without
+it the run starts from random weights, and the reference's numbers do not apply.
 
 Source: hyperparameters and samples to target are MLPerf's reference convergence points,
 https://github.com/mlcommons/logging/blob/master/mlperf_logging/rcp_checker/training_5.0.0/rcps_bert.json
-(20 or more runs each). Those of larger batches let the warmup begin before step 0 and are left out.
+(20 or more runs each). Larger batches, whose warmup begins before step 0, are left out.
 
 Cost: 2.5e18 FLOPs to the target for 2.4 million rows (`bert_jax.report.flops`, full rows). At the
-137 sequences a second and chip published for 8 v4 that is, estimated, 5 chip-hours.
+137 sequences a second and chip published for 8 v4 this is an estimated 5 chip-hours.
 """
 
 from bert import get_config as bert
@@ -39,7 +39,7 @@ def get_config(batch_size: str = "448") -> ConfigDict:
         raise ValueError(f"no reference for batch size {batch_size!r}: use one of {known}")
     rate, steps, warmup, b1, b2, samples = REFERENCE[int(batch_size)]
     config = bert("large")
-    config.rng = "rbg"  # random bits cost least; threefry drops the same on every mesh
+    config.rng = "rbg"  # cheapest random bits; threefry has the same dropout on every mesh
     config.steps = steps
     config.log_every = 10
     config.eval_every = round(25_000 / int(batch_size))  # as often as the reference

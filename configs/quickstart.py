@@ -2,11 +2,11 @@
 
     bash launch/quickstart.sh
 
-Four choices take so small a model off the plateau, where it copies what it sees and knows word
-frequencies but not context: short rows (attention starts out as an average over the row, in which
-neighbours must be heard), fixed positions (an offset is one rotation for all positions, so it is
-learned once), four heads, and larger initial weights (at 0.02 attention over 128 features starts
-out flat). Results are in docs/reference-runs.md.
+Four choices get such a small model off the plateau on which it copies its input and knows word
+frequencies but not context: short rows (attention starts as an average over the row, in which
+neighbours must count), fixed positions (an offset is one rotation for all positions, so it is
+learned once), four heads, and larger initial weights (at 0.02, attention over 128 features starts
+flat). Results are in docs/reference-runs.md.
 """
 
 from bert import get_config as bert

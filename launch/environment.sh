@@ -9,7 +9,7 @@ help_if_asked() {
   fi
 }
 
-# install DIR ARGUMENTS...: into the virtual environment DIR, with uv where there is one.
+# install DIR ARGUMENTS...: installs into the virtual environment DIR, with uv if it is available.
 install() {
   local directory=$1
   shift
@@ -20,7 +20,7 @@ install() {
   fi
 }
 
-# environment DIR EXTRAS: makes the virtual environment DIR with the package and its extras
+# environment DIR EXTRAS: creates the virtual environment DIR with the package and its extras
 # ("" or "[test,parity]"), from PYTHON (default: python3). Does nothing if it is up to date.
 environment() {
   local directory=$1 extras=$2 python=${PYTHON:-python3} stamp

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# A pod on one machine: N processes that meet over loopback and share 8 fake CPU devices, to try out
-# what several hosts will do.
+# Simulates several hosts on one machine: N processes connect over loopback and share 8 fake CPU
+# devices.
 #
 #   bash launch/local_multihost.sh N VERB [ARGUMENTS]      N: 1, 2, 4 or 8
 #   bash launch/local_multihost.sh 2 pretrain --config=configs/quickstart.py \
 #     --workdir=workdir/two --config.data.store=workdir/quickstart/store
 #
-# Each line of output begins with the number of its process. SIGTERM and Ctrl-C go to all: they save
-# at the same step and stop. When one dies, the rest are killed and its exit code is the script's.
+# Each line of output begins with the number of its process. On SIGTERM or Ctrl-C all processes save
+# at the same step and stop. If one dies, the others are killed and the script exits with its code.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
@@ -39,11 +39,11 @@ status=0
 while ((${#running[@]})); do
   code=0
   wait -n -p ended "${!running[@]}" || code=$?
-  [[ ${ended:-} ]] || continue # no process has: a signal came, which the trap has passed on
+  [[ ${ended:-} ]] || continue # none has ended: a signal came, and the trap passed it on
   unset "running[$ended]"
   if ((code != 0 && status == 0)); then
     status=$code
-    if ((code != 2 && code != 75)); then # where all agree to leave, each does so by itself
+    if ((code != 2 && code != 75)); then # with 2 or 75, all processes exit by themselves
       kill -KILL "${!running[@]}" 2>/dev/null || true
     fi
   fi

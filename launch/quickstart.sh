@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# From nothing to a small BERT: environment, corpus, vocabulary, pretraining with MLM and NSP,
-# evaluation on held-out documents, curves, a few masks filled in. A second run reuses what is done
-# and an interrupted run goes on where it stopped.
+# Trains a small BERT from scratch: environment, corpus, vocabulary, pretraining with MLM and NSP,
+# evaluation on held-out documents, curves, filling in masks. A second run reuses what is done, and
+# an interrupted run resumes.
 #
 #   bash launch/quickstart.sh [--config.FIELD=VALUE ...]      e.g. --config.steps=2000
 #
-# Everything goes into workdir/quickstart; WORKDIR=... chooses another place.
+# Everything goes into workdir/quickstart; WORKDIR=... chooses another directory.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
@@ -14,7 +14,7 @@ environment .venv ""
 
 bert_jax() { .venv/bin/python -m bert_jax "$@"; }
 workdir=${WORKDIR:-workdir/quickstart}
-# On a CPU, XLA maps its buffers anew in every step: huge pages make that 1.4 times as fast (glibc).
+# On a CPU, XLA remaps its buffers in every step: huge pages make that 1.4 times as fast (glibc).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$workdir/compiled}
 

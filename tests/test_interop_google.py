@@ -154,7 +154,7 @@ def test_logits_are_those_of_the_torch_model(
 
     convert(directory, tmp_path / "ours", "bert_jax", "--uncased")
     lines = capsys.readouterr().out.splitlines()
-    assert f"ignored: {2 * len(values) + 1} variables of the optimizer, as bert/emb" in lines[0]
+    assert f"ignored: {2 * len(values) + 1} optimizer variables, such as bert/emb" in lines[0]
     assert lines[1].startswith("hidden_act: gelu is read as the exact function")
     model = formats.read(tmp_path / "ours")
     assert model.wordpiece == wordpiece
@@ -212,7 +212,7 @@ def cut(file):
 
 DATA = "bert_model.ckpt.data-00000-of-00001"
 BROKEN = {
-    "casing unknown": (None, [], r"vocab\.txt: cased or not\? .* pass --cased or --uncased"),
+    "casing unknown": (None, [], r"vocab\.txt: cased or uncased\? .* pass --cased or --uncased"),
     "index cut": (cut("bert_model.ckpt.index"), ["--uncased"], r"ckpt: damaged or cut short \("),
     "data cut": (cut(DATA), ["--uncased"], r"bert_model\.ckpt: damaged or cut short \("),
     "data gone": (
@@ -223,12 +223,12 @@ BROKEN = {
     "two checkpoints": (
         lambda directory: (directory / "model.ckpt-9.index").touch(),
         ["--cased"],
-        r"must hold one checkpoint, but there is bert_model\.ckpt, model\.ckpt-9; name it in",
+        r"must hold one checkpoint, but holds bert_model\.ckpt, model\.ckpt-9; name one in",
     ),
     "no checkpoint": (
         lambda directory: (directory / "bert_model.ckpt.index").unlink(),
         ["--cased"],
-        r"must hold one checkpoint, but there is none",
+        r"must hold one checkpoint, but holds none",
     ),
     "fewer layers": (
         lambda directory: (directory / "bert_config.json").write_text(
@@ -282,4 +282,4 @@ def test_other_optimizers_are_ignored(tf, wordpiece, tmp_path):
     )
     back = read_google(epath.Path(tmp_path), lowercase=True, strict=True, report=lines.append)
     assert_same(back, model)
-    assert lines[0].startswith("ignored: 6 variables of the optimizer, as ")
+    assert lines[0].startswith("ignored: 6 optimizer variables, such as ")

@@ -92,7 +92,7 @@ def test_the_environment_goes_before_the_file():
 def test_a_wrong_type_is_refused():
     run = launch("create", **SETTINGS | {"TPU_TYPE": "v5e-8"})
     assert run.returncode == 2
-    assert "TPU_TYPE=v5e-8 is none of v2-8" in run.stderr
+    assert "TPU_TYPE=v5e-8: use a type like v2-8" in run.stderr
     run = launch("create", **SETTINGS | {"TPU_TYPE": "tpu7x-8"})
     assert run.returncode == 2
     assert "use launch/tpu/xpk.sh" in run.stderr

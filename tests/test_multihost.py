@@ -208,7 +208,7 @@ def test_alone_in_a_run_of_two_says_what_it_waits_for():
         (["--process-id=0"], "belong together: give all"),
         (
             ["--coordinator=a:1", "--num-processes=2", "--process-id=2"],
-            "--process-id=2: from 0 to --num-processes - 1 = 1",
+            "--process-id=2 must be from 0 to --num-processes - 1 = 1",
         ),
         (["--platform=tpu"], "--platform=tpu, but JAX found only cpu devices"),
     ],

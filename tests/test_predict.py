@@ -171,7 +171,7 @@ def test_bad_line(model, bert, tmp_path, capsys, name):
     assert features(model, file, output) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert re.search(rf"{name}, {message}", error)
-    assert error.endswith("; mend it or pass --skip-bad-lines")
+    assert error.endswith("; fix it or pass --skip-bad-lines")
     assert output.read_bytes() == b"of before"
     assert {path.name for path in tmp_path.iterdir()} == {name, "out.npy"}
 
@@ -186,8 +186,8 @@ def test_bad_pair(model, tmp_path, monkeypatch, capsys):
     (tmp_path / "single.jsonl").write_text('{"text": "a"}\n')
     command = ["predict", "next-sentence", f"--model={model}"]
     for name, message in {
-        "pairs.tsv": "line 2: 3 fields; must be two texts with a tab between them; mend it",
-        "single.jsonl": "line 1: no text in text_a; there must be text_a and text_b [text]; mend",
+        "pairs.tsv": "line 2: 3 fields; must be two texts with a tab between them; fix it",
+        "single.jsonl": "line 1: no text in text_a; there must be text_a and text_b [text]; fix",
     }.items():
         assert main([*command, str(tmp_path / name)]) == 2
         assert message in capsys.readouterr().err
@@ -201,7 +201,7 @@ MISTAKES = {
     "{tmp}/empty.txt --output={tmp}/out.npy": r"empty\.txt: no text to read",
     "{tmp}/empty.txt --output={tmp}/out.csv": r"out\.csv: must be a local file that ends in",
     "{tmp}/empty.txt --output=gs://bucket/out.npy": r"gs://bucket/out\.npy: must be a local file",
-    "{tmp}/empty.txt --output={tmp}/out.npy --pooling=tokens": r"texts differ in tokens; take \.js",
+    "{tmp}/empty.txt --output={tmp}/out.npy --pooling=tokens": r"texts differ in tokens; use \.js",
     "{tmp}/empty.txt --output={tmp}/gone/out.npy": r"gone/out\.npy\.unfinished: No such file",
     "{tmp}/empty.txt --output={tmp}/out.npy --layers=9": r"layer 9: there are 0 \(emb",
     "{tmp}/empty.txt --output={tmp}/out.npy --layers=x": r"argument --layers: invalid .* 'x'",

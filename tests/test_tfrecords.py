@@ -346,7 +346,7 @@ FILES = {  # what is done to a file of two records -> what is said
     "data damaged": (functools.partial(flip, -9), "record 2: damaged, its checksum is wrong"),
     "cut in the data": (lambda data: data[:-100], "record 2: the file ends within it"),
     "cut in the frame": (lambda data: data[: len(data) // 2 + 3], "record 2: the file ends within"),
-    "text": (lambda data: b"The president of the United States.\n", "is this a file of TFRecords"),
+    "text": (lambda data: b"The president of the United States.\n", "is this a complete TFRecord"),
     "compressed": (lambda data: zlib.compress(data, wbits=31), "compressed, .* gunzip it"),
     "empty": (lambda data: b"", "no record for the train split"),
 }

@@ -141,7 +141,7 @@ SPECIALS = "\n".join(SPECIAL_TOKENS)
         (None, None, True, "no such vocabulary file"),
         (b"", None, True, r"\[PAD\], \[UNK\], \[CLS\], \[SEP\], \[MASK\] missing"),
         (b"[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n", None, True, r"\[MASK\] missing"),
-        (f"{SPECIALS}\na\nb\na\n".encode(), None, True, "'a' is there 2 times"),
+        (f"{SPECIALS}\na\nb\na\n".encode(), None, True, "'a' occurs 2 times"),
         (b"\xff\xfe", None, True, "not UTF-8"),
         (SPECIALS.encode(), None, None, "pass --cased or --uncased"),
         (SPECIALS.encode(), '{"do_lower_case": false}', True, "the flag says the opposite"),

@@ -1,4 +1,4 @@
-"""A model from one format into another."""
+"""Converts a model from one format to another."""
 
 import os
 import tempfile
@@ -51,23 +51,23 @@ def convert(
     """Writes a model in another format.
 
     Args:
-      source: workdir of bert_jax, local or gs://; directory of Hugging Face; Google's checkpoint.
-      target: local directory, new or empty; appears when it is whole.
+      source: workdir of bert_jax, local or gs://; Hugging Face directory; Google checkpoint.
+      target: local directory, new or empty; appears when it is complete.
       to: one of `FORMATS`.
-      step: which checkpoint of a workdir; None for the newest.
-      architecture: one of `ARCHITECTURES`, whose parts are to be written; None for all there are.
-      initialise: those of `INITIALISED` that are missing and start at random.
-      seed: of `initialise`, 32 bits.
+      step: checkpoint of a workdir; None for the newest.
+      architecture: one of `ARCHITECTURES`, whose parts to write; None for all parts of the source.
+      initialise: missing parts, of `INITIALISED`, to start at random.
+      seed: seed of `initialise`, 32 bits.
       strict: refuse tensors that have no place in the model; else they are left out and reported.
-      lowercase: whether the vocabulary is uncased, where no file says it.
-      report: is told, by name, what does not come along or is not as it was.
+      lowercase: whether the vocabulary is uncased, if no file says so.
+      report: called with a line on each thing, by name, that is left out or changed.
 
     Returns:
-      The parts that were written beside the encoder.
+      The parts written besides the encoder.
 
     Raises:
-      UserError: the source cannot be read, lacks a part that is asked for, or cannot be written in
-        this format, or `target` is in use.
+      UserError: the source cannot be read, lacks a requested part or cannot be written in this
+        format, or `target` is in use.
     """
     check_format(to)
     check_architecture(architecture)
@@ -95,7 +95,7 @@ def _with_parts(
     seed: int,
     report: Report,
 ) -> Portable:
-    """The model with the parts of an architecture (None: those that it has), some of them new."""
+    """The model with the parts of an architecture (None: its own) and those to initialise."""
     found = parts_of(model.params)
     if there := [part for part in initialise if part in found]:
         raise UserError(f"--initialise={there[0]}: SOURCE has it already")
@@ -103,7 +103,7 @@ def _with_parts(
     if missing := [part for part in wanted if part not in (*found, *initialise)]:
         names = ",".join(missing)
         new = f"--initialise={names}" if set(missing) <= set(INITIALISED) else "fine-tuning"
-        raise UserError(f"SOURCE has no {names}, which {architecture} has: {new} makes it")
+        raise UserError(f"SOURCE has no {names}, which {architecture} has: create it with {new}")
     if useless := [part for part in initialise if part not in wanted]:
         raise UserError(f"--initialise={useless[0]}: {architecture} has none")
     for part in wanted:
@@ -111,7 +111,7 @@ def _with_parts(
             raise UserError(f"{part} reads the pooler: add it to --initialise")
     unwanted = [part for part in found if part not in wanted]
     for part in unwanted:
-        report(f"left out: {part}, which {architecture} has not")
+        report(f"left out: {part}, which {architecture} does not have")
     params = without_parts(model.params, unwanted)
     if initialise:
         init = jax.jit(build_model(model.architecture, model.numerics, parts=initialise).init)
@@ -124,7 +124,7 @@ def _with_parts(
 
 
 def _write(target: epath.Path, model: Portable, to: str, report: Report) -> None:
-    """Writes under another name, and renames what is whole."""
+    """Writes into a temporary directory, and renames it when it is complete."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:

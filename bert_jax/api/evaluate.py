@@ -1,4 +1,4 @@
-"""Scores a checkpoint: of pretraining on held-out documents, of fine-tuning on examples."""
+"""Scores checkpoints: of pretraining on held-out documents, of fine-tuning on examples."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -27,13 +27,13 @@ from bert_jax.train.checkpoints import Checkpoints, latest_step
 
 
 class Evaluated(NamedTuple):
-    """What a checkpoint scores.
+    """Scores of a checkpoint.
 
     Attributes:
-      split: "heldout" of pretraining, `data` of fine-tuning.
-      step: of the checkpoint.
-      scores: by metric; losses in nats, accuracies in [0, 1].
-      baselines: what a model that looks at nothing would score, for some metrics.
+      split: "heldout" for pretraining, `data` for fine-tuning.
+      step: step of the checkpoint.
+      scores: scores by metric; losses in nats, accuracies in [0, 1].
+      baselines: scores of a guess that ignores the context, for some metrics.
     """
 
     split: str
@@ -53,11 +53,11 @@ def evaluate(
     """Scores a checkpoint: of pretraining on held-out documents, of fine-tuning on examples.
 
     Args:
-      workdir: of the training run.
-      step: which checkpoint; None for the newest, of fine-tuning the best.
-      store: of pretraining: whose held-out documents to score on; None for that of the run.
-      data: of fine-tuning: "train", "dev", "test", or another file or tfds:NAME:SPLIT.
-      predictions: of fine-tuning: file to write the predictions to, without a look at labels.
+      workdir: directory of the training run.
+      step: checkpoint to score; None for the newest, or the best of fine-tuning.
+      store: for pretraining, store whose held-out documents to score on; None for the run's.
+      data: for fine-tuning, "train", "dev", "test", or another file or tfds:NAME:SPLIT.
+      predictions: for fine-tuning, file to write predictions to; labels are then not read.
 
     Raises:
       UserError: there is no such checkpoint or data, or they do not fit together.
@@ -126,18 +126,18 @@ def _evaluate_task(
     if predictions_path and hosts.is_primary():
         task.write_predictions(epath.Path(predictions_path), examples, predictions)
     found = latest_step(checkpoint) if step is None else step
-    assert found is not None  # `read` has read it
+    assert found is not None  # `read` found it
     return Evaluated(data, found, metrics, baseline)
 
 
 class Trained(NamedTuple):
-    """What a workdir of pretraining holds, read back.
+    """A checkpoint of pretraining, restored.
 
     Attributes:
-      config: of the stage that the checkpoint was trained in.
-      model: its structure.
-      params: on a mesh.
-      step: of the checkpoint.
+      config: configuration of the stage that the checkpoint was trained in.
+      model: structure of the model.
+      params: parameters, on a mesh.
+      step: step of the checkpoint.
     """
 
     config: PretrainConfig
@@ -150,12 +150,12 @@ def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Tr
     """Restores the parameters of a pretraining run onto a mesh.
 
     Args:
-      workdir: of the run.
-      mesh: where to put the parameters; need not be the one of the run.
-      step: which checkpoint; None for the newest.
+      workdir: directory of the run.
+      mesh: mesh for the parameters; may differ from the run's.
+      step: checkpoint to restore; None for the newest.
 
     Raises:
-      UserError: no run, or no such checkpoint, in `workdir`.
+      UserError: `workdir` has no run or no such checkpoint.
     """
     config = read_pretrain_config(workdir / "config.json")
     with Checkpoints(workdir, read_only=True) as checkpoints:

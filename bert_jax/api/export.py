@@ -1,4 +1,4 @@
-"""A trained model as StableHLO, to run where bert_jax is not."""
+"""Exports a trained model as StableHLO, to run without bert_jax."""
 
 from collections.abc import Sequence
 
@@ -23,15 +23,15 @@ def export(
 
     Args:
       model: workdir of a training run, or any model that `convert` reads.
-      output: a new directory, local or gs://.
-      step: which checkpoint of a workdir; None for the newest.
-      platforms: those of `PLATFORMS` to lower for; they need not be here.
+      output: new directory, local or gs://.
+      step: checkpoint of a workdir; None for the newest.
+      platforms: platforms to lower for, of `PLATFORMS`; none of them needs to be present.
 
     Raises:
       UserError: the model cannot be read, `output` is in use, or a platform is unknown.
     """
     before = getattr(jax.config, SOURCE_FILES)
-    # The programs name the files that they were made of: not where on this machine these are.
+    # The programs name their source files; drop the directories, which are those of this machine.
     jax.config.update(SOURCE_FILES, ".*/")
     try:
         write_exported(output, read(model, step), platforms)

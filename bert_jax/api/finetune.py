@@ -53,12 +53,12 @@ from bert_jax.train.workdirs import check_same_run, claim_workdir, has_run
 
 
 def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
-    """Trains once, or once for each seed in a directory of its own.
+    """Trains once, or once for each seed in its own subdirectory.
 
     Args:
-      config: of the run.
-      workdir: where checkpoints, metrics, results and predictions go; a run that is there already
-        goes on.
+      config: configuration of the run.
+      workdir: directory for checkpoints, metrics, results and predictions; a run that is in it is
+        resumed.
 
     Returns:
       True: the run is over. False: a signal stopped it and everything is saved.
@@ -94,7 +94,7 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
     """The task with its labels, and the examples of each split.
 
     Raises:
-      UserError: files cannot be read, or hold what the task does not take.
+      UserError: files cannot be read, or do not fit the task, the model or the config.
     """
     task = config.task
     positions = source.architecture.max_position_embeddings
@@ -125,14 +125,14 @@ class Setup(NamedTuple):
     """What the runs of all seeds share.
 
     Attributes:
-      source: the trained model.
-      task: with its labels.
+      source: trained model to start from.
+      task: task, with its labels.
       data: examples of each split.
-      mesh: of the computation.
+      mesh: devices to compute on.
       model: structure of the model.
-      program: the training state and its compiled step.
-      scores: of each split but train.
-      steps: of a run.
+      program: training state and its compiled step.
+      scores: evaluation of each split except train.
+      steps: number of steps of a run.
     """
 
     source: Portable
@@ -194,7 +194,7 @@ class Setup(NamedTuple):
         return cls(source, task, data, mesh, model, program, scores, steps)
 
     def description(self, config: FinetuneConfig) -> Plain:
-        """What the `config.json` of a run holds."""
+        """The content of a run's `config.json`."""
         labels = self.task.label_names
         return describe(config, self.source.architecture, config.numerics, labels)
 
@@ -272,14 +272,14 @@ def training_batches(
 def device_batches(
     batches: ExampleBatches, first_step: int, steps: int, mesh: Mesh
 ) -> Iterator[Batch]:
-    """The batches of the steps to come, on the mesh."""
+    """The batches of the remaining steps, on the mesh."""
     return (rules.put_batch(batch, mesh) for batch in prefetch(batches, first_step, steps))
 
 
 def transformation(
     config: FinetuneConfig, axes: Axes, num_layers: int
 ) -> optax.GradientTransformation:
-    """The optimizer, slower in lower layers or not at all in the encoder if the config says so."""
+    """The optimizer, with `config.layer_decay` over the layers and `config.freeze` applied."""
     optimizer = config.optimizer.transformation(axes)
     if config.layer_decay == 1 and not config.freeze:
         return optimizer
@@ -287,7 +287,7 @@ def transformation(
 
 
 def initial_state(config: FinetuneConfig, setup: Setup) -> TrainState:
-    """The trained weights, with random ones for what is new."""
+    """The state with the trained weights; new parts start at random."""
     source, task, mesh = setup.source, setup.task, setup.mesh
     state = setup.program.init(jax.random.key(config.seed))
     if config.random_weights:
@@ -295,14 +295,14 @@ def initial_state(config: FinetuneConfig, setup: Setup) -> TrainState:
     found, wanted = parts_of(source.params), parts_of(state.params)
     unused = {part for part in found if part not in wanted}
     if tuple(source.labels) != tuple(task.label_names):
-        unused |= {task.head.part} & set(found)  # it is of other classes
+        unused |= {task.head.part} & set(found)  # its classes are other ones
     if config.reinit_layers:
         unused |= {"pooler"} & set(found)
     fresh = [part for part in wanted if part not in found or part in unused]
     if fresh:
         hosts.print_once(f"starts at random: {', '.join(fresh)}")
     if unused:
-        hosts.print_once(f"not used of {config.init_from}: {', '.join(sorted(unused))}")
+        hosts.print_once(f"not used from {config.init_from}: {', '.join(sorted(unused))}")
     given = without_parts(source.params, unused)
     given = rules.put_params(given, mesh, setup.model.axes, zero1=config.mesh.zero1)
     params = replace_params(state.params, given)
@@ -325,7 +325,7 @@ def reinit_layers(params: Params, fresh: Params, num_layers: int) -> Params:
 
 
 def saved_description(workdir: epath.Path) -> Plain:
-    """The `config.json` of a run, of any version, as `describe` gives it."""
+    """The `config.json` of a run of any version, in the form of `describe`."""
     path = workdir / "config.json"
     return describe(read_finetune_config(path), *read_model_config(path))
 
@@ -333,7 +333,7 @@ def saved_description(workdir: epath.Path) -> Plain:
 def describe(
     config: FinetuneConfig, architecture: Architecture, numerics: Numerics, labels: tuple[str, ...]
 ) -> Plain:
-    """What the `config.json` of a run holds: `read_model_config` finds a model in it."""
+    """The content of a run's `config.json`, from which `read_model_config` reads the model."""
     return {
         "finetune": config.to_dict(),
         "model": to_plain(architecture),
@@ -343,9 +343,9 @@ def describe(
 
 
 def free_to_change(config: FinetuneConfig) -> list[str]:
-    """What a resumed run may change: how it computes and reports, but not what it learns.
+    """Prefixes "field:" of what a resumed run may change: how it computes and reports.
 
-    A run is short, so its learning rate stays what it was.
+    What it learns may not change; nor, since runs are short, may the fields of the optimizer.
     """
     free = [*resumable(config, "finetune."), *resumable(config.numerics, "numerics.")]
     return [field for field in free if not field.startswith("finetune.optimizer.")]
@@ -390,7 +390,7 @@ def report(workdir: epath.Path, setup: Setup) -> None:
 
 
 def format_metrics(metrics: Mapping[str, float]) -> str:
-    """The metrics in a line."""
+    """The metrics in one line."""
     return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 

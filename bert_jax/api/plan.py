@@ -1,4 +1,4 @@
-"""Compiles a training step for TPUs that are not there, and says what it will need and take."""
+"""Compiles a training step for TPUs without having any, and reads its memory and cost."""
 
 import dataclasses
 import gzip
@@ -33,7 +33,7 @@ from bert_jax.train import program
 from bert_jax.train.state import num_params
 
 SEARCH_STEP = 8  # rows; fewer leave parts of the vector registers empty
-# The compiler has two messages, for programs far too large and for those a little too large.
+# The compiler has two messages: for programs far too large and for those slightly too large.
 OUT_OF_MEMORY = re.compile(
     r"\(([\d.]+[KMGT])\) exceeds available HBM"
     r"|of ([\d.]+[KMGT]) hbm. Exceeded hbm capacity by ([\d.]+[KMGT])"
@@ -43,13 +43,13 @@ OUT_OF_MEMORY = re.compile(
 def plan(config: PretrainConfig, topology: str, num_slices: int = 1) -> Plan:
     """Compiles the step that `pretrain` would run and reads the result.
 
-    The compiler's answer is kept in ~/.cache/bert_jax/plans (or under XDG_CACHE_HOME); the same
+    The compiler's result is cached in ~/.cache/bert_jax/plans (or under XDG_CACHE_HOME); the same
     step for the same devices is not compiled again.
 
     Args:
-      config: without phases; of a config with phases, that of one of its stages.
-      topology: of one slice, for example "v5e:2x4"; see `topologies.SHAPES`.
-      num_slices: how many slices.
+      config: configuration without phases, such as that of a stage.
+      topology: topology of one slice, for example "v5e:2x4"; see `topologies.SHAPES`.
+      num_slices: number of slices.
 
     Raises:
       UserError: no such topology, or config and devices do not fit together.
@@ -101,7 +101,7 @@ def planned_step(config: PretrainConfig, mesh: Mesh) -> program.Program:
     model = stage_model(config, mesh)
     masking = config.bound_masking(_Vocabulary(config.model.vocab_size))
     objective = config.objective.bind(model.graphdef, masking, config.seed)
-    untimed = dataclasses.replace(config, budget_hours=0.0)  # a budget takes the clock's reading
+    untimed = dataclasses.replace(config, budget_hours=0.0)  # a budget's rate needs the clock
     optimizer = config.optimizer.transformation(model.axes)
     return program.Program(config, objective, model, optimizer, learning_rate(untimed), mesh)
 
@@ -116,14 +116,14 @@ def abstract_batch(config: PretrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDty
 
 
 def search(config: PretrainConfig, topology: str, num_slices: int = 1) -> Iterator[Plan]:
-    """Plans that fit, for every remat policy the largest batch that does among them.
+    """Yields plans that fit, among them that of the largest batch for each remat policy.
 
-    Batches grow fourfold until one does not fit. From there on memory is nearly a line in the rows
-    of a device, so each compile says where to look next; the end is a batch that fits where one of
-    `SEARCH_STEP` rows a device more, or of a sixteenth more, does not.
+    The batch grows fourfold until it does not fit. Memory is nearly linear in the rows of a device,
+    so each further compile tries an interpolated size. The search ends at a batch that fits if one
+    with `SEARCH_STEP`, or a sixteenth, more rows a device does not.
 
     Raises:
-      UserError: as `plan`, or not even `SEARCH_STEP` rows a device fit with any policy.
+      UserError: as `plan`, or no policy fits `SEARCH_STEP` rows a device.
     """
     devices = topology_devices(topology, num_slices)
     mesh = config.mesh.mesh(devices)
@@ -158,12 +158,12 @@ def search(config: PretrainConfig, topology: str, num_slices: int = 1) -> Iterat
 def plan_stages(
     config: PretrainConfig, topology: str, num_slices: int = 1, *, largest_batch: bool = False
 ) -> Iterator[tuple[str, Plan]]:
-    """The name of each stage of a config, with its plan; "" is the name where there are no phases.
+    """Yields the name and the plan of each stage of a config; the name is "" without phases.
 
     Args:
-      config: with or without phases.
-      topology, num_slices: as of `plan`.
-      largest_batch: `search`, and take the plan of the most tokens a second by estimate.
+      config: configuration with or without phases.
+      topology, num_slices: as for `plan`.
+      largest_batch: `search`, and take the plan with the most estimated tokens a second.
 
     Raises:
       UserError: as `plan` and `search`; names the stage.
@@ -180,7 +180,7 @@ def plan_stages(
 
 
 def _next_rows(tried: dict[int, Plan]) -> int:
-    """The next number of rows to try; one that was tried when the search is over."""
+    """The next number of rows to try; one that was already tried ends the search."""
     fitting = max((rows for rows, plan in tried.items() if plan.fits), default=0)
     failing = min((rows for rows, plan in tried.items() if not plan.fits), default=0)
     if not failing:
@@ -190,23 +190,23 @@ def _next_rows(tried: dict[int, Plan]) -> int:
         return failing
     low, high = tried[fitting], tried[failing]
     share = (low.chip.hbm_bytes - low.peak_bytes) / (high.peak_bytes - low.peak_bytes)
-    # Every third time in the middle: where memory is no line, the other guesses creep.
+    # Every third guess is the middle: where memory is not linear, interpolation converges slowly.
     guess = fitting + (share if len(tried) % 3 else 0.5) * (failing - fitting)
     guess = round(guess) // SEARCH_STEP * SEARCH_STEP
     return min(max(guess, fitting + step), failing - SEARCH_STEP)
 
 
 def _search_step(rows: int) -> int:
-    """How close to look: within 8 rows, and a sixteenth; close to the limit compiles take long."""
+    """Precision in rows: a sixteenth, at least 8, since compiles close to the limit take long."""
     return max(SEARCH_STEP, rows // 16 // SEARCH_STEP * SEARCH_STEP)
 
 
 def _compile(
     lowered: jax.stages.Lowered, mesh: Mesh, options: dict[str, Any], name: str
 ) -> dict[str, Any]:
-    """What the compiler says: sizes, FLOPs and the text; only "peak_bytes" if they exceed memory.
+    """Sizes in bytes, FLOPs and text of the program; only "peak_bytes" if it exceeds the memory.
 
-    The answer is cached by everything that it depends on.
+    The result is cached under everything that it depends on.
     """
     versions = [importlib.metadata.version(package) for package in ("jax", "jaxlib", "libtpu")]
     environment = [os.environ.get(variable, "") for variable in ("LIBTPU_INIT_ARGS", "XLA_FLAGS")]
@@ -230,7 +230,7 @@ def _compile(
         result = {"peak_bytes": _bytes(needed) if needed else _bytes(capacity) + _bytes(excess)}
     else:
         memory, costs, text = program.memory_analysis(), program.cost_analysis(), program.as_text()
-        assert memory is not None  # the compiler for TPUs says all three
+        assert memory is not None  # the TPU compiler reports all three
         assert costs is not None
         assert text is not None
         result = {
@@ -250,7 +250,7 @@ def _compile(
 
 
 class _Vocabulary:
-    """One of the right size; what its pieces are makes no difference to the program."""
+    """A vocabulary of the right size; its pieces make no difference to the program."""
 
     def __init__(self, size: int):
         self.vocab = [""] * size
@@ -260,12 +260,12 @@ class _Vocabulary:
 
 
 def _rows_unit(config: PretrainConfig, mesh: Mesh) -> int:
-    """Rows of a global batch that gives each device one row at once."""
+    """Rows of a global batch with one row per device and microbatch."""
     return row_devices(mesh) * config.optimizer.gradient_accumulation
 
 
 def _bytes(text: str) -> int:
-    """Of "15.75G", say."""
+    """Parses a size such as "15.75G"."""
     return int(float(text[:-1]) * 2 ** (10 * "KMGT".index(text[-1]) + 10))
 
 

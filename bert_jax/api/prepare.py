@@ -1,4 +1,4 @@
-"""From text to a token store."""
+"""Tokenises text into a token store."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -38,24 +38,24 @@ def prepare(
     data_dir: str | None = None,
     workers: int | None = None,
 ) -> TokenStore:
-    """Tokenises a corpus into a store; opens the store if it is there already.
+    """Tokenises a corpus into a store; opens the store if it already exists.
 
     Shows progress on standard error.
 
     Args:
-      sources: of documents; see `find_sources`.
+      sources: sources of documents; see `find_sources`.
       output: folder of the store, local or gs://.
       vocab: a vocab.txt, or a folder with one or with a tokenizer.json; None trains a vocabulary on
         the training documents.
-      vocab_size: tokens in the vocabulary that is trained.
-      lowercase: whether to lower-case and strip accents; None for what a given vocabulary says,
-        True where one is trained.
+      vocab_size: tokens in a vocabulary that is trained.
+      lowercase: whether to lower-case and strip accents; None for the casing of a given vocabulary,
+        or True if one is trained.
       heldout: share of the documents kept for evaluation, at least two.
       text_field: field of the text in JSONL or TFDS.
       document_per_file: each .txt file is one document; blank lines in it end paragraphs.
       unwrap: join the lines of a paragraph, for text with line breaks at a fixed width.
-      data_dir: where TensorFlow Datasets keeps its datasets.
-      workers: processes that tokenise; any number gives the same store. None for one a core.
+      data_dir: directory in which TensorFlow Datasets keeps its datasets.
+      workers: processes that tokenise; any number gives the same store. None for one per core.
 
     Raises:
       UserError: sources or vocabulary cannot be read, a number is out of range, or `output` holds
@@ -79,7 +79,7 @@ def prepare(
         vocabulary = {"vocab": wordpiece.vocab_hash}
     else:
         vocabulary = {"vocab_size": vocab_size, "cased": lowercase is False}
-    provenance = {  # what decides the content of the store, for its manifest
+    provenance = {  # everything that determines the content of the store, for its manifest
         "sources": [source.fingerprint() for source in found],
         "options": vocabulary
         | {

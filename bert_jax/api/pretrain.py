@@ -39,17 +39,17 @@ from bert_jax.train.workdirs import check_same_run, claim_workdir, has_run
 
 
 def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
-    """Trains all stages of a run, or until it is over or told to stop.
+    """Trains until the steps, the budget or the target ends the run, or a signal stops it.
 
     Args:
-      config: of the run.
-      workdir: where checkpoints, metrics and curves go; a run that is there already goes on.
+      config: configuration of the run.
+      workdir: directory for checkpoints, metrics and curves; a run that is in it is resumed.
 
     Returns:
       True: the run is over. False: a signal stopped it and everything is saved.
 
     Raises:
-      UserError: config, store and workdir do not fit together, or the processes not to each other.
+      UserError: config, store and workdir do not fit together, or the processes differ.
       TrainingDiverged: a gradient is not finite.
     """
     workdir = epath.Path(workdir)
@@ -72,7 +72,7 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
     if not stages:
         hosts.print_once(f"{workdir} has all its {done} steps: nothing to train")
         return True
-    # All at once: what does not fit the last stage is to fail before the first one is trained.
+    # Build all stages now, so that a mistake in the last one fails before the first is trained.
     parts = [Part.build(stage, store) for stage in stages]
     check_shapes(parts)
     describe(parts, store)
@@ -122,16 +122,16 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
 
 
 class Part(NamedTuple):
-    """What trains one stage of a run.
+    """The objects that train one stage of a run.
 
     Attributes:
-      stage: the stage.
-      mesh: of its computation.
-      model: its structure.
-      program: its state and its step.
+      stage: stage to train.
+      mesh: devices to compute on.
+      model: structure of the model.
+      program: training state and step.
       heads: names of the losses.
-      stream: its batches, those of this host.
-      heldout: its evaluation.
+      stream: this host's batches.
+      heldout: evaluation on held-out documents.
     """
 
     stage: Stage
@@ -166,14 +166,14 @@ class Part(NamedTuple):
         return cls(stage, mesh, model, program, objective.heads, stream, heldout)
 
     def initial_state(self, seed: int, given: dict[str, Any]) -> TrainState:
-        """A state at step 0, with some parameters given as numpy arrays."""
+        """The state at step 0; parameters in `given`, numpy arrays, replace random ones."""
         state = self.program.init(jax.random.key(seed))
         zero1 = self.stage.config.mesh.zero1
         placed = rules.put_params(given, self.mesh, self.model.axes, zero1=zero1)
         return dataclasses.replace(state, params=replace_params(state.params, placed))
 
     def place(self, state: TrainState) -> TrainState:
-        """A state in the layout of this stage."""
+        """Moves a state to the layout of this stage."""
         shardings = jax.tree.map(lambda x: x.sharding, self.program.abstract_state)
         return jax.device_put(state, shardings)
 
@@ -189,7 +189,7 @@ class Part(NamedTuple):
         return step
 
     def batches(self, done: int) -> Iterator[Batch]:
-        """The batches of the steps to come, on the mesh."""
+        """The batches of the remaining steps, on the mesh."""
         first, stop = done - self.stage.first_step, self.stage.config.steps
         return (rules.put_batch(batch, self.mesh) for batch in prefetch(self.stream, first, stop))
 
@@ -205,7 +205,7 @@ class Part(NamedTuple):
 
 
 def describe(parts: list[Part], store: Store) -> None:
-    """Prints what is trained, on what."""
+    """Prints the number of parameters, the devices, the store and the stages."""
     count = num_params(parts[0].program.abstract_state.params)
     mesh, kind = parts[0].mesh, jax.devices()[0].device_kind
     hosts.print_once(
@@ -222,7 +222,7 @@ def describe(parts: list[Part], store: Store) -> None:
 
 
 def stage_model(config: PretrainConfig, mesh: Mesh) -> Model:
-    """The model of a run, or of a stage of it, on a mesh."""
+    """The model of a run or stage, on a mesh."""
     parallel = parallelism(mesh, config.numerics)
     return build_model(config.model, config.numerics, parallel, parts=config.objective.parts)
 
@@ -230,12 +230,12 @@ def stage_model(config: PretrainConfig, mesh: Mesh) -> Model:
 def learning_rate(config: PretrainConfig, first_step: int = 0) -> Rate:
     """The learning rate of each step of a run.
 
-    With a budget it has a second argument, the number of steps that the time allows, to which the
-    schedule of `config.steps` is shrunk.
+    With a budget the rate has a second argument, the number of steps that the time allows: the
+    schedule over `config.steps` is shrunk to it.
 
     Args:
-      config: of the run, or of a stage of it.
-      first_step: at which the schedule starts.
+      config: configuration of the run or stage.
+      first_step: step at which the schedule starts.
     """
     optimizer = config.optimizer
     rate = optimizer.schedule.rate(optimizer.learning_rate, optimizer.warmup_steps, config.steps)
@@ -255,7 +255,7 @@ def configured_store(config: PretrainConfig) -> Store:
     """Opens the store of a config.
 
     Raises:
-      UserError: none is named, it cannot be opened, or its vocabulary is not the model's.
+      UserError: no store is named, it cannot be opened, or its vocabulary is not the model's.
     """
     if not config.data.store:
         raise UserError(
@@ -309,18 +309,18 @@ def check_shapes(parts: list[Part]) -> None:
         if changed := differences(first, shapes(part)):
             raise UserError(
                 f"config.{part.stage.name} changes the shapes of the parameters or of the "
-                f"optimizer's state ({changed[0]}): these stay as they are over all phases"
+                f"optimizer's state ({changed[0]}): keep them the same in all phases"
             )
 
 
 def is_over(config: PretrainConfig, done: int, budget: Budget, target: Target) -> str:
-    """Why a run need not do all its steps; empty where it must.
+    """Why the run ends before its last step; empty if it does not.
 
     Args:
-      config: of the run.
+      config: configuration of the run.
       done: steps so far.
-      budget: of the run.
-      target: of the run.
+      budget: time budget of the run.
+      target: accuracy at which the run ends.
     """
     if target.reached():
         rows = sum(
@@ -342,7 +342,7 @@ def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -
     """Checks that the workdir is new, or that its run can go on with this config and store.
 
     Raises:
-      UserError: the run in it is another one, or has more steps already.
+      UserError: the run in it is another one, or already has more steps.
     """
     if not has_run(workdir):
         return
@@ -359,5 +359,5 @@ def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -
 
 
 def identity(store: Store) -> dict[str, str]:
-    """What tells the data of a run from other data."""
+    """Identifies the data of a run."""
     return {"store_fingerprint": store.fingerprint}

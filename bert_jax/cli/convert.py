@@ -1,4 +1,4 @@
-"""`bert-jax convert`: brings a model into another format."""
+"""`bert-jax convert`: converts a model between formats."""
 
 import argparse
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from bert_jax.interop.choices import (
 _DESCRIPTION = """\
 Convert a model between formats. SOURCE is one of
 
-  a workdir of bert_jax         of a training run, or a converted one; gs:// is read as well
-  a directory of Hugging Face   config.json, model.safetensors or pytorch_model.bin, tokenizer
-  a checkpoint of Google        bert_config.json, bert_model.ckpt, vocab.txt; needs bert-jax[tf]
+  a bert_jax workdir       from training or conversion, local or gs://
+  a Hugging Face directory config.json, model.safetensors or pytorch_model.bin, tokenizer
+  a Google checkpoint      bert_config.json, bert_model.ckpt, vocab.txt; needs bert-jax[tf]
 
-What is in SOURCE and does not come along, or is not as it was, is printed by name.
+Everything in SOURCE that is left out or changed is printed by name.
 """
 
 _EXAMPLES = """\
@@ -52,23 +52,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("source", metavar="SOURCE")
     add("target", type=epath.Path, metavar="TARGET", help="local directory, new or empty")
-    add("--to", required=True, choices=FORMATS, help="its format")
-    flags.add_step(parser, "which checkpoint of a workdir (default: newest)")
+    add("--to", required=True, choices=FORMATS, help="format of TARGET")
+    flags.add_step(parser, "checkpoint of a workdir (default: newest)")
     add(
         "--architecture",
         choices=ARCHITECTURES,
         metavar="CLASS",
-        help="the parts to write are those of this class of Hugging Face"
-        " (default: all that are there): " + ", ".join(ARCHITECTURES),
+        help="write the parts of this Hugging Face class"
+        " (default: all parts of SOURCE): " + ", ".join(ARCHITECTURES),
     )
     add(
         "--initialise",
         type=lambda names: names.split(","),
         default=[],
         metavar="PART,...",
-        help=f"start parts that are missing at random: {', '.join(INITIALISED)}",
+        help=f"initialise missing parts at random: {', '.join(INITIALISED)}",
     )
-    add("--seed", type=int, default=0, metavar="N", help="of --initialise (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="for --initialise (default: %(default)s)")
     add(
         "--no-strict",
         dest="strict",
@@ -77,8 +77,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     flags.add_casing(
         parser,
-        cased="the vocabulary is cased, where no file says it",
-        uncased="the vocabulary is uncased, where no file says it",
+        cased="the vocabulary is cased, if no file says so",
+        uncased="the vocabulary is uncased, if no file says so",
     )
     args = parser.parse_args(argv)
     check_initialise(args.initialise)

@@ -10,12 +10,12 @@ from bert_jax.cli import flags, hosts
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="bert-jax evaluate",
-        description="Scores a checkpoint of pretraining on held-out documents, always the same "
-        "examples under the same masks, or one of fine-tuning on the examples of a split, beside "
-        "what a model that looks at nothing would reach.",
+        description="Scores a checkpoint of pretraining on held-out documents, always with the "
+        "same examples and masks, or one of fine-tuning on the examples of a split. Baselines "
+        "that ignore the context are printed beside the scores.",
     )
-    flags.add_workdir(parser, "of the training run")
-    flags.add_step(parser, "which checkpoint (default: the newest, of fine-tuning the best)")
+    flags.add_workdir(parser, "directory of the training run")
+    flags.add_step(parser, "checkpoint to score (default: the newest, or the best of fine-tuning)")
     parser.add_argument(
         "--store",
         metavar="DIR",
@@ -25,12 +25,12 @@ def main(argv: Sequence[str]) -> None:
         "--data",
         default="dev",
         metavar="SOURCE",
-        help="of fine-tuning: train, dev, test, or another file or tfds:NAME:SPLIT (default: dev)",
+        help="for fine-tuning: train, dev, test, or another file or tfds:NAME:SPLIT (default: dev)",
     )
     parser.add_argument(
         "--predictions",
         metavar="PATH",
-        help="of fine-tuning: write the predictions there, and do not look at labels",
+        help="for fine-tuning: write the predictions there, and do not read labels",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     hosts.add_arguments(parser)

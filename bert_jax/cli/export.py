@@ -11,18 +11,18 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="bert-jax export",
         description="Writes a model as StableHLO with its parameters, its vocabulary and "
-        "load_bert.py, which runs it with nothing but jax and numpy. Batch and length stay open.",
+        "load_bert.py, which runs it with only jax and numpy, for any batch size and length.",
         epilog="example: bert-jax export --model=runs/base --output=exported",
     )
-    flags.add_model(parser, "a training run, or any model to convert")
+    flags.add_model(parser, "a training run, or any model that convert reads")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new directory")
-    flags.add_step(parser, "which checkpoint (default: newest)")
+    flags.add_step(parser, "checkpoint to export (default: newest)")
     parser.add_argument(
         "--platforms",
         default=",".join(DEFAULT_PLATFORMS),
         metavar="NAMES",
-        help=f"to run on, of {', '.join(PLATFORMS)} (default: %(default)s); "
-        "none of them needs to be here",
+        help=f"platforms to run on, of {', '.join(PLATFORMS)} (default: %(default)s); "
+        "none of them needs to be present",
     )
     arguments = parser.parse_args(argv)
     platforms = arguments.platforms.split(",")

@@ -1,4 +1,4 @@
-"""`bert-jax finetune`: teaches a trained model a task."""
+"""`bert-jax finetune`: fine-tunes a trained model on a task."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     )
     flags.add_workdir(
         parser,
-        "where checkpoints, metrics, results and predictions go; a run that is there already "
+        "directory for checkpoints, metrics, results and predictions; a run that is in it "
         "is resumed",
     )
     hosts.add_arguments(parser)

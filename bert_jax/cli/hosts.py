@@ -10,22 +10,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "several hosts",
         "Give the same command on every host. On TPU VMs, Slurm and Open MPI the processes find "
-        "each other; elsewhere the first three flags tell them.",
+        "each other; elsewhere give the first three flags too.",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    group.add_argument("--num-processes", type=int, metavar="N", help="how many there are")
-    group.add_argument("--process-id", type=int, metavar="I", help="which this is, from 0")
+    group.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    group.add_argument("--process-id", type=int, metavar="I", help="this process, from 0")
     group.add_argument(
         "--heartbeat-timeout",
         type=int,
         default=100,
         metavar="SECONDS",
-        help="end with an error when nothing was heard of a process for so long (default: 100)",
+        help="end with an error if a process is silent for this long (default: 100)",
     )
     group.add_argument(
         "--platform",
         choices=("tpu", "gpu", "cpu"),
-        help="refuse to run on any other (default: any)",
+        help="refuse to run on any other platform (default: any)",
     )
 
 
@@ -40,7 +40,7 @@ def connect(arguments: argparse.Namespace) -> None:
         raise UserError("--coordinator, --num-processes and --process-id belong together: give all")
     if arguments.process_id is not None and not 0 <= arguments.process_id < arguments.num_processes:
         raise UserError(
-            f"--process-id={arguments.process_id}: from 0 to --num-processes - 1 = "
+            f"--process-id={arguments.process_id} must be from 0 to --num-processes - 1 = "
             f"{arguments.num_processes - 1}"
         )
     from bert_jax.parallel import hosts

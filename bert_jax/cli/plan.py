@@ -1,4 +1,4 @@
-"""`bert-jax plan`: compiles a training step for TPUs that are not there."""
+"""`bert-jax plan`: compiles a training step for TPUs without having any."""
 
 import argparse
 import json
@@ -11,9 +11,9 @@ from bert_jax.cli import flags
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="bert-jax plan",
-        description="Compiles the training step of a recipe for TPU slices, which need not be "
-        "there, and prints what it needs and what to expect: memory, FLOPs, estimated step time, "
-        "collectives, input rate. One plan for each phase of the recipe.",
+        description="Compiles the training step of a recipe for TPU slices, none of which needs "
+        "to be present, and prints memory, FLOPs, estimated step time, collectives and input "
+        "rate. One plan for each phase of the recipe.",
         epilog="example: bert-jax plan --config=configs/bert.py:large --topology=v5e:4x8 "
         "--config.data.max_seq_length=512 --config.data.batch_size=1024",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -28,14 +28,14 @@ def main(argv: Sequence[str]) -> int:
         metavar="GENERATION:SHAPE",
         help="one TPU slice: v5e:2x4, v6e:16x16, v4:4x4x4, v5p:2x2x1, tpu7x:4x4x4 ...",
     )
-    parser.add_argument("--slices", type=int, default=1, metavar="N", help="so many slices (1)")
+    parser.add_argument("--slices", type=int, default=1, metavar="N", help="slices (default: 1)")
     parser.add_argument(
         "--search",
         action="store_true",
         help="find the largest batch that fits, for each rematerialisation policy, and plan the "
-        "fastest by estimate; a compile takes minutes, and there are about a dozen",
+        "one with the fastest estimate; takes about a dozen compiles of minutes each",
     )
-    parser.add_argument("--output", metavar="FILE.json", help="write the plans here too")
+    parser.add_argument("--output", metavar="FILE.json", help="also write the plans to this file")
     arguments, overrides = parser.parse_known_args(argv)
     flags.check_recipe(arguments.config)
 
@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.config.recipes import load_config
 
     config = load_config(PretrainConfig, [f"--config={arguments.config}", *overrides])
-    # The host's part is small, and an accelerator that is here must stay free for others. JAX's own
-    # cache cannot read back what was compiled for devices that are not here.
+    # Little is computed here, so leave any accelerator free for others. JAX's own cache cannot read
+    # back programs compiled for absent devices.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
 

@@ -11,10 +11,10 @@ from bert_jax.errors import UserError
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="bert-jax plot",
-        description="Draws losses and accuracies of one or more training runs over their steps, "
-        "with what a model that ignores context would reach as dashed lines.",
+        description="Draws losses and accuracies of one or more training runs over their steps; "
+        "dashed lines are baselines that ignore the context.",
     )
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of a training run")
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="directory of a run")
     parser.add_argument(
         "--output", metavar="FILE.png", help="default: curves.png in the first workdir"
     )

@@ -60,7 +60,7 @@ def _add_fill_mask(tasks: Any) -> None:
 def _fill_mask(arguments: argparse.Namespace) -> None:
     texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
     if not texts:
-        raise UserError("no TEXT on the command line nor on standard input")
+        raise UserError("no TEXT on the command line or standard input")
     for text, masks in zip(texts, _load(arguments).fill_mask(iter(texts), arguments.top_k)):
         print(text)
         for guesses in masks:
@@ -70,7 +70,7 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
 def _add_next_sentence(tasks: Any) -> None:
     task = tasks.add_parser(
         "next-sentence",
-        help="say how probable it is that B follows A",
+        help="print the probability that B follows A",
         description="Prints pairs of texts as JSON lines, with the probability that B follows A.",
         epilog="example: printf 'Let us begin.\\tLet us go forward.\\n' | "
         "bert-jax predict next-sentence --model=runs/quickstart",
@@ -91,7 +91,7 @@ def _add_features(tasks: Any) -> None:
     task = tasks.add_parser(
         "features",
         help="turn texts into vectors",
-        description="Turns texts, or pairs of texts, into vectors, one line after the other.",
+        description="Turns texts, or pairs of texts, into vectors, one line at a time.",
         epilog="example: bert-jax predict features --model=runs/quickstart sentences.txt "
         "--output=sentences.npy",
     )
@@ -114,8 +114,8 @@ def _add_features(tasks: Any) -> None:
         type=_layers,
         default=-1,
         metavar="N[,N...]",
-        help="0 is the embeddings, negative ones count from the end, as in --layers=-4,-1 "
-        "(default: -1, the last)",
+        help="layers to take; 0 is the embeddings, negative numbers count from the end, as in "
+        "--layers=-4,-1 (default: -1, the last)",
     )
 
 
@@ -132,7 +132,7 @@ def _features(arguments: argparse.Namespace) -> None:
 
     with (
         vector_file(arguments.output) as write,
-        # No bar where nobody watches.
+        # disable=None: no bar if standard error is not a terminal.
         tqdm(total=lines.size, unit="B", unit_scale=True, mininterval=0.5, disable=None) as bar,
     ):
         for line, vectors in _with_results(lines, encode):
@@ -144,9 +144,9 @@ def _features(arguments: argparse.Namespace) -> None:
 def _add_attention(tasks: Any) -> None:
     task = tasks.add_parser(
         "attention",
-        help="show what attends to what",
-        description="Writes a page to explore the attention of a text, or of a pair of texts, and "
-        "beside it a PNG of all heads of all layers.",
+        help="draw attention maps",
+        description="Writes an HTML page to explore the attention of a text, or of a pair of "
+        "texts, and beside it a PNG of all heads of all layers.",
         epilog="example: bert-jax predict attention --model=runs/quickstart "
         '"Let us begin." "Let us go forward." --output=attention.html',
     )
@@ -155,7 +155,7 @@ def _add_attention(tasks: Any) -> None:
     task.add_argument("text_a", metavar="TEXT")
     task.add_argument("text_b", nargs="?", metavar="SECOND_TEXT")
     task.add_argument(
-        "--output", type=epath.Path, required=True, metavar="FILE.html", help="of the page"
+        "--output", type=epath.Path, required=True, metavar="FILE.html", help="file of the page"
     )
 
 
@@ -177,15 +177,15 @@ def _attention(arguments: argparse.Namespace) -> None:
     write_page(page, tokens, bert.tokenize(text).b_start, attention, title=title)
     labelled = draw_picture(picture, tokens, attention, title=title)
     print(page)
-    print(picture if labelled else f"{picture}, without the tokens: so many would not be readable")
+    print(picture if labelled else f"{picture}, without the tokens: too many to be readable")
 
 
 def _add_classify(tasks: Any) -> None:
     task = tasks.add_parser(
         "classify",
-        help="give texts a class or a score",
-        description="Prints texts, or pairs of texts, as JSON lines, with what a fine-tuned "
-        "classifier or regression says of them.",
+        help="classify or score texts",
+        description="Classifies or scores texts, or pairs of texts, with a fine-tuned classifier "
+        "or regression. Prints them as JSON lines with the results.",
         epilog="example: bert-jax predict classify --model=runs/sst2/best reviews.txt",
     )
     task.set_defaults(run=_classify)
@@ -253,7 +253,7 @@ def _add_answer(tasks: Any) -> None:
         type=float,
         default=0.0,
         metavar="X",
-        help="how much better no answer must score (default: 0)",
+        help="margin by which no answer must outscore the best one (default: 0)",
     )
 
 
@@ -285,20 +285,20 @@ def _add_max_seq_length(task: argparse.ArgumentParser, default: int) -> None:
         type=int,
         default=default,
         metavar="N",
-        help="tokens of the windows that long texts are cut into, best as in training "
+        help="tokens of the windows into which long texts are cut; best as in training "
         f"(default: {default})",
     )
 
 
 def _add_model(task: argparse.ArgumentParser) -> None:
     flags.add_model(
-        task, "of a training run, of Hugging Face or Google, or one that convert or export wrote"
+        task, "a training run, a Hugging Face or Google model, or the output of convert or export"
     )
-    flags.add_step(task, "which checkpoint of a run (default: newest)")
+    flags.add_step(task, "checkpoint of a run (default: newest)")
     task.add_argument(
         "--compute-dtype",
         choices=COMPUTE_DTYPES,
-        help="of matrix products (default: that of the run, or float32)",
+        help="dtype of matrix products (default: that of the run, or float32)",
     )
 
 
@@ -314,10 +314,10 @@ def _add_input(task: argparse.ArgumentParser, default: str, formats: Sequence[st
     add(
         "--format",
         choices=formats,
-        help="text: a line each; tsv: pairs, with a tab between; jsonl: objects with text, or "
+        help="text: one per line; tsv: pairs separated by a tab; jsonl: objects with text, or "
         f"text_a and text_b (default: by the suffix of FILE, or {default})",
     )
-    add("--skip-bad-lines", action="store_true", help="leave out what is no text, and count it")
+    add("--skip-bad-lines", action="store_true", help="leave out unreadable lines, and count them")
     task.set_defaults(default_format=default)
 
 

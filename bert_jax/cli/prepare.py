@@ -22,7 +22,7 @@ Tokenise a corpus once, into a folder that `bert-jax pretrain` reads.
 A source is
   a .txt file       documents separated by blank lines; a line break ends a sentence
   a .jsonl file     one JSON object a line, its text in the field --text-field
-  a folder or glob  all such files in it, sorted by path; .gz, .xz, .bz2 and .zst are read as well
+  a folder or glob  all such files in it, sorted by path; also .gz, .xz, .bz2 and .zst
   tfds:NAME[:SPLIT] a dataset of TensorFlow Datasets in ArrayRecord format
   gs://...          any of these in Google Cloud Storage; --output may be there, too
   corpus:sotu       State of the Union 1790-2026, 2 million words, which comes with bert_jax
@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     there, started = is_store(args.output), time.monotonic()
     store = prepare(**vars(args))
     if there:
-        print(f"{args.output} is there already, from the same sources and options: nothing to do.")
+        print(f"{args.output} already exists, from the same sources and options: nothing to do.")
     else:
         print(f"{args.output} is ready after {time.monotonic() - started:.1f} s.")
     _print_summary(store)
@@ -75,12 +75,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=int,
         default=30522,
         metavar="N",
-        help="tokens in the vocabulary that is trained (default: %(default)s, as in BERT)",
+        help="tokens in a vocabulary that is trained (default: %(default)s, as in BERT)",
     )
     flags.add_casing(
         parser,
         cased="keep case and accents",
-        uncased="lower-case and strip accents (default where a vocabulary is trained)",
+        uncased="lower-case and strip accents (default if a vocabulary is trained)",
     )
     add(
         "--heldout",

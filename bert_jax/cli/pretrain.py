@@ -21,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     )
     flags.add_workdir(
         parser,
-        "where checkpoints, metrics and curves go; a run that is there already is resumed",
+        "directory for checkpoints, metrics and curves; a run that is in it is resumed",
     )
     hosts.add_arguments(parser)
     arguments, overrides = parser.parse_known_args(argv)

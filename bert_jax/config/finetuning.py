@@ -16,13 +16,13 @@ from bert_jax.train.run import FinetuningRun
 class FinetuneConfig(FinetuningRun):
     """A fine-tuning run, or one for each of several seeds."""
 
-    # The class alone: `build` reads the annotation, and knows no type parameters.
+    # Without type parameters: `build` reads the annotation and does not support them.
     task: Task = field(  # type: ignore[type-arg]
-        ClassificationTask(), "what to learn from which examples"
+        ClassificationTask(), "task and its examples"
     )
     numerics: Numerics = field(Numerics(), "how the model is computed")
-    optimizer: Optimizer = field(AdamW(), "how to learn it")
-    mesh: Layout = field(Layout(), "how it is laid out over devices")
+    optimizer: Optimizer = field(AdamW(), "optimizer and learning rate")
+    mesh: Layout = field(Layout(), "layout over devices")
 
     def to_dict(self) -> Plain:
         """Nested plain values, as in `config.json`."""

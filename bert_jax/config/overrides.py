@@ -1,4 +1,4 @@
-"""Nested plain values of configurations: paths to them, and one set over another."""
+"""Nested plain values of configurations: flattened, merged and compared."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,9 +18,9 @@ def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def merge(cls: type, fields: Mapping[str, Any], changes: Mapping[str, Any]) -> Plain:
-    """`fields` of the group `cls` with some of them changed.
+    """Applies changes to the `fields` of the group `cls`.
 
-    Where a `Choice` changes its kind, fields that the new kind has too keep their values, and the
+    If the kind of a `Choice` changes, fields that the new kind also has keep their values; the
     others are dropped.
     """
     merged: Plain = dict(fields)

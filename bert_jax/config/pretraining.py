@@ -25,17 +25,17 @@ from bert_jax.train.run import PretrainingRun
 class PretrainConfig(PretrainingRun):
     """A pretraining run."""
 
-    model: Architecture = field(Architecture(), "what the weights are")
+    model: Architecture = field(Architecture(), "architecture of the model")
     numerics: Numerics = field(Numerics(), "how the model is computed")
     data: Sampling = field(Sampling(), "what a batch holds")
     masking: Masking = field(TokenMasking(), "which tokens to predict")
-    objective: Objective = field(MlmNsp(), "what to learn")
-    optimizer: Optimizer = field(AdamW(), "how to learn it")
-    mesh: Layout = field(Layout(), "how it is laid out over devices")
+    objective: Objective = field(MlmNsp(), "training objective")
+    optimizer: Optimizer = field(AdamW(), "optimizer and learning rate")
+    mesh: Layout = field(Layout(), "layout over devices")
     phases: tuple[Mapping[str, Any], ...] = field(
         (),
-        "stretches of the run, one after another, each a group with its steps and any other fields "
-        "that it changes, as long as the parameters keep their shapes; () has one phase",
+        "consecutive stretches of the run, each a group with its steps and any other fields that "
+        "it changes, as long as the parameters keep their shapes; () for none",
     )
 
     def to_dict(self) -> Plain:
@@ -49,7 +49,7 @@ class PretrainConfig(PretrainingRun):
         return self.masking.predictions_per_row(self.data.max_seq_length, most)
 
     def bound_masking(self, vocabulary: "Vocabulary") -> BoundMasking:
-        """How to mask batches of this configuration in a vocabulary."""
+        """The masking of this configuration's batches, bound to a vocabulary."""
         return BoundMasking(
             masking=self.masking,
             slots=self.predictions_per_row,
@@ -59,7 +59,7 @@ class PretrainConfig(PretrainingRun):
         )
 
     def stages(self) -> tuple["Stage", ...]:
-        """The phases as configurations of their own; the whole one where there are none."""
+        """The phases as complete configurations; without phases, the whole run as one stage."""
         if not self.phases:
             return (Stage("", 0, self, {}),)
         stages: list[Stage] = []
@@ -84,7 +84,7 @@ class PretrainConfig(PretrainingRun):
         if not self.phases:
             self._check_groups(path)
             return
-        total = self.stages()[-1].last_step  # each of them is checked as it is made
+        total = self.stages()[-1].last_step  # each stage is checked as it is built
         if self.steps != total:
             raise UserError(
                 f"{path}.steps={self.steps}, but the steps of {path}.phases sum to {total}: "
@@ -123,7 +123,7 @@ class PretrainConfig(PretrainingRun):
 
 
 class Vocabulary(Protocol):
-    """What masking needs of a `bert_jax.data.wordpiece.WordPiece`."""
+    """The attributes of a `bert_jax.data.wordpiece.WordPiece` that masking needs."""
 
     @property
     def vocab(self) -> Sequence[str]: ...
@@ -145,13 +145,13 @@ def check_microbatches(path: str, name: str, batch_size: int, optimizer: Optimiz
 
 
 class Stage(NamedTuple):
-    """A stretch of a run with batches of one shape and a schedule of its own.
+    """A phase, or a whole run without phases: batches of one shape and one learning-rate schedule.
 
     Attributes:
-      name: "phases[0]", say; empty where the run has no phases.
-      first_step: steps of the run before it.
-      config: without phases; its `steps` are those of the stage.
-      phase: the fields that the phase sets.
+      name: "phases[0]", for example; empty if the run has no phases.
+      first_step: steps of the run before the stage.
+      config: configuration without phases; its `steps` are those of the stage.
+      phase: fields that the phase sets.
     """
 
     name: str
@@ -161,11 +161,11 @@ class Stage(NamedTuple):
 
     @property
     def last_step(self) -> int:
-        """Steps of the run when the stage is over."""
+        """Steps of the run at the end of the stage."""
         return self.first_step + self.config.steps
 
     def errors(self) -> contextlib.AbstractContextManager[None]:
-        """Makes a UserError about the stage's config name the fields that the user wrote."""
+        """Context in which a UserError names fields as the user wrote them: phases[0].FIELD."""
         return _naming_the_phase(self.name, self.phase)
 
 
@@ -175,7 +175,7 @@ def _naming_the_phase(name: str, phase: Mapping[str, Any]) -> Iterator[None]:
         yield
     except UserError as error:
         message = str(error)
-        # The name of one field may begin another's: the longest come first.
+        # One field's name may be a prefix of another's, so the longest come first.
         for path in sorted(flatten(phase), key=len, reverse=True):
             message = message.replace(f"config.{path}", f"config.{name}.{path}")
         raise UserError(message) from error

@@ -1,8 +1,8 @@
-"""Recipes: a page of Python with `get_config(argument) -> ConfigDict`, and its overrides.
+"""Recipes, Python files with `get_config(argument) -> ConfigDict`, and their overrides.
 
-A recipe starts from `defaults` and sets what it changes. Values that follow from others
+A recipe starts from `defaults` and sets the fields that it changes. Values derived from others
 (`config.get_oneway_ref`) follow overrides too. `--config.a.b=value` overrides any field, whether
-the recipe names it or not.
+the recipe sets it or not.
 """
 
 import contextlib
@@ -52,10 +52,11 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
 
     Args:
       cls: what to read, `PretrainConfig` or `FinetuneConfig`.
-      arguments: the command-line arguments that concern the config, nothing else.
+      arguments: command-line arguments about the config only.
 
     Raises:
-      UserError: the file is missing or broken, a field unknown, of a wrong type or out of range.
+      UserError: the file is missing or fails, or a field is unknown, of a wrong type or out of
+        range.
     """
     path, argument, flags_given = _split(arguments)
     fields = _run_recipe(path, argument)
@@ -105,7 +106,7 @@ def _split(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
 def _run_recipe(path: Path, argument: str | None) -> ConfigDict:
     """What `get_config` of the file returns."""
     name = path if argument is None else f"{path}:{argument}"
-    # A recipe may import the recipe beside it, as a script can import its neighbours.
+    # A recipe may import others from its directory, as a script can.
     sys.path.insert(0, str(path.resolve().parent))
     try:
         spec = importlib.util.spec_from_file_location("recipe", path)
@@ -128,7 +129,7 @@ def _run_recipe(path: Path, argument: str | None) -> ConfigDict:
 
 
 class _Override(NamedTuple):
-    """`--config.PATH=VALUE`; `parts` are those of the path, in which `phases[0]` is one."""
+    """`--config.PATH=VALUE`; `parts` are those of PATH, with `phases[0]` as a single part."""
 
     parts: tuple[str, ...]
     value: str | None
@@ -153,15 +154,15 @@ class _Override(NamedTuple):
         return f"--config.{self.path}" + ("" if self.value is None else f"={self.value}")
 
     def resolved(self, cls: type, fields: ConfigDict) -> "_Override":
-        """The same; of a `Choice` as a whole it is the name of the kind that is set."""
-        with contextlib.suppress(UserError):  # `place` raises, when all kinds are known
+        """The same override; one of a whole `Choice` sets its "name"."""
+        with contextlib.suppress(UserError):  # `place` raises it, once all kinds are known
             *_, last = self.walk(cls, fields)
             if last.name == "name" and self.parts[-1] != "name":
                 return self._replace(parts=(*self.parts, "name"))
         return self
 
     def walk(self, cls: type, fields: ConfigDict) -> "Iterator[_Place]":
-        """The groups on the way to the field, which are made where the recipe has none."""
+        """The places on the path to the field; creates groups that the recipe lacks."""
         path = "config"
         for depth, part in enumerate(self.parts):
             if part.startswith("phases["):
@@ -198,7 +199,7 @@ class _Override(NamedTuple):
                 raise _is_group(path, list(fields_of(cls)))
 
     def place(self, cls: type, fields: ConfigDict) -> None:
-        """Gives the field its default where the recipe does not set it."""
+        """Sets the field to its default if the recipe does not set it."""
         *_, last = self.walk(cls, fields)
         if last.name not in last.fields and not last.is_kind:
             last.fields[last.name] = _default(last.cls, last.name)
@@ -214,7 +215,7 @@ class _Place(NamedTuple):
 
     @property
     def is_kind(self) -> bool:
-        """Whether it is the name of a `Choice`'s kind, and no field that happens to be a name."""
+        """Whether it is the name of a `Choice`'s kind, not a field that happens to be "name"."""
         return self.name == "name" and issubclass(self.cls, Choice)
 
 
@@ -231,7 +232,7 @@ def _phase(fields: ConfigDict, part: str) -> ConfigDict:
 
 
 def _choose_kind(cls: type, fields: ConfigDict, override: _Override) -> None:
-    """Sets the kind of a `Choice` and drops the fields that it has not."""
+    """Sets the kind of a `Choice` and drops the fields that the new kind lacks."""
     *_, last = override.walk(cls, fields)
     if not issubclass(last.cls, Choice):
         return  # a field of another group that happens to be called "name"
@@ -245,7 +246,7 @@ def _choose_kind(cls: type, fields: ConfigDict, override: _Override) -> None:
 def _check_phases(fields: ConfigDict, overrides: Sequence[_Override]) -> None:
     """Raises UserError if an override would have no effect, since all phases set the field."""
     if any(override.parts == ("phases",) for override in overrides):
-        return  # they are replaced
+        return  # the phases are replaced
     phases = fields.get("phases", ())
     for override in overrides:
         path = ".".join(override.parts)
@@ -271,7 +272,7 @@ def _apply(fields: ConfigDict, overrides: Sequence[_Override]) -> None:
         )
         values(arguments)
     except flags.Error as error:
-        # "flag --config.steps=ten: reason"; of a traceback in it, the last line is the reason.
+        # "flag --config.steps=ten: reason"; the last line of a traceback in it is the reason.
         first, *more = str(error).removeprefix("flag ").splitlines()
         flag = first.partition(": ")[0]
         name, _, value = flag.partition("=")

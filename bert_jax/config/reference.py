@@ -1,4 +1,4 @@
-"""The reference of all fields, docs/config.md, made from their declarations.
+"""Generates docs/config.md, the reference of all fields, from their declarations.
 
 python -m bert_jax.config.reference > docs/config.md
 """
@@ -15,19 +15,19 @@ _INTRODUCTION = """\
 # Configuration
 
 Every field of a recipe, with its default. `--config.GROUP.FIELD=VALUE` overrides one. Fields marked
-with * may change when a run goes on; the others are part of what the run is. This page is made from
-the declarations of the fields: `python -m bert_jax.config.reference > docs/config.md`.
+with * may change when a run is resumed; the others may not. This page is generated from the
+declarations of the fields: `python -m bert_jax.config.reference > docs/config.md`.
 
-Some groups come in several kinds: their `name` picks one, `--config.optimizer.name=lamb`, and each
-kind has fields of its own beside those that all share. A kind of your own is named `MODULE:CLASS`;
-see [extending.md](extending.md).
+Some groups come in several kinds. Their `name` picks one, as in `--config.optimizer.name=lamb`;
+each kind adds its own fields to those that all share. To use a kind of your own, name it
+`MODULE:CLASS`; see [extending.md](extending.md).
 """
 _BOUNDS = {POSITIVE: "positive", NOT_NEGATIVE: "not negative"}
 
 
 def reference() -> str:
     """The page, in Markdown."""
-    families: dict[type[Choice], None] = {}  # those that tables refer to, in that order
+    families: dict[type[Choice], None] = {}  # those that tables refer to, in order
     parts = [_INTRODUCTION]
     for title, cls in (("Pretraining", PretrainConfig), ("Fine-tuning", FinetuneConfig)):
         parts.append(f"## {title}\n\n{_table(_rows(cls, cls.__name__, '', families))}")
@@ -41,7 +41,7 @@ def reference() -> str:
 def _rows(
     cls: type, owner: str, prefix: str, families: dict[type[Choice], None]
 ) -> Iterator[tuple[str, str, str]]:
-    """Field, default and meaning of each field, groups after the single ones."""
+    """Name, default and meaning of each field; nested groups come last."""
     groups = []
     for name, declared in fields_of(cls).items():
         annotation = type_of(cls, name)
@@ -72,7 +72,7 @@ def _family(family: type[Choice], families: dict[type[Choice], None]) -> Iterato
     names = {kind: name for name, kind in family.kinds().items()}
     for kind, name in names.items():
         parent = next(each for each in kind.__mro__[1:] if each in names or each is family)
-        like = "" if parent is family else f" As `{names[parent]}`, but:"
+        like = "" if parent is family else f" Same as `{names[parent]}`, except:"
         yield f"`{name}`: {_first_sentence(kind)}{like}\n\n"
         known = fields_of(parent)
         own = [

@@ -1,4 +1,4 @@
-"""Saved configurations: how they are read, whatever version wrote them."""
+"""Reads saved configurations of this and earlier versions."""
 
 import contextlib
 import copy
@@ -17,7 +17,7 @@ from bert_jax.train.optimizers import Optimizer
 
 T = TypeVar("T")
 
-# Fields that have moved: where they were, and where they are.
+# Fields that have moved: old path to new path.
 RENAMED = {
     **{
         f"model.{name}": f"numerics.{name}"
@@ -35,7 +35,7 @@ RENAMED = {
     "data.max_predictions_per_seq": "masking.max_predictions_per_seq",
     "optimizer.poly_power": "optimizer.schedule.power",
 }
-# Fields of a phase, which once had eight of its own.
+# Moved fields of a phase, which once had eight fields of its own.
 RENAMED_IN_PHASES = {
     "batch_size": "data.batch_size",
     "max_seq_length": "data.max_seq_length",
@@ -48,7 +48,7 @@ RENAMED_IN_PHASES = {
 
 
 def migrate(fields: Mapping[str, Any]) -> Plain:
-    """Nested plain values of a configuration of any version, as this version writes them."""
+    """Converts nested plain values of a configuration of any version to this version's."""
     new: Plain = copy.deepcopy(dict(fields))
     if isinstance(optimizer := new.get("optimizer"), dict) and "poly_power" in optimizer:
         new["optimizer"] = _separate_optimizer(optimizer)
@@ -58,7 +58,7 @@ def migrate(fields: Mapping[str, Any]) -> Plain:
     task = new.get("task")
     if isinstance(task, dict) and isinstance(task.get("options"), dict):
         options = task.pop("options")
-        # A default was None where it is now an empty value.
+        # Defaults that were None are now empty values.
         task |= {name: value for name, value in options.items() if value is not None}
     return new
 
@@ -84,7 +84,7 @@ def _rename(fields: Plain, renamed: Mapping[str, str]) -> None:
 
 
 def _separate_optimizer(fields: Plain) -> Plain:
-    """All optimizers and schedules once had one set of fields; each keeps its own."""
+    """Splits the fields that all optimizers and schedules once shared; each keeps its own."""
     power = fields.pop("poly_power")
     if fields["schedule"] == "poly":
         fields["schedule"] = {"name": "poly", "power": power}
@@ -113,7 +113,7 @@ def is_finetuning(fields: Mapping[str, Any]) -> bool:
 
 
 def read_model_config(path: epath.Path) -> tuple[Architecture, Numerics, tuple[str, ...]]:
-    """The model and the names of its classes, from the `config.json` of any directory of ours."""
+    """The model and the names of its classes, from the `config.json` of any workdir."""
     fields = migrate(read_json(path))
     with _errors_of(path):
         labels = fields.get("labels", [])
@@ -135,7 +135,7 @@ def _read(cls: type[T], path: epath.Path, fields: Mapping[str, Any]) -> T:
 
 @contextlib.contextmanager
 def _errors_of(path: epath.Path) -> Iterator[None]:
-    """Puts the path of the file before the message of a UserError."""
+    """Prefixes the message of a UserError with the path of the file."""
     try:
         yield
     except UserError as error:

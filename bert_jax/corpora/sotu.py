@@ -5,7 +5,7 @@ Building needs no TensorFlow when the format is ArrayRecord:
     from bert_jax.corpora.sotu import Sotu
     Sotu(data_dir=..., file_format="array_record").download_and_prepare()
 
-and then `bert-jax prepare tfds:sotu --data-dir ...` reads it like any other dataset of TFDS.
+and then `bert-jax prepare tfds:sotu --data-dir ...` reads it like any other TFDS dataset.
 """
 
 import json

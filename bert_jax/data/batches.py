@@ -1,6 +1,6 @@
 """Batches: step -> arrays, a pure function of the data, the options, the seed and the step.
 
-Batch t can be had without the batches before it, so resuming costs nothing and needs no iterator
+Batch t does not depend on the batches before it, so resuming costs nothing and needs no iterator
 state, and every host gathers its own rows of the same global batch.
 """
 
@@ -26,7 +26,7 @@ Batch = dict[str, np.ndarray]
 
 
 class Steps(Protocol):
-    """Batches by their number."""
+    """Batches by step."""
 
     def batch(self, step: int) -> Batch:
         """This host's rows of batch `step`, from 0."""
@@ -36,14 +36,14 @@ class BatchStream(Steps, Protocol):
     """An endless stream of rows, cut into batches.
 
     Attributes:
-      rows_per_epoch: rows of the first epoch, and about those of the others.
+      rows_per_epoch: rows of the first epoch; other epochs have about as many.
     """
 
     rows_per_epoch: int
 
 
 class SpecialIds(Protocol):
-    """What batches need of a vocabulary."""
+    """The special token ids that batches need."""
 
     @property
     def cls_id(self) -> int: ...
@@ -71,14 +71,14 @@ def batch_shapes(sampling: Sampling) -> dict[str, tuple[int, ...]]:
 class Batches:
     """The batches of one host.
 
-    Rows form one stream: row g = step * batch_size + i of it is row g % rows_per_epoch of epoch
+    Rows form one stream, in which row g = step * batch_size + i is row g % rows_per_epoch of epoch
     g // rows_per_epoch. Epochs differ by a few rows: a longer one drops its surplus, a shorter one
     repeats its first rows. A host gathers only the rows that its devices hold; the global batch is
-    the same however many hosts share it.
+    the same for any number of hosts.
 
-    The plan of the next epoch is drawn in a background thread as soon as an epoch is in use, so
-    that training does not wait where epochs meet. At most three plans are held: threads that read
-    ahead over more epochs than that plan some of them twice. Thread-safe.
+    A background thread draws the plan of the next epoch as soon as an epoch is in use, so training
+    does not wait between epochs. At most three plans are kept: threads that read ahead over more
+    epochs draw some plans twice. Thread-safe.
 
     Attributes:
       rows_per_epoch: rows in the plan of epoch 0.
@@ -100,8 +100,8 @@ class Batches:
           split: the tokens, sentences and documents to sample from.
           sampling: what a batch holds.
           special: ids of [CLS], [SEP] and [PAD].
-          seed: of the plans.
-          num_epochs: rows after this many epochs are empty; None = the stream never ends.
+          seed: random seed of the plans.
+          num_epochs: rows after this many epochs are empty; None = an endless stream.
           host_rows: which rows of the global batch, from 0, this host gathers; None = all.
 
         Raises:
@@ -134,10 +134,10 @@ class Batches:
 
         - input_ids [B, S]: `[CLS] A [SEP] B [SEP]` or `[CLS] A [SEP]` for each example, examples
           one after another, then [PAD].
-        - token_type_ids [B, S]: 1 on B and the [SEP] behind it, else 0.
+        - token_type_ids [B, S]: 1 on B and the [SEP] after it, else 0.
         - position_ids [B, S]: from 0 for each example; 0 on padding.
         - segment_ids [B, S]: which example of the row, from 1; 0 on padding.
-        - cls_positions [B, E]: where the example's [CLS] is; 0 where there is no example.
+        - cls_positions [B, E]: position of the example's [CLS]; 0 where there is no example.
         - next_sentence_label [B, E]: see `Plan`; -1 where there is no example or no label.
         - example_ids [B, E, 2]: the epoch and the example's index in its plan, a key for random
           masks; 0, 0 where there is no example.
@@ -176,7 +176,7 @@ class Batches:
 
 
 class Records(Protocol):
-    """Examples that were masked when they were written; see `bert_jax.data.tfrecords`."""
+    """Pre-masked examples; see `bert_jax.data.tfrecords`."""
 
     @property
     def max_seq_length(self) -> int: ...
@@ -185,12 +185,12 @@ class Records(Protocol):
 
 
 class PremaskedBatches:
-    """The batches of one host where every row is a record, masked when it was written.
+    """The batches of one host, each row a pre-masked record.
 
-    As `Batches`, but an epoch is a permutation of all examples. Thread-safe.
+    Like `Batches`, but an epoch is a permutation of all examples. Thread-safe.
 
     Attributes:
-      rows_per_epoch: examples of the split.
+      rows_per_epoch: number of examples in the split.
     """
 
     def __init__(
@@ -208,11 +208,11 @@ class PremaskedBatches:
         self._host_rows = np.arange(batch_size) if host_rows is None else host_rows
         self.rows_per_epoch = len(split)
         self._num_rows = math.inf if num_epochs is None else num_epochs * len(split)
-        # Row of the stream -> example: another order in every epoch, none of them held in memory.
+        # Row of the stream -> example, in a new order every epoch, without holding it in memory.
         self._order = grain.MapDataset.range(len(split)).shuffle(seed=seed)
 
     def batch(self, step: int) -> Batch:
-        """This host's rows of batch `step`: `Records.read` and, int32, what it implies.
+        """This host's rows of batch `step`: the arrays of `Records.read` and, int32:
 
         - position_ids [B, S]: from 0; 0 on padding.
         - cls_positions [B, 1]: 0.
@@ -233,20 +233,20 @@ class PremaskedBatches:
 
 
 def prefetch(batches: Steps, start_step: int, stop_step: int) -> Iterator[Batch]:
-    """`batches.batch(step)` for step in [start_step, stop_step), in order, gathered ahead."""
+    """`batches.batch(step)` for step in [start_step, stop_step), in order, prefetched."""
     return iter(_dataset(batches, start_step, stop_step))
 
 
 def one_epoch(stream: BatchStream, batch_size: int, num_batches: int = 0) -> Iterable[Batch]:
     """The fixed batches of an evaluation; may be iterated again.
 
-    Every row of the epoch comes once. The last batch is filled up with empty rows (segment_ids 0,
+    Every row of the epoch occurs once. The last batch is padded with empty rows (segment_ids 0,
     next_sentence_label -1), so that all batches have the same shape.
 
     Args:
-      stream: of one epoch of a held-out split, with the seed `HELDOUT_SEED`.
+      stream: one epoch of a held-out split, with the seed `HELDOUT_SEED`.
       batch_size: rows of the global batch.
-      num_batches: stop after so many batches (a random sample of the rows); 0 = all.
+      num_batches: stop after this many batches (a random sample of the rows); 0 = all.
     """
     available = -(-stream.rows_per_epoch // batch_size)
     return _dataset(stream, 0, min(num_batches or available, available))
@@ -269,7 +269,7 @@ def _gather(
     row_examples: np.ndarray,
     batch: tuple[np.ndarray, ...],
 ) -> None:
-    """Writes row rows[i] of the plan into row i of the batch; leaves it alone where rows[i] < 0."""
+    """Writes row rows[i] of the plan into row i of the batch; leaves it as is if rows[i] < 0."""
     cls_id, sep_id = special_ids
     a_start, a_length, b_start, b_length = spans
     (

@@ -1,7 +1,7 @@
 """Documents as a stream of strings, from text files, JSONL and TensorFlow Datasets.
 
-Only the document at hand is in memory. A newline inside a document ends a sentence (and so does a
-blank line); where sentences end within a line is for `bert_jax.data.sentences` to say.
+One document is in memory at a time. A newline inside a document ends a sentence, as does a blank
+line; `bert_jax.data.sentences` finds the ends of sentences within a line.
 """
 
 import bz2
@@ -41,29 +41,29 @@ _FORMATS = (".txt", ".jsonl")
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # MODULE:NAME
 _DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
 
-Advance = Callable[[int], object]  # told how many bytes of a source have been read since last time
+Advance = Callable[[int], object]  # called with the bytes of a source read since the last call
 
 
 class Source(Protocol):
-    """Where documents come from. It is read more than once, and gives the same every time."""
+    """A source of documents, read more than once; it must give the same ones every time."""
 
     @property
     def size(self) -> int:
-        """How much there is to read, in bytes or any unit, for a progress bar."""
+        """Amount to read, in bytes or any other unit, for a progress bar."""
 
     def fingerprint(self) -> dict[str, Any]:
-        """What tells its documents from others: plain values for a store's manifest."""
+        """Identifies the documents: plain values for a store's manifest."""
 
     def documents(self, advance: Advance) -> Iterator[str]:
         """The text of every document; a line break ends a sentence.
 
         Args:
-          advance: to be called with what has been read since the last call.
+          advance: to be called with the amount read since the last call.
         """
 
 
 class TfdsExamples(Protocol):
-    """The examples of a split of TensorFlow Datasets, which are read one by one."""
+    """The examples of a split of TensorFlow Datasets, read one by one."""
 
     @property
     def dataset_info(self) -> Any:
@@ -78,7 +78,7 @@ class TextFile:
     """A `.txt` or `.jsonl` file, plain or compressed (.gz, .xz, .bz2, .zst)."""
 
     path: epath.Path
-    name: str  # as it goes into a manifest: without the folders that differ between machines
+    name: str  # in a manifest: without the folders that differ between machines
     text_field: str
     document_per_file: bool
     unwrap: bool
@@ -140,7 +140,7 @@ class TextFile:
 
 @dataclass(frozen=True)
 class TfdsSplit:
-    """A split of a dataset that TensorFlow Datasets has in a random-access format (ArrayRecord)."""
+    """A split in TensorFlow Datasets, in a random-access format (ArrayRecord)."""
 
     name: str  # 'wikipedia/20230601.en', optionally with ':1.0.0'
     split: str
@@ -154,7 +154,7 @@ class TfdsSplit:
 
     @property
     def size(self) -> int:
-        """Bytes, as the share that the split's examples have in the whole dataset."""
+        """Bytes, estimated from the split's share of the dataset's examples."""
         info = self._examples.dataset_info
         return info.dataset_size * len(self._examples) // max(1, info.splits.total_num_examples)
 
@@ -178,22 +178,22 @@ def find_sources(
     unwrap: bool = False,
     data_dir: str | None = None,
 ) -> list[Source]:
-    """The sources behind `names`, in their order; a folder's or glob's files sorted by path.
+    """The sources that `names` stand for, in order; files of a folder or glob sorted by path.
 
     Args:
-      names: Files ending in .txt or .jsonl, optionally with .gz, .xz, .bz2 or .zst; folders
+      names: files ending in .txt or .jsonl, optionally with .gz, .xz, .bz2 or .zst; folders
         (searched at any depth, other files ignored); globs; all of them local or gs://;
         `tfds:NAME[:SPLIT]`, split `train` by default; `corpus:sotu`, the corpus that comes with
-        the package; `MODULE:NAME`, a `Source` of your own or what returns one when it is called;
-        or a `Source` itself.
-      text_field: Key of the text in JSONL objects and TFDS features, `outer/inner` if nested.
-      document_per_file: A .txt file is one document and its blank lines end paragraphs; otherwise
+        the package; `MODULE:NAME`, your own `Source` or a callable that returns one; or a `Source`
+        itself.
+      text_field: key of the text in JSONL objects and TFDS features, `outer/inner` if nested.
+      document_per_file: a .txt file is one document and its blank lines end paragraphs; otherwise
         they end documents.
-      unwrap: Lines are hard-wrapped: only a blank line ends a paragraph.
-      data_dir: Where TFDS keeps its datasets; None for its default.
+      unwrap: lines are hard-wrapped: only a blank line ends a paragraph.
+      data_dir: where TFDS keeps its datasets; None for its default.
 
     Raises:
-      UserError: A name leads to no file, or to one of another format.
+      UserError: a name matches no file, or a file of another format.
     """
 
     def text_file(path: epath.Path, name: str) -> TextFile:
@@ -225,12 +225,12 @@ def read_documents(
     """The text of every document of `sources`, in order, empty ones included.
 
     Args:
-      sources: From `find_sources`.
-      advance: Called with the bytes of the source read since the last call, for a progress bar:
+      sources: as from `find_sources`.
+      advance: called with the bytes of the source read since the last call, for a progress bar:
         over a whole source they add up to about its `size`.
 
     Raises:
-      UserError: Text that is not UTF-8, a damaged file, a line that is not JSON, a missing field.
+      UserError: text that is not UTF-8, a damaged file, a line that is not JSON, a missing field.
     """
     for source in sources:
         yield from source.documents(advance)
@@ -242,12 +242,12 @@ def decoded_lines(
     encoding: str = "utf-8",
     remedy: str = "convert the file, for example with iconv -t utf-8",
 ) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of each line of `file`, which is `path`, open for reading bytes.
+    """Number, from 1, and text of each line of `file`, which is `path` opened for reading bytes.
 
-    It is decompressed as the name says (.gz, .xz, .bz2, .zst). A byte order mark is dropped.
+    It is decompressed according to its suffix (.gz, .xz, .bz2, .zst). A byte order mark is dropped.
 
     Raises:
-      UserError: A line is not text in `encoding` (the message ends with `remedy`), or the file is
+      UserError: a line is not text in `encoding` (the message ends with `remedy`), or the file is
         damaged.
     """
     number, compression = 0, suffixes(path)[1]
@@ -264,25 +264,25 @@ def decoded_lines(
 
 
 def dataset_and_split(name: str) -> tuple[str, str] | None:
-    """('glue/sst2', 'test') for 'tfds:glue/sst2:test'; the split is `train` unless it is named.
+    """('glue/sst2', 'test') for 'tfds:glue/sst2:test'; the split is `train` by default.
 
-    None for another name. The dataset may end in a version, ':1.0.0'.
+    None for any other name. The dataset may end in a version, ':1.0.0'.
     """
     match = re.fullmatch(r"tfds:([^:]+(?::\d+\.[\d*]+\.[\d*]+)?)(?::(.+))?", name)
     return match and (match[1], match[2] or "train")
 
 
 def tfds_examples(name: str, split: str, data_dir: str | None) -> TfdsExamples:
-    """The examples of a dataset that TFDS has as ArrayRecord, read without TensorFlow.
+    """The examples of a TFDS dataset in ArrayRecord format, read without TensorFlow.
 
     Raises:
-      UserError: It is not there, is in another format or has no such split.
+      UserError: the dataset is missing, is in another format or has no such split.
     """
-    import tensorflow_datasets as tfds  # half a second that other sources need not pay
+    import tensorflow_datasets as tfds  # takes half a second, and other sources do not need it
 
     try:
         return tfds.data_source(name, split=split, data_dir=data_dir)
-    except Exception as error:  # TFDS raises whatever the download or the builder raised
+    except Exception as error:  # TFDS passes on any error of the download or the builder
         reason = str(error).strip().partition("\n")[0]
         raise UserError(
             f"tfds:{name}:{split}: cannot be read from data_dir {data_dir}: {reason} "
@@ -342,6 +342,6 @@ def _unwrap(text: str) -> str:
     return "\n".join(" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
 
 
-@functools.cache  # a source is read more than once and says so once
+@functools.cache  # a source is read more than once but warns once
 def _warn(message: str) -> None:
     logging.getLogger(__name__).warning(message)

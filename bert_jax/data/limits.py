@@ -1,6 +1,6 @@
-"""Which numbers a token store can be prepared with.
+"""Checks of the numbers that a token store is prepared with.
 
-Loads nothing, so that a number is checked before anything is loaded. The messages name the
+This module loads nothing, so numbers are checked before anything is loaded. The messages name the
 flags of `bert-jax prepare`.
 """
 
@@ -8,12 +8,12 @@ from bert_jax.errors import UserError
 
 
 def check_heldout(share: float) -> None:
-    """Raises UserError if this is no share of the documents."""
+    """Raises UserError unless `share` is between 0 and 1."""
     if not 0 < share < 1:
-        raise UserError(f"--heldout: {share} is no share between 0 and 1; take 0.05, say")
+        raise UserError(f"--heldout: {share} is not between 0 and 1; try 0.05")
 
 
 def check_workers(workers: int) -> None:
-    """Raises UserError if so many processes cannot tokenise."""
+    """Raises UserError unless `workers` is positive."""
     if workers < 1:
         raise UserError(f"--workers: {workers}; at least one is needed")

@@ -1,7 +1,7 @@
-"""Tokenised texts as rows, many short ones in a row.
+"""Packs tokenised texts into rows, several short ones per row.
 
 Attention stays within a segment id and positions restart, so a text in a shared row is computed as
-if it were alone, and next to nothing is computed on padding.
+if it were alone, and little is computed on padding.
 """
 
 from collections import defaultdict
@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-TOKENS_PER_SLOT = 8  # a row has room for one text in so many tokens
+TOKENS_PER_SLOT = 8  # a row has one slot for a text per this many tokens
 
 
 class Example(NamedTuple):
-    """A text or a pair of texts as the model takes it.
+    """Token ids of a text or a pair of texts.
 
     Attributes:
       ids: int32 [length], `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
@@ -26,13 +26,13 @@ class Example(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows of one length, and what is where in them.
+    """Rows of one length, and where each text is in them.
 
     Attributes:
       rows: int32 [rows, length] `input_ids`, `token_type_ids`, `position_ids` and `segment_ids`
         (slot + 1, 0 on padding), int32 [rows, slots] `cls_positions`.
       examples: int64 [n], index of each text.
-      row, slot, start, stop: int64 [n], its place.
+      row, slot, start, stop: int64 [n], place of each text: its row, slot and span of tokens.
     """
 
     rows: dict[str, np.ndarray]
@@ -44,17 +44,17 @@ class Batch(NamedTuple):
 
 
 def pack(lengths: Sequence[int], row_lengths: Sequence[int]) -> dict[int, list[list[int]]]:
-    """Best fit, long texts first; what fits nowhere begins the shortest row that holds it.
+    """Best fit, longest first; a text that fits no open row begins the shortest that holds it.
 
     Args:
-      lengths: of the texts, each at most the longest row.
-      row_lengths: ascending.
+      lengths: tokens of each text, at most those of the longest row.
+      row_lengths: the available lengths, ascending.
 
     Returns:
-      Of each row length the rows, each the indices of its texts.
+      Row length -> rows, each a list of indices of its texts.
     """
     rows: dict[int, list[list[int]]] = {length: [] for length in row_lengths}
-    # By free tokens: rows, each with its number of free slots.
+    # Free tokens -> rows, each with its number of free slots.
     open_rows: defaultdict[int, list[tuple[list[int], int]]] = defaultdict(list)
     free_sizes = 0  # bit n is set where a row with n free tokens is open
     for example in sorted(range(len(lengths)), key=lambda example: -lengths[example]):
@@ -87,9 +87,9 @@ def fill_rows(
     """Writes texts into rows.
 
     Args:
-      examples: texts.
+      examples: the texts.
       rows: indices of the texts of each row, as from `pack`.
-      num_rows: of the batch; the last ones stay empty.
+      num_rows: rows of the batch; the last ones stay empty.
       row_length: tokens of a row.
       pad_id: id of [PAD].
     """

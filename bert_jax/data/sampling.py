@@ -1,11 +1,11 @@
 """Sampling: the plan of an epoch, a pure function of the data, the options, a seed and the epoch.
 
 A plan says which spans of the token store form which example and which examples share a row. It
-holds no tokens, so that pairs, short sequences and packing are drawn afresh in every epoch.
+holds no tokens, so pairs, short sequences and packing are drawn anew in every epoch.
 
 Randomness comes from splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", 2014), one stream a document, in integer arithmetic alone: a plan is the same bit for
-bit whatever the version of NumPy or Numba.
+generators", 2014), one stream per document, in integer arithmetic only, so a plan is the same bit
+for bit in all versions of NumPy and Numba.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _LOW_32_BITS = np.uint64(0xFFFFFFFF)
 _U1, _U11, _U27, _U30, _U31, _U32 = (np.uint64(n) for n in (1, 11, 27, 30, 31, 32))
 
-_EXAMPLES, _EXAMPLE_ORDER, _ROW_ORDER = range(3)  # what a random stream is for
+_EXAMPLES, _EXAMPLE_ORDER, _ROW_ORDER = range(3)  # purposes of random streams
 
 
 @dataclass(frozen=True)
@@ -34,29 +34,29 @@ class Sampling:
 
     store: str = field(
         "",
-        "directory that `bert-jax prepare` wrote, or one of pre-masked TFRecords, for which "
-        "packing must be off, and pairs, short_seq_prob and masking have no effect",
+        "directory written by `bert-jax prepare`, or one of pre-masked TFRecords, which need "
+        "packing off and ignore pairs, short_seq_prob and masking",
         resume=True,
     )
     batch_size: int = field(256, "rows of the global batch", bounds=POSITIVE)
     max_seq_length: int = field(
-        128, "tokens of a row, [CLS], [SEP] and padding included", bounds=POSITIVE
+        128, "tokens per row, including [CLS], [SEP] and padding", bounds=POSITIVE
     )
     pairs: str = field(
         "nsp",
         'what an example holds: "nsp", two segments for next sentence prediction; "sop", two for '
-        'sentence order prediction; "none", full sentences for masked LM alone',
+        'sentence order prediction; "none", full sentences for masked LM only',
         choices=PAIRS,
     )
     short_seq_prob: float = field(
-        0.1, "share of examples that are drawn shorter than the row", bounds=FRACTION
+        0.1, "share of examples drawn shorter than the row", bounds=FRACTION
     )
-    packing: bool = field(True, "several examples share a row; otherwise each has one of its own")
-    max_examples_per_row: int = field(4, "most examples of a row, with packing", bounds=POSITIVE)
+    packing: bool = field(True, "put several examples into a row; otherwise each has its own row")
+    max_examples_per_row: int = field(4, "maximum examples per row, with packing", bounds=POSITIVE)
 
     @property
     def examples_per_row(self) -> int:
-        """Number of examples that a row has room for."""
+        """Maximum number of examples per row."""
         return self.max_examples_per_row if self.packing else 1
 
     def check(self, path: str) -> None:
@@ -71,17 +71,17 @@ class Sampling:
 class Plan:
     """The examples and rows of one epoch: N examples in R rows.
 
-    Spans are offsets into `Split.tokens`. Sentences of a document lie next to one another, so a
-    segment of several sentences is one span. Row r holds the examples
+    Spans are offsets into `Split.tokens`. The sentences of a document are contiguous, so a segment
+    of several sentences is one span. Row r holds the examples
     `row_examples[row_offsets[r] : row_offsets[r + 1]]`.
 
     Attributes:
       a_start: int64 [N], first token of segment A.
       a_length: int32 [N], tokens of segment A, at least 1.
       b_start: int64 [N], first token of segment B.
-      b_length: int32 [N], tokens of segment B; 0 where there is none (pairs='none').
+      b_length: int32 [N], tokens of segment B; 0 if there is none (pairs='none').
       next_sentence_label: int8 [N]. NSP: 0 = B follows A, 1 = B is random. SOP: 0 = in order,
-        1 = swapped. -1 where pairs='none'.
+        1 = swapped. -1 with pairs='none'.
       row_offsets: int64 [R + 1].
       row_examples: int32 [N].
     """
@@ -109,38 +109,38 @@ def plan_epoch(
     """Draws the examples of an epoch and lays them out in rows of `max_seq_length` tokens.
 
     An example is `[CLS] A [SEP] B [SEP]`, or `[CLS] A [SEP]` with pairs='none'; neither segment is
-    ever empty. Going through a document, sentences are gathered until they reach a target length:
-    all the room of a row, or, with probability `short_seq_prob`, a uniform length from 2 tokens up
-    (drawn for each example; Google's code draws it once a document, which a corpus of few long
-    documents would feel).
+    ever empty. The sentences of a document are gathered in order until they reach a target length:
+    a full row or, with probability `short_seq_prob`, a uniform length from 2 tokens up (drawn per
+    example; Google's code draws it once per document, too rarely in a corpus of few long
+    documents).
 
     - 'nsp', next sentence prediction (Devlin et al. 2018, `create_pretraining_data`): the gathered
       sentences are split at random. With probability 1/2 the second part is B (label 0); otherwise
-      B is a run of sentences from another document and the second part goes back to be used again
-      (label 1). A single sentence cannot be split and always gets a random B, so more than half of
-      the labels are 1: half plus half the share of single-sentence examples.
+      B is a run of sentences from another document and the second part is used again in the next
+      example (label 1). A single sentence cannot be split and always gets a random B, so more than
+      half of the labels are 1: half plus half the share of single-sentence examples.
     - 'sop', sentence order prediction (Lan et al. 2019): both parts are kept and swapped with
-      probability 1/2 (label 1). At least two sentences are gathered, however long; one that is left
-      alone at the end of its document is dropped.
+      probability 1/2 (label 1). At least two sentences are gathered, however long; a single one
+      left at the end of its document is dropped.
     - 'none': as many whole sentences as fit (FULL-SENTENCES within a document, Liu et al. 2019). A
       sentence longer than a row is cut into consecutive examples: every token is used exactly once.
 
     A pair that is too long loses tokens from its longer segment, each from the front or the back at
     random, until it fits.
 
-    With `packing`, examples in random order go one by one into the fullest row that still has room
-    for them (best fit) and fewer than `max_examples_per_row` examples. Rows come in random order.
+    With `packing`, each example, in random order, goes into the fullest row that has room for it
+    (best fit) and fewer than `max_examples_per_row` examples. Rows are shuffled.
 
     Args:
       sentences: int64 [num_sentences + 1], token offset of each sentence. Empty ones are ignored.
       documents: int64 [num_documents + 1], sentence offset of each document.
-      sampling: what an example and a row are.
+      sampling: how examples and rows are made.
       seed: any integer.
       epoch: from 0.
 
     Raises:
       UserError: `pairs` is unknown, `max_seq_length` leaves no room for text, or the documents
-        give no example: no sentences, a single document for NSP, only single sentences for SOP.
+        give no examples: no sentences, a single document for NSP, only single sentences for SOP.
     """
     pairs, max_seq_length = sampling.pairs, sampling.max_seq_length
     short_seq_prob = sampling.short_seq_prob
@@ -163,7 +163,7 @@ def plan_epoch(
             "add documents, or set pairs to 'sop' or 'none'"
         )
 
-    # Every example starts a new sentence or is one more full row of a long one. Pages of the bound
+    # Every example starts a new sentence or is another full row of a long one. Pages of the arrays
     # that are never written take no memory.
     bound = num_sentences + int(sentences[-1] - sentences[0]) // room
     a_start, b_start = np.empty(bound, np.int64), np.zeros(bound, np.int64)
@@ -204,7 +204,7 @@ def plan_epoch(
 
 
 def _without_empty(sentences: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Drops empty sentences and the documents that are left without one."""
+    """Drops empty sentences and documents that have no others."""
     if _strictly_increasing(sentences) and _strictly_increasing(documents):
         return sentences, documents
     kept = np.flatnonzero(np.diff(sentences))
@@ -239,7 +239,7 @@ def _mix(x):
 
 @njit(nogil=True, cache=True)
 def _fold(state, value):
-    """The start of the stream number `value` under `state`."""
+    """The initial state of stream number `value` under `state`."""
     return _mix(_mix(state) + _GAMMA * np.uint64(value + 1))
 
 
@@ -264,7 +264,7 @@ def _below(rng, n):
 
 @njit(nogil=True, cache=True)
 def _heads(rng, n):
-    """How many of n fair coins fall heads."""
+    """A binomial draw: heads in n tosses of a fair coin."""
     heads = 0
     while n > 0:
         bits = _bits(rng) >> np.uint64(max(0, 64 - n))
@@ -302,7 +302,7 @@ def _run_end(sentences, first, last, length):
 
 @njit(nogil=True, cache=True)
 def _fill_singles(rng, sentences, documents, room, short_seq_prob, a_start, a_length):
-    """Writes the examples of pairs='none' and returns how many they are."""
+    """Writes the examples of pairs='none' and returns their number."""
     n = 0
     key = rng[0]
     for document in range(len(documents) - 1):
@@ -329,7 +329,7 @@ def _fill_singles(rng, sentences, documents, room, short_seq_prob, a_start, a_le
 
 @njit(nogil=True, cache=True)
 def _fill_pairs(rng, sentences, documents, room, short_seq_prob, sop, spans):
-    """Writes the examples of pairs='nsp' or 'sop' and returns how many they are."""
+    """Writes the examples of pairs='nsp' or 'sop' and returns their number."""
     a_start, a_length, b_start, b_length, label = spans
     n = 0
     key = rng[0]
@@ -362,7 +362,7 @@ def _fill_pairs(rng, sentences, documents, room, short_seq_prob, sop, spans):
                     b, b_stop = sentences[b_first], sentences[b_end]
                     end = split
 
-            # What cutting the longer segment token by token, B first, comes to.
+            # The result of cutting the longer segment token by token, B first.
             b_kept = min(b_stop - b, max(room // 2, room - (a_stop - a)))
             a_kept = min(a_stop - a, room - b_kept)
             a_start[n], a_length[n] = a + _heads(rng, a_stop - a - a_kept), a_kept
@@ -374,10 +374,10 @@ def _fill_pairs(rng, sentences, documents, room, short_seq_prob, sop, spans):
 
 @njit(nogil=True, cache=True)
 def _best_fit(order, lengths, max_seq_length, max_examples_per_row):
-    """Packs examples in `order`: the row of order[i], int32 [N], and examples a row, int32 [R].
+    """Packs examples in `order`: the row of order[i], int32 [N]; examples per row, int32 [R].
 
-    Rows with free tokens wait in one linked list for each number of free tokens, so finding the
-    fullest row that fits looks at no more than `max_seq_length` list heads.
+    Open rows are kept in one linked list per number of free tokens, so finding the fullest row that
+    fits looks at no more than `max_seq_length` lists.
     """
     n = len(order)
     row = np.empty(n, np.int32)

@@ -1,23 +1,23 @@
-"""Sentence splitting by rule: linear in the length of the text, no model, no language to choose.
+"""Rule-based sentence splitting, in linear time, without a model or a choice of language.
 
-A sentence ends at `.`, `!`, `?` or `…` (with the quotes and brackets that close there) where white
-space and then something other than a lower-case letter follows, and at the full-width marks of
-Chinese and Japanese. What is left to decide is whether a full stop belongs to an abbreviation.
-When in doubt the text stays together: a sentence that is too long costs pretraining nothing.
+A sentence ends at `.`, `!`, `?` or `…` (with any closing quotes and brackets) if white space and
+then anything but a lower-case letter follows, and at the full-width marks of Chinese and Japanese.
+The hard case is a full stop that may belong to an abbreviation. When in doubt the text is not
+split: a sentence that is too long does not harm pretraining.
 """
 
 import re
 
 _CLOSING = r"\"'”’»)\]}"
 _WIDE_CLOSING = "」』”’）】》〉〕"
-# Both alternatives match wherever they start, so the scan never goes back: linear time.
+# Both alternatives match wherever they start, so the scan never backtracks: linear time.
 _BOUNDARY = re.compile(
     rf"(?P<mark>[.!?…।؟۔]+)[{_CLOSING}{_WIDE_CLOSING}]*(?P<space>\s*)"
     rf"|[。！？｡；]+[{_WIDE_CLOSING}{_CLOSING}]*\s*(?P<wide>)"
 )
 _WORD_BEFORE = re.compile(r"[^\s\"'“”‘’«»()\[\]{}—–]*$")
 _WORD_AFTER = re.compile(r"[^\w.!?…]*([^\W_]*)")
-_LONGEST_WORD = 24  # of an abbreviation, and of the look around a full stop
+_LONGEST_WORD = 24  # characters of an abbreviation, and examined around a full stop
 
 # A full stop after these never ends a sentence: a name or an explanation follows.
 _NEVER = frozenset(
@@ -25,13 +25,13 @@ _NEVER = frozenset(
     cdr adm sgt cpl pvt gov sen sens rep reps pres supt amb st ste mt ft e.g i.e eg ie viz vs cf al
     ca approx""".split()  # noqa: SIM905, a list of words reads best as words
 )
-# Nor after these where a number follows.
+# Nor after these if a number follows.
 _BEFORE_NUMBER = frozenset(
     """no nos art arts sec secs vol vols ch chap p pp par fig figs stat eq ver op bk pt
     ex""".split()  # noqa: SIM905
 )
-# After these, after an initial (J. Smith) and after U.S., p.m., Ph.D. it does only if the next word
-# is one of _STARTERS.
+# After these, after an initial (J. Smith) and after U.S., p.m., Ph.D. a full stop ends a sentence
+# only if the next word is one of _STARTERS.
 _SOMETIMES = frozenset(
     """jr sr esq inc co cos corp ltd bros etc dept univ assn ave blvd rd est jan feb mar apr jun jul
     aug sep sept oct nov dec mon tue wed thu fri sat sun""".split()  # noqa: SIM905
@@ -65,7 +65,7 @@ def split_sentences(text: str) -> list[str]:
 def _ends_sentence(line: str, start: int, boundary: re.Match[str]) -> bool:
     next_character = line[boundary.end() : boundary.end() + 1]
     if boundary["wide"] is not None:
-        return next_character not in "，、：；,;:"  # “好！”， goes on
+        return next_character not in "，、：；,;:"  # “好！”， continues the sentence
     if not boundary["space"]:
         return False  # 3.5, example.com
     match = _WORD_AFTER.match(line, boundary.end(), boundary.end() + 2 * _LONGEST_WORD)
@@ -80,7 +80,7 @@ def _ends_sentence(line: str, start: int, boundary: re.Match[str]) -> bool:
     assert last is not None
     word = last[0].lower()
     if word.isdigit() and before.strip(" \t([") == word:
-        return False  # "1. Agriculture" opens an item of a list
+        return False  # "1. Agriculture" begins a list item
     if word in _NEVER or (word in _BEFORE_NUMBER and following[0].isdigit()):
         return False
     if word in _SOMETIMES or _ABBREVIATED_LETTERS.fullmatch(word) or _is_initial(word):

@@ -11,10 +11,10 @@ class Split:
 
     Attributes:
       name: 'train' or 'heldout'.
-      tokens: uint16 or uint32 [num_tokens], the sentences one after another, no special tokens.
+      tokens: uint16 or uint32 [num_tokens], concatenated sentences without special tokens.
       sentences: int64 [num_sentences + 1], token offset of each sentence and the end.
       documents: int64 [num_documents + 1], sentence offset of each document and the end.
-      token_counts: int64 [vocab_size], how often `tokens` has each id.
+      token_counts: int64 [vocab_size], how often each id occurs in `tokens`.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""The token store: a corpus tokenised once, memory-mapped ever after.
+"""The token store: a tokenised corpus in memory-mapped files.
 
 A folder with `manifest.json`, `vocab.txt`, `tokenizer_config.json` and, in `train/` and `heldout/`,
 flat little-endian arrays: `tokens.bin`, `sentences.bin`, `documents.bin`, `token_counts.bin` (see
-`Split`). It is written under another name and renamed when whole, manifest last.
+`Split`). It is written under a temporary name, manifest last, and renamed when complete.
 
-A store in object storage is written to a local disk and copied, manifest last, and is read from a
-local copy: below $XDG_CACHE_HOME (default ~/.cache), one for all processes of a host, verified
+A store in object storage is written to a local disk and copied, manifest last. It is read from a
+local copy below $XDG_CACHE_HOME (default ~/.cache), shared by all processes of a host and verified
 by its checksums.
 """
 
@@ -51,7 +51,7 @@ _COPY_BYTES = 2**24
 
 @dataclass(frozen=True)
 class TokenStore:
-    """An open store; see `bert_jax.data.stores.Store` for what training needs of it.
+    """An open token store, a `bert_jax.data.stores.Store`.
 
     `fingerprint` identifies its data: vocabulary and every array, not options.
     """
@@ -67,29 +67,26 @@ class TokenStore:
 
     @property
     def summary(self) -> str:
-        """What to tell of it when a run starts."""
         return f"{len(self.train.tokens):,} training tokens"
 
     @property
     def token_counts(self) -> np.ndarray:
-        """int64 [vocab_size], how often the training documents have each token."""
         return self.train.token_counts
 
     def check(self, sampling: "Sampling", max_predictions_per_seq: int, path: str) -> None:
-        """Takes any sampling."""
+        """Accepts any sampling."""
 
     def training_batches(
         self, sampling: "Sampling", *, seed: int, host_rows: np.ndarray
     ) -> "BatchStream":
-        """Pairs, short sequences and rows are drawn afresh in every epoch."""
-        from bert_jax.data.batches import Batches  # with Numba, which `prepare` does without
+        """Pairs, short sequences and rows are drawn anew in every epoch."""
+        from bert_jax.data.batches import Batches  # imports Numba, which `prepare` does not need
 
         return Batches(self.train, sampling, self.wordpiece, seed=seed, host_rows=host_rows)
 
     def heldout_batches(
         self, sampling: "Sampling", *, num_batches: int, host_rows: np.ndarray
     ) -> Iterable[dict[str, np.ndarray]]:
-        """Always the same."""
         from bert_jax.data.batches import HELDOUT_SEED, Batches, one_epoch
 
         stream = Batches(
@@ -104,13 +101,13 @@ class TokenStore:
 
 
 def open_token_store(path: epath.PathLike) -> TokenStore:
-    """Opens a store after a check of manifest, vocabulary and file sizes; reads no tokens.
+    """Opens a store after checking manifest, vocabulary and file sizes; reads no tokens.
 
     The first process of a host that opens a store in object storage copies it to the local disk.
 
     Raises:
-      UserError: No store, an unfinished or incomplete one, or one of a newer format; of a remote
-        one also: content that has changed, or no room for the copy.
+      UserError: the store is missing, unfinished, incomplete or of a newer format; if remote, its
+        content has changed or there is no room for the copy.
     """
     path = epath.Path(path)
     manifest = _read_manifest(path)
@@ -140,7 +137,7 @@ def verify_store(path: epath.PathLike) -> None:
     """Reads every file and compares its sha256 with the manifest's.
 
     Raises:
-      UserError: As `open_token_store`, or a file whose content has changed.
+      UserError: as `open_token_store`, or the content of a file has changed.
     """
     store = open_token_store(path)
     for name, file in store.manifest["files"].items():
@@ -150,20 +147,20 @@ def verify_store(path: epath.PathLike) -> None:
 
 
 def document_hash(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+    """A number in [0, 1) that depends only on the text."""
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=6).digest()
     return int.from_bytes(digest) / 2**48
 
 
 def heldout_bound(documents: Iterable[str], share: float) -> float:
-    """Documents whose `document_hash` is below the result are held out.
+    """The bound on `document_hash` below which documents are held out.
 
-    So a document's split depends neither on order nor on file names, and copies of a document are
-    on the same side. The bound is `share` itself, except in a corpus so small that a split would
-    have less than two different documents: then it moves just as far as needed (with three
-    documents one is held out, with two also, with one none).
+    A document's split depends neither on order nor on file names, and copies of a document are in
+    the same split. The bound is `share` itself, unless the corpus is so small that a split would
+    have fewer than two different documents: then it moves only as far as needed (of two or three
+    documents one is held out, of one none).
 
-    Reads no more of `documents` than it takes to see two of each side.
+    Stops reading `documents` after two of each split.
     """
     hashes: set[float] = set()
     num_heldout = 0
@@ -182,14 +179,14 @@ def heldout_bound(documents: Iterable[str], share: float) -> float:
 
 
 def is_store(path: epath.Path) -> bool:
-    """Whether a store is there; `write_store` writes the manifest last."""
+    """Whether `path` holds a complete store: `write_store` writes the manifest last."""
     return (path / _MANIFEST).exists()
 
 
 def check_unused(path: epath.Path) -> None:
-    """Raises UserError if `path` is anything but an empty folder or nothing.
+    """Raises UserError unless `path` is an empty folder or does not exist.
 
-    In object storage it may also hold what a copy that was cut short has left.
+    In object storage it may also hold the remains of an interrupted copy.
     """
     ours = (*SPLITS, VOCAB_FILE, CONFIG_FILE) if is_remote(path) else ()
     if path.exists() and (not path.is_dir() or any(p.name not in ours for p in path.iterdir())):
@@ -208,16 +205,16 @@ def write_store(
     """Splits documents into sentences, tokenises them and writes the store.
 
     The bytes depend neither on `workers` nor on the time. Memory is bounded by the largest document
-    and about three megabytes of text for each worker. Documents without a token are left out and
-    counted. What an interrupted run left behind is removed by the next one.
+    and about three megabytes of text per worker. Documents without tokens are left out and counted.
+    The next run removes the remains of an interrupted one.
 
     Args:
-      path: A folder that does not exist yet, or is empty.
-      documents: Read once. A line break ends a sentence.
-      wordpiece: Vocabulary.
-      heldout_bound: From the function of that name.
-      workers: Processes that tokenise; 1 works in this process.
-      provenance: Further entries of the manifest: what the store was made from, and how.
+      path: a folder that does not exist yet, or is empty.
+      documents: read once; a line break ends a sentence.
+      wordpiece: vocabulary.
+      heldout_bound: as from the function of that name.
+      workers: processes that tokenise; 1 uses this process.
+      provenance: further entries of the manifest: what the store was made from, and how.
 
     Raises:
       UserError: `path` is in use, no document has a token, or a worker was killed.
@@ -236,7 +233,7 @@ def write_store(
                 provenance=provenance,
             )
             _copy(local.path, path, local.manifest)
-            with contextlib.suppress(FileExistsError):  # a store of the same content
+            with contextlib.suppress(FileExistsError):  # the cache has this content already
                 local.path.rename(_cache() / local.fingerprint)
         return open_token_store(path)
     path = pathlib.Path(path)
@@ -300,11 +297,11 @@ def _cache() -> epath.Path:
 
 
 def _stage(path: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
-    """The local copy of a remote store; made by one process while the others of a host wait."""
+    """The local copy of a remote store, made by one process per host while others wait."""
     local = _cache() / _fingerprint(manifest)
     local.parent.mkdir(parents=True, exist_ok=True)
     with local.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the lock of a killed process goes with it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # released even if the process is killed
         if not local.exists():
             needed = sum(file["bytes"] for file in manifest["files"].values())
             if (free := shutil.disk_usage(local.parent).free) < needed:
@@ -319,7 +316,7 @@ def _stage(path: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
 
 
 def _copy(source: epath.Path, target: epath.Path, manifest: Mapping[str, Any]) -> None:
-    """Copies a store, manifest last; compares every array with its checksum on the way."""
+    """Copies a store, manifest last, and verifies the checksum of every array."""
     files = manifest["files"]
     total = sum(file["bytes"] for file in files.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"copying {source}") as bar:
@@ -353,10 +350,10 @@ def _unfinished_path(path: epath.PathLike) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _unfinished(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """An empty folder beside `path`, for this process alone, removed on an exception."""
+    """An empty folder beside `path`, locked by this process, removed on an exception."""
     directory = _unfinished_path(path)
     directory.mkdir(parents=True, exist_ok=True)
-    lock = os.open(directory, os.O_RDONLY)  # the lock of a killed process goes with it
+    lock = os.open(directory, os.O_RDONLY)  # its lock is released even if the process is killed
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -431,7 +428,7 @@ def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
 def _encode(
     chunks: Iterable[list[str]], encoder: _Encoder, workers: int
 ) -> Iterator[_EncodedChunk]:
-    """The chunks encoded, in order, never more than three a worker in flight."""
+    """Encodes chunks in order, at most three per worker in flight."""
     if workers == 1:
         yield from map(encoder, chunks)
         return
@@ -475,7 +472,7 @@ def _encode_in_worker(chunk: list[str]) -> _EncodedChunk:
 
 
 class _SplitWriter:
-    """Appends encoded chunks to the files of a split and keeps count."""
+    """Appends encoded chunks to the files of a split and counts their contents."""
 
     def __init__(self, directory: pathlib.Path, split: str, encoder: _Encoder):
         (directory / split).mkdir()
@@ -501,7 +498,7 @@ class _SplitWriter:
         self.counts["documents"] += len(chunk.document_lengths)
 
     def finish(self) -> dict[str, dict[str, Any]]:
-        """Closes the files; their sizes and checksums."""
+        """Closes the files and returns their sizes and checksums."""
         file = _HashedFile(self._directory / self._split / "token_counts.bin")
         file.write(self._token_counts)
         self._files["token_counts"] = file

@@ -1,4 +1,4 @@
-"""What training needs of data, whatever form they have."""
+"""The interface that training needs, for data in any form."""
 
 from collections.abc import Iterable
 from typing import Protocol
@@ -14,7 +14,7 @@ from bert_jax.data.wordpiece import WordPiece
 
 
 class Store(Protocol):
-    """Documents or examples to train and to evaluate on."""
+    """Documents or examples for training and evaluation."""
 
     @property
     def path(self) -> epath.PathLike:
@@ -26,22 +26,22 @@ class Store(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """What tells its data from others."""
+        """Identifies its data."""
 
     @property
     def summary(self) -> str:
-        """What to tell of it when a run starts."""
+        """A description, printed when a run starts."""
 
     @property
     def is_masked(self) -> bool:
-        """Whether its batches are complete, and must not be masked again."""
+        """Whether its batches are masked already."""
 
     @property
     def token_counts(self) -> np.ndarray:
-        """int64 [vocab_size], how often the training data have each token."""
+        """int64 [vocab_size], how often each token occurs in the training data."""
 
     def check(self, sampling: Sampling, max_predictions_per_seq: int, path: str) -> None:
-        """Raises UserError, with `path` before names of fields, if it has no such batches."""
+        """Raises UserError, with `path` before field names, if it cannot give such batches."""
 
     def training_batches(
         self, sampling: Sampling, *, seed: int, host_rows: np.ndarray
@@ -50,11 +50,11 @@ class Store(Protocol):
 
         Args:
           sampling: what a batch holds.
-          seed: of their order, and of all that is drawn.
+          seed: random seed of their order and of all sampling.
           host_rows: which rows of the global batch this host gathers.
 
         Raises:
-          UserError: there are no such batches in it.
+          UserError: it cannot give such batches.
         """
 
     def heldout_batches(

@@ -1,9 +1,9 @@
-"""Pre-masked examples: TFRecord files such as Google's create_pretraining_data.py writes.
+"""Pre-masked examples in TFRecord files, as Google's create_pretraining_data.py writes them.
 
-A folder of them with `vocab.txt` and `tokenizer_config.json` can take the place of a token store.
-Every record is a `tf.train.Example` with the features in `FEATURES`, as in
-https://github.com/google-research/bert and in NVIDIA's and MLPerf's data. A file frames them:
-uint64 length, uint32 checksum of the length, the bytes of the record, uint32 checksum of these, all
+A folder of them with `vocab.txt` and `tokenizer_config.json` can replace a token store. Every
+record is a `tf.train.Example` with the features in `FEATURES`, as in
+https://github.com/google-research/bert and in NVIDIA's and MLPerf's data. A file stores each as
+uint64 length, uint32 checksum of the length, the record's bytes, uint32 checksum of these, all
 little-endian (https://www.tensorflow.org/tutorials/load_data/tfrecord). TensorFlow is not needed.
 """
 
@@ -37,7 +37,7 @@ from bert_jax.data.wordpiece import CONFIG_FILE, WordPiece, load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.storage import is_remote
 
-# Feature of a record -> what a batch calls it.
+# Feature of a record -> its name in a batch.
 FEATURES = {
     "input_ids": "input_ids",
     "input_mask": "segment_ids",
@@ -50,7 +50,7 @@ FEATURES = {
 RECORD_FILE = re.compile(r"[^.].*tf[-_]?record.*|(part|eval|heldout)[^.]*", re.IGNORECASE)
 HELDOUT_FILE = re.compile(r"eval|heldout", re.IGNORECASE)
 HELDOUT_SHARE = 0.01
-# Enough for the frequencies of words; all of a large corpus would take hours.
+# Enough for word frequencies; counting all of a large corpus would take hours.
 MAX_COUNTED_EXAMPLES = 10_000
 MAX_MAPPED_FILES = 512  # each takes a file descriptor
 
@@ -59,8 +59,8 @@ _LENGTH_BYTES = 8
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _GZIP = b"\x1f\x8b\x08"
-# What is used of tensorflow/core/example/{example,feature}.proto. Its own descriptor pool keeps it
-# apart from TensorFlow's, should a process load both.
+# The part of tensorflow/core/example/{example,feature}.proto used here. A separate descriptor pool
+# avoids conflicts in a process that also loads TensorFlow.
 _SCHEMA = """
 name: "example.proto" package: "tensorflow" syntax: "proto3"
 message_type { name: "FloatList"
@@ -84,25 +84,25 @@ Example = message_factory.GetMessageClass(_POOL.FindMessageTypeByName("tensorflo
 
 
 class PremaskedSplit:
-    """One split; its examples are read as they are asked for. Thread-safe.
+    """One split, whose examples are read on demand. Thread-safe.
 
     Attributes:
       name: 'train' or 'heldout'.
-      max_seq_length: tokens of every example, padding included.
-      max_predictions_per_seq: slots for predictions of every example.
+      max_seq_length: tokens of every example, including padding.
+      max_predictions_per_seq: prediction slots of every example.
     """
 
     def __init__(self, name: str, records: "_Records", numbers: np.ndarray, wordpiece: WordPiece):
-        """Parses the first example, whose lengths the others must have.
+        """Parses the first example; the others must have the same lengths.
 
         Args:
-          name: of the split.
-          records: those of all splits.
-          numbers: which of them are in this one; at least one.
+          name: name of the split.
+          records: records of all splits.
+          numbers: numbers of the records in this split; at least one.
           wordpiece: vocabulary of the ids.
 
         Raises:
-          UserError: the first record is no such example.
+          UserError: the first record is damaged or not such an example.
         """
         self.name = name
         self._records, self._numbers, self._wordpiece = records, numbers, wordpiece
@@ -114,17 +114,17 @@ class PremaskedSplit:
         return len(self._numbers)
 
     def read(self, examples: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
-        """Examples by their number in the split.
+        """Reads examples by their number in the split.
 
         Returns:
-          Arrays under the names of `Batches.batch`, with S = max_seq_length and P =
+          Arrays named as in `Batches.batch`, with S = max_seq_length and P =
           max_predictions_per_seq: input_ids (masked), segment_ids, token_type_ids [n, S] int32,
           masked_lm_positions, masked_lm_ids [n, P] int32, masked_lm_weights [n, P] fp32 (0 in
           unused slots), next_sentence_label [n, 1] int32.
 
         Raises:
-          UserError: a record is damaged, lacks a feature, has one of another length than the first
-            record, or a value out of range.
+          UserError: a record is damaged, lacks a feature, has a feature whose length is not that of
+            the first record, or a value out of range.
         """
         length, slots = self.max_seq_length, self.max_predictions_per_seq
         vocab_size = len(self._wordpiece.vocab)
@@ -147,7 +147,7 @@ class PremaskedSplit:
                 if len(values) != columns[name].shape[1]:
                     raise UserError(
                         f"{self._records.where(number)}: {name} has length {len(values)}, but "
-                        f"{columns[name].shape[1]} by the first record; all must be alike"
+                        f"{columns[name].shape[1]} in the first record; lengths must be equal"
                     )
                 columns[name][row] = values
         for name, (_, limit) in width_and_limit.items():
@@ -166,9 +166,10 @@ class PremaskedSplit:
 
     @functools.cached_property
     def token_counts(self) -> np.ndarray:
-        """int64 [vocab_size], how often the examples have each token; [CLS] and [SEP] left out.
+        """int64 [vocab_size], how often each token but [CLS] and [SEP] occurs in the examples.
 
-        Masks are undone. Of a large split, `MAX_COUNTED_EXAMPLES` at even distances are counted.
+        Masked tokens are restored. In a large split, `MAX_COUNTED_EXAMPLES` evenly spaced examples
+        are counted.
         """
         num_counted = min(len(self), MAX_COUNTED_EXAMPLES)
         examples = self.read(np.linspace(0, len(self) - 1, num_counted).astype(np.int64))
@@ -184,14 +185,14 @@ class PremaskedSplit:
 
 @dataclass(frozen=True)
 class PremaskedStore:
-    """What a run uses of a `Store`, made of pre-masked records.
+    """A `bert_jax.data.stores.Store` of pre-masked records.
 
     Attributes:
       path: the folder.
-      wordpiece: the vocabulary beside the records.
+      wordpiece: the vocabulary in the folder.
       train, heldout: the two splits.
       fingerprint: identifies the vocabulary, the records, their order and their splits.
-      summary: what to tell of it when a run starts.
+      summary: a description, printed when a run starts.
     """
 
     path: pathlib.Path
@@ -209,7 +210,7 @@ class PremaskedStore:
         return self.train.token_counts
 
     def check(self, sampling: Sampling, max_predictions_per_seq: int, path: str) -> None:
-        """Raises UserError if the sampling is not that of the examples."""
+        """Raises UserError if the sampling differs from that of the examples."""
         if sampling.packing:
             raise UserError(
                 f"{path}.data.packing=True, but {self.path} has pre-masked examples, which take a "
@@ -231,14 +232,13 @@ class PremaskedStore:
     def training_batches(
         self, sampling: Sampling, *, seed: int, host_rows: np.ndarray
     ) -> BatchStream:
-        """Every example once an epoch, in random order."""
+        """Every example once per epoch, in random order."""
         size = sampling.batch_size
         return PremaskedBatches(self.train, seed=seed, batch_size=size, host_rows=host_rows)
 
     def heldout_batches(
         self, sampling: Sampling, *, num_batches: int, host_rows: np.ndarray
     ) -> Iterable[Batch]:
-        """Always the same."""
         stream = PremaskedBatches(
             self.heldout,
             seed=HELDOUT_SEED,
@@ -250,28 +250,28 @@ class PremaskedStore:
 
 
 def is_premasked(path: epath.PathLike) -> bool:
-    """Whether a folder has files of records; a token store has none."""
+    """Whether `path` is a folder with record files; a token store has none."""
     path = epath.Path(path)
     return path.is_dir() and bool(_record_files(path))
 
 
 def open_premasked(path: epath.PathLike) -> PremaskedStore:
-    """Opens a folder of records after a look at the frame of each.
+    """Opens a folder of records after checking the framing of each.
 
     Files whose name begins with `heldout` or `eval` are held out. Without any, one record in a
-    hundred is, by its checksum, so that copies of a record are on the same side.
+    hundred is held out, by its checksum, so that copies of a record are in the same split.
 
     Raises:
-      UserError: the folder is remote, has no usable vocabulary, a file that is compressed,
-        truncated or of another kind, or no record for one of the splits.
+      UserError: the folder is remote, has no usable vocabulary, has a file that is compressed,
+        truncated or of another kind, or has no record for one of the splits.
     """
     if is_remote(path):
         raise UserError(f"{path}: TFRecords are read in place: copy the folder to a local disk")
     path = pathlib.Path(path)
     if not (path / CONFIG_FILE).exists():
         raise UserError(
-            f"{path / CONFIG_FILE}: missing, so are the records cased or not? "
-            'Write {"do_lower_case": true} into it if they are uncased, false if cased'
+            f"{path / CONFIG_FILE}: missing; "
+            'write {"do_lower_case": true} into it if the records are uncased, false if cased'
         )
     wordpiece = load_wordpiece(path)
     records = _Records(_record_files(path))
@@ -284,13 +284,13 @@ def open_premasked(path: epath.PathLike) -> PremaskedStore:
     numbers = {"train": np.flatnonzero(~is_heldout), "heldout": np.flatnonzero(is_heldout)}
     for name in numbers:
         if not len(numbers[name]):
-            raise UserError(f"{path}: no record for the {name} split in its files of TFRecords")
+            raise UserError(f"{path}: no record for the {name} split in its TFRecord files")
     summary = f"{len(numbers['train']):,} pre-masked training examples"
     if not any(heldout_files):
         summary += (
             f", {len(numbers['heldout']):,} more held out at random. If they were made with "
-            "dupe_factor above 1, the two share documents and held-out scores flatter: "
-            "keep documents apart in files named heldout*"
+            "dupe_factor above 1, both splits share documents and held-out scores are too high: "
+            "put held-out documents into files named heldout*"
         )
     fingerprint = hashlib.sha256(wordpiece.vocab_hash.encode())
     fingerprint.update(records.checksums.data)
@@ -309,12 +309,12 @@ def _record_files(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 class _Records:
-    """The records of some files, numbered through.
+    """The records of several files, numbered consecutively.
 
     Attributes:
-      files: in their order.
-      counts: how many records each file has.
-      checksums: uint32 [num_records], masked CRC-32C of each record, as its file says.
+      files: the files, in order.
+      counts: number of records in each file.
+      checksums: uint32 [num_records], masked CRC-32C of each record, as stored in its file.
     """
 
     def __init__(self, files: Sequence[pathlib.Path]):
@@ -329,7 +329,7 @@ class _Records:
         """The values of each of `FEATURES` in a record.
 
         Raises:
-          UserError: the record is damaged, no `tf.train.Example`, or lacks a feature.
+          UserError: the record is damaged, is not a `tf.train.Example`, or lacks a feature.
         """
         file, index = self._locate(number)
         start, stop = self._starts[file][index : index + 2].tolist()
@@ -350,7 +350,7 @@ class _Records:
         }
 
     def where(self, number: int) -> str:
-        """How a message names a record; in its file they count from 1."""
+        """The name of a record in messages: its file, and its number there, from 1."""
         file, index = self._locate(number)
         return f"{self.files[file]}: record {index + 1}"
 
@@ -360,7 +360,7 @@ class _Records:
 
 
 def _index(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Where the records begin and the last ends, int64 [n + 1]; their checksums, uint32 [n]."""
+    """Offsets of the records and of the end, int64 [n + 1]; their checksums, uint32 [n]."""
     starts, checksums = array.array("q", [0]), array.array("I")
     data = _map(file) if file.stat().st_size else b""
     if data[: len(_GZIP)] == _GZIP:
@@ -371,7 +371,7 @@ def _index(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
             if length_crc != _masked_crc(data[start : start + _LENGTH_BYTES]):
                 raise UserError(
                     f"{file}: record {len(starts)}: the checksum of its length is wrong; "
-                    "is this a file of TFRecords, and whole?"
+                    "is this a complete TFRecord file?"
                 )
             stop = start + _HEADER.size + length
             checksums.extend(_CHECKSUM.unpack_from(data, stop))
@@ -389,6 +389,6 @@ def _map(file: pathlib.Path) -> mmap.mmap:
 
 
 def _masked_crc(data: bytes) -> int:
-    """CRC-32C, rotated and shifted: a checksum of bytes that hold checksums would be a weak one."""
+    """CRC-32C, rotated and offset: a plain CRC of data that contains CRCs is weak."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

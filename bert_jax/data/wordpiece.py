@@ -1,8 +1,8 @@
 """WordPiece vocabularies: train, load, save, encode.
 
-Text is normalised, cut into words and matched longest-first as in BERT (Devlin et al. 2019,
-https://arxiv.org/abs/1810.04805; Schuster and Nakajima 2012), by Hugging Face `tokenizers`, and the
-files are those of Hugging Face, so `BertTokenizerFast.from_pretrained` reads what is saved here.
+Hugging Face `tokenizers` normalises text, splits it into words and matches them longest-first as in
+BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805; Schuster and Nakajima 2012). Files have
+Hugging Face's format: `BertTokenizerFast.from_pretrained` reads what is saved here.
 """
 
 import hashlib
@@ -38,13 +38,13 @@ class WordPiece:
     """A vocabulary and how text is normalised before it is looked up.
 
     Attributes:
-      vocab: Token of each id.
-      lowercase: Uncased.
-      tokenize_chinese_chars: Each CJK ideograph is a word.
-      strip_accents: None: exactly if `lowercase`, as in the original.
+      vocab: token of each id.
+      lowercase: whether the vocabulary is uncased.
+      tokenize_chinese_chars: whether each CJK ideograph is a word.
+      strip_accents: whether accents are dropped; None: exactly if `lowercase`, as in the original.
 
     Raises:
-      UserError: The vocabulary lacks a special token or has a token twice.
+      UserError: the vocabulary lacks a special token or has a token twice.
     """
 
     vocab: tuple[str, ...]
@@ -57,7 +57,7 @@ class WordPiece:
             raise UserError(f"vocabulary: {', '.join(missing)} missing; is this a BERT vocabulary?")
         if len(self._ids) != len(self.vocab):
             token, times = Counter(self.vocab).most_common(1)[0]
-            raise UserError(f"vocabulary: {token!r} is there {times} times; an id needs one token")
+            raise UserError(f"vocabulary: {token!r} occurs {times} times; tokens must be unique")
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -77,7 +77,7 @@ class WordPiece:
 
     @cached_property
     def _cut(self) -> re.Pattern[str]:
-        """Cuts text into pieces that never split a word, at some of the places where BERT cuts."""
+        """Splits text at some of the places where BERT does, never inside a word."""
         punctuation = r"!-/:-@\[-`{-~"
         ideographs = "\u3400-\u4dbf\u4e00-\u9fff" if self.tokenize_chinese_chars else ""
         return re.compile(rf"[^ \t\n\r{punctuation}{ideographs}]+|[{punctuation}{ideographs}]")
@@ -108,13 +108,13 @@ class WordPiece:
 
     @cached_property
     def special_ids(self) -> np.ndarray:
-        """int32, ascending: the special tokens and BERT's [unused...] places, which no text has."""
+        """int32, ascending: special tokens and BERT's [unused...] ones, which no text has."""
         special = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK|unused\d+)\]")
         return np.array([i for i, t in enumerate(self.vocab) if special.fullmatch(t)], np.int32)
 
     @cached_property
     def is_continuation(self) -> np.ndarray:
-        """bool [vocab_size]: the token continues a word ('##ing')."""
+        """bool [vocab_size]: whether the token continues a word ('##ing')."""
         return np.array([token.startswith("##") for token in self.vocab])
 
     @cached_property
@@ -123,16 +123,16 @@ class WordPiece:
         return hashlib.sha256((self._vocab_text + self._config_text).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text. No special token is added, and '[MASK]' in a text is just text."""
+        """Ids of each text. No special token is added, and '[MASK]' in a text is plain text."""
         ids_of, cut = self._ids_of.__getitem__, self._cut.findall
         return [list(itertools.chain.from_iterable(map(ids_of, cut(text)))) for text in texts]
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
-        """Ids of a text, the same as from `encode`, and where in it each comes from.
+        """Ids of a text, the same as from `encode`, and their positions in it.
 
         Returns:
-          The ids, and int32 [n, 2]: a token is `text[start:end]`, with the marks behind it that
-          normalisation drops. Tokens that share a character (Hangul) share its place.
+          The ids, and int32 [n, 2] start and end: a token is `text[start:end]`, including marks
+          after it that normalisation drops. Tokens of one character (Hangul) share its position.
         """
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         offsets = []
@@ -143,7 +143,7 @@ class WordPiece:
         return encoding.ids, np.array(offsets, np.int32).reshape(-1, 2)
 
     def to_tokenizer(self) -> Tokenizer:
-        """The same for Hugging Face `tokenizers`: it adds [CLS] and [SEP], and '[MASK]' is one."""
+        """For Hugging Face `tokenizers`; adds [CLS] and [SEP], and '[MASK]' is a special token."""
         tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -154,7 +154,7 @@ class WordPiece:
         return tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Readable text; case, accents and spacing that `encode` dropped do not come back."""
+        """Readable text, without the case, accents and spacing that `encode` dropped."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def save(self, directory: epath.PathLike) -> None:
@@ -178,8 +178,8 @@ class WordPiece:
 
 
 class _Memo(dict[str, list[int]]):
-    """Ids of a piece of text, remembered: text repeats its words, so this is three times as fast
-    as the tokenizer on whole sentences, with the same result."""
+    """Cached ids of pieces of text: words repeat, so this is three times as fast as the tokenizer
+    on whole sentences, with the same result."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -192,14 +192,15 @@ class _Memo(dict[str, list[int]]):
 
 
 def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> WordPiece:
-    """The vocabulary in `path`, a folder with a vocab.txt or such a file (one token a line).
+    """Loads a vocabulary from a folder with a vocab.txt, or from the file (one token per line).
 
     Args:
-      path: As saved by `WordPiece.save` or Hugging Face, or any vocab.txt of BERT.
-      lowercase: Needed, and only allowed to agree, as the tokenizer_config.json beside it says.
+      path: as saved by `WordPiece.save` or Hugging Face, or any vocab.txt of BERT.
+      lowercase: required if the tokenizer_config.json beside it does not say; otherwise it must
+        agree.
 
     Raises:
-      UserError: No such file, no vocabulary of BERT, or unknown or contradictory casing.
+      UserError: no such file, not a BERT vocabulary, or unknown or contradictory casing.
     """
     path = epath.Path(path)
     file = path / VOCAB_FILE if path.is_dir() else path
@@ -209,7 +210,7 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
         vocab = tuple(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file}: not UTF-8 text ({error}): it must hold one token a line"
+            f"{file}: not UTF-8 text ({error}): it must hold one token per line"
         ) from error
     config_file = file.parent / CONFIG_FILE
     try:
@@ -223,7 +224,7 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
     uncased = configured if lowercase is None else lowercase
     if uncased is None:
         raise UserError(
-            f"{file}: cased or not? No {CONFIG_FILE} beside it says; pass --cased or --uncased"
+            f"{file}: cased or uncased? {CONFIG_FILE} does not say; pass --cased or --uncased"
         )
     if None not in (lowercase, configured) and lowercase != configured:
         raise UserError(f"{config_file}: do_lower_case is {configured}; the flag says the opposite")
@@ -244,19 +245,19 @@ _RAREST_CHARACTER = 5e-8  # share of the text
 
 
 def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool = True) -> WordPiece:
-    """The vocabulary of at most `vocab_size` tokens that byte-pair merging finds in `texts`.
+    """Trains a vocabulary of at most `vocab_size` tokens by byte-pair merging.
 
-    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]; single characters, by falling frequency, and
-    merges, in the order they were made, come after. The same texts give the same vocabulary, in any
-    process. Memory is bounded: past five million different words, those seen once are forgotten.
+    Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]; then come single characters, by falling
+    frequency, and merges, in the order they were made. The same texts give the same vocabulary in
+    any process. Memory is bounded: past five million different words, words seen once are dropped.
 
     Args:
-      texts: Read once.
-      vocab_size: Reached if the texts have enough words that occur twice.
-      lowercase: Uncased, accents stripped; otherwise text stays as it is.
+      texts: read once.
+      vocab_size: maximum size, reached if enough words occur twice.
+      lowercase: lower-case the text and strip accents; otherwise text is left as it is.
 
     Raises:
-      UserError: No text, or `vocab_size` leaves no room beside the special tokens.
+      UserError: no text, or `vocab_size` leaves no room beside the special tokens.
     """
     if vocab_size < 2 * len(SPECIAL_TOKENS):
         raise UserError(f"vocab_size: {vocab_size} leaves no room for words; take 1000 or more")
@@ -265,7 +266,7 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool = 
         raise UserError("no text to train a vocabulary on: check the sources")
     alphabet = _alphabet(words, vocab_size)
     # The trainer numbers the characters in the order of a randomly seeded hash table, and breaks
-    # ties between merges by those numbers. Declared as special tokens they keep ours.
+    # ties between merges by those numbers. Characters declared as special tokens keep our order.
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -276,7 +277,7 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool = 
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     known = {word: n for word, n in words.items() if set(word) <= set(alphabet)}
-    # It takes words, not counts. The cap on repetitions keeps a large corpus from taking hours.
+    # The trainer takes words, not counts. A large corpus would take hours without this cap.
     scale = -(-sum(known.values()) // _MAX_TRAINING_WORDS)
     repeated = itertools.chain.from_iterable(
         itertools.repeat(word, n // scale) for word, n in known.items()
@@ -317,6 +318,6 @@ def _alphabet(words: Counter[str], vocab_size: int) -> list[str]:
     for character in sorted(counts, key=lambda c: (-counts[c], c)):
         pieces = [character, f"##{character}"] if character in inside else [character]
         if counts[character] < rarest or len(alphabet) + len(pieces) > vocab_size // 2:
-            break  # what is rarer becomes [UNK]; half of the room is left to merges
+            break  # rarer ones become [UNK]; half of the vocabulary is left for merges
         alphabet += pieces
     return alphabet

@@ -1,4 +1,4 @@
-"""Scores of parameters on the fixed held-out batches of a store."""
+"""Scores parameters on the fixed held-out batches of a store."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -25,25 +25,25 @@ from bert_jax.train.step import make_eval_step
 def bound_objective(
     config: PretrainConfig, store: Store, model: Model, seed: int
 ) -> BoundObjective:
-    """The objective of a run, or of a stage of it, for a model and the vocabulary of a store."""
+    """The objective of a run or stage, bound to a model and the vocabulary of a store."""
     masking = None if store.is_masked else config.bound_masking(store.wordpiece)
     return config.objective.bind(model.graphdef, masking, seed)
 
 
 class HeldOut:
-    """Scores on held-out documents: always the same examples under the same masks.
+    """Scores on held-out documents, always with the same examples and masks.
 
-    A batch is as large as in training, rounded up to what the mesh can share equally.
+    A batch has as many rows as in training, rounded up to a multiple of `row_devices`.
     """
 
     def __init__(self, config: PretrainConfig, store: Store, model: Model, mesh: Mesh):
         """Draws the examples; compiles at the first call.
 
         Args:
-          config: of the run, or of a stage of it.
-          store: whose held-out documents to use.
-          model: whose parameters are scored.
-          mesh: where to compute.
+          config: configuration of the run or stage.
+          store: store whose held-out documents to use.
+          model: model whose parameters are scored.
+          mesh: devices to compute on.
         """
         objective = bound_objective(config, store, model, HELDOUT_SEED)
         rows = -(-config.data.batch_size // row_devices(mesh)) * row_devices(mesh)

@@ -1,4 +1,4 @@
-"""Scores of parameters on the examples of a task."""
+"""Scores parameters on the examples of a task."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from bert_jax.train.step import Metrics, count_positions
 
 
 class Examples(NamedTuple):
-    """Examples of a task, what they become for the model, and whether their labels are known."""
+    """Examples of a task, their features, and whether their labels are known."""
 
     examples: list[Any]
     features: Features
@@ -31,7 +31,7 @@ class Examples(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Loss and metrics of a split, and the predictions that they are of."""
+    """Loss and metrics of a split, and its predictions."""
 
     metrics: dict[str, float]
     predictions: Any
@@ -54,13 +54,13 @@ class TaskScores:
         """Compiles at the first call.
 
         Args:
-          task: whose metrics.
-          data: what to score on.
-          model: whose parameters are scored; has the head of the task.
-          numerics: of the model.
-          mesh: where to compute.
+          task: task whose metrics to compute.
+          data: examples to score on.
+          model: model whose parameters are scored, with the head of the task.
+          numerics: numerics of the model.
+          mesh: devices to compute on.
           pad_id: id of [PAD].
-          batch_size: examples at a time.
+          batch_size: examples in a batch.
         """
         self._task, self._data, self._mesh = task, data, mesh
         self._batches = ExampleBatches(
@@ -81,7 +81,7 @@ class TaskScores:
         self._step = jax.jit(step, out_shardings=rules.replicated(mesh))
 
     def __call__(self, params: Params) -> Scores:
-        """The metrics are the task's own, then "loss"; none of them where no label is known."""
+        """Scores the examples: the task's metrics, then "loss"; none if labels are unknown."""
         outputs: list[Any] = [None] * len(self._data.features)
         sums = []
         for batch, (logits, batch_sums) in self._results(params):

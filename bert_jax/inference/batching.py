@@ -1,5 +1,4 @@
-"""Texts as batches of few shapes, so that functions are compiled for a handful of them, whatever
-lengths come."""
+"""Packs texts into batches of a few shapes, so that few programs are compiled for any lengths."""
 
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ SHORTEST_ROW = 64
 
 
 def row_lengths(limit: int) -> list[int]:
-    """Lengths that rows can have: powers of two from `SHORTEST_ROW`, and `limit`."""
+    """Possible row lengths: powers of two from `SHORTEST_ROW`, and `limit`."""
     lengths, length = [], SHORTEST_ROW
     while length < limit:
         lengths.append(length)
@@ -27,15 +26,15 @@ def make_batches(
 ) -> list[Batch]:
     """Packs texts into rows and rows into batches.
 
-    A batch has `tokens_per_device` on each device, or a quarter of the rows, or a sixteenth, and so
-    on: the least that is enough.
+    A batch has `tokens_per_device` on each device, or a quarter of those rows, or a sixteenth, and
+    so on: the fewest that suffice.
 
     Args:
-      examples: none longer than `longest_row`.
+      examples: texts, none longer than `longest_row`.
       pad_id: id of [PAD].
-      longest_row: positions of the model.
-      tokens_per_device: of a full batch.
-      num_devices: between which rows are split.
+      longest_row: number of positions of the model.
+      tokens_per_device: tokens of a full batch on each device.
+      num_devices: number of devices that share the rows.
     """
     batches = []
     packed = pack([len(example.ids) for example in examples], row_lengths(longest_row))

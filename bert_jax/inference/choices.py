@@ -1,6 +1,6 @@
-"""What can be chosen when a model is used or exported.
+"""Options of using or exporting a model.
 
-Loads nothing, so that a choice is checked before anything is loaded.
+Imports nothing heavy, so that options are checked before anything is loaded.
 """
 
 from collections.abc import Iterable

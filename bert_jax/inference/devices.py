@@ -17,10 +17,10 @@ from bert_jax.parallel.mesh import make_mesh
 T = TypeVar("T")
 Found = TypeVar("Found")
 
-# Small batches keep activations in a CPU's caches; an accelerator needs more to do.
+# Small batches keep activations in a CPU's caches; an accelerator needs larger ones.
 TOKENS_PER_DEVICE = {"cpu": 1024}
 TOKENS_PER_ACCELERATOR = 16_384
-# Packed and sorted together; more would fill rows no better.
+# Tokens packed and sorted together; more would not fill rows better.
 TOKENS_PER_WINDOW = 65_536
 
 
@@ -28,7 +28,7 @@ class Devices:
     """Brings texts to the devices in batches, and results back in order.
 
     Attributes:
-      mesh: of the devices.
+      mesh: mesh of the devices.
     """
 
     def __init__(self, pad_id: int, longest_row: int):
@@ -36,7 +36,7 @@ class Devices:
 
         Args:
           pad_id: id of [PAD].
-          longest_row: positions of the model.
+          longest_row: number of positions of the model.
         """
         self.mesh = make_mesh(devices=jax.local_devices())
         platform = self.mesh.devices.flat[0].platform
@@ -44,7 +44,7 @@ class Devices:
         self._pad_id, self._longest_row = pad_id, longest_row
 
     def put_params(self, params: Params) -> Params:
-        """The parameters, whole on every device."""
+        """The parameters, replicated on every device."""
         return jax.device_put(params, rules.replicated(self.mesh))
 
     def put(self, batch: Batch, **more: np.ndarray) -> dict[str, jax.Array]:
@@ -69,13 +69,13 @@ class Devices:
     ) -> Iterator[T]:
         """Results in the order of the examples.
 
-        A thread makes and packs a window of examples while the devices are at the window before,
-        and the results of one are fetched while they are at the next.
+        A thread makes and packs a window of examples while the devices compute the previous one,
+        and the results of a window are fetched while they compute the next one.
 
         Args:
-          examples: of one text each.
-          start: sends a batch to the devices and returns what will be there, without waiting.
-          finish: from a batch and what was there, as numpy arrays, to a result for each text.
+          examples: one for each text.
+          start: sends a batch to the devices and returns its future arrays, without waiting.
+          finish: turns a batch and its arrays, fetched to numpy, into a result for each text.
         """
         smallest = self._tokens_per_device * self.mesh.size
         windows = _ahead(
@@ -92,7 +92,7 @@ class Devices:
 
 
 def _windows(examples: Iterable[Example], tokens: int) -> Iterator[list[Example]]:
-    """Stretches of at least so many tokens; the last may have less."""
+    """Consecutive examples of at least `tokens` tokens together; the last may have fewer."""
     window: list[Example] = []
     size = 0
     for example in examples:
@@ -106,7 +106,7 @@ def _windows(examples: Iterable[Example], tokens: int) -> Iterator[list[Example]
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
-    """The items, each made by a thread while the one before is in use."""
+    """The items, each made by a thread while the previous one is in use."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         upcoming = thread.submit(next, items, None)
         while (item := upcoming.result()) is not None:

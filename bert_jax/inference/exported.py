@@ -1,4 +1,4 @@
-"""Models as StableHLO: their part functions lowered ahead of time, to run without their code.
+"""Models as StableHLO: their part functions, lowered ahead of time to run without bert_jax.
 
 Reference: https://docs.jax.dev/en/latest/export/export.html.
 """
@@ -45,14 +45,14 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Function]]:
     """Reads an exported directory.
 
     Returns:
-      The model, whose vocabulary is not padded, and its functions, as `part_functions` has them.
+      The model, whose vocabulary is not padded, and its functions, as from `part_functions`.
 
     Raises:
-      UserError: it is damaged, or nothing that this version or this JAX can read.
+      UserError: the directory is damaged, or this version or this JAX cannot read it.
     """
     try:
         manifest, params, functions = load_bert.read(path)
-        # Older manifests have the fields of both in one group, which `migrate` parts.
+        # Older manifests have the fields of both in one group, which `migrate` splits.
         fields = {name: manifest[name] for name in manifest if name in ("model", "numerics")}
         architecture, numerics = model_config(migrate(fields))
     except ValueError as error:
@@ -70,17 +70,17 @@ def write_exported(
 ) -> None:
     """Writes the functions of a model, its parameters, its vocabulary and a loader for them.
 
-    Batch and length stay open, the length up to the number of positions. Nothing is left of the
-    padding of the vocabulary.
+    Batch and length stay symbolic, the length up to the number of positions. The vocabulary is not
+    padded.
 
     Args:
-      path: of the directory. A local one appears when it is whole, in object storage the manifest
-        comes last.
-      model: with any heads.
-      platforms: those of `choices.PLATFORMS` to lower for; they need not be here.
+      path: directory to write. A local one appears when it is complete; in object storage the
+        manifest is written last.
+      model: model with any heads.
+      platforms: those of `choices.PLATFORMS` to lower for; none of them has to be present.
 
     Raises:
-      UserError: `path` is in use, or a platform unknown.
+      UserError: `path` is not empty, or a platform is unknown.
     """
     path = epath.Path(path)
     if path.exists() and any(path.iterdir()):
@@ -104,7 +104,7 @@ def write_exported(
 
 
 def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None:
-    # jax.export reads its files with flatbuffers, which JAX does not bring along.
+    # jax.export reads its files with flatbuffers, which JAX does not install.
     vendor = directory / "vendor" / "flatbuffers"
     vendor.mkdir(parents=True)
     for file in importlib.resources.files("flatbuffers").iterdir():
@@ -113,7 +113,7 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
     (directory / "load_bert.py").write_text(inspect.getsource(load_bert), encoding="utf-8")
     model.wordpiece.save(directory)
 
-    # Scanned, since whoever loads it compiles it again for every shape.
+    # Scanned, since after loading it is compiled again for every shape.
     numerics = dataclasses.replace(model.numerics, attention="xla", scan_layers=True, remat="none")
     model = model._replace(numerics=numerics)
     structure = _structure(model)
@@ -124,12 +124,12 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
     }
     np.savez(directory / load_bert.PARAMS, **arrays)
     files = [directory / load_bert.PARAMS]
-    # The model computes with what rows there are, so it can do without those of the padding.
+    # The model works with any number of rows, so the padding rows can be left out.
     params = unflatten_dict(arrays, sep="/")
     functions = {}
     for name, function in part_functions(structure.graphdef, parts_of(params)).items():
         arguments = _abstract_arguments(name, model.architecture)
-        # Hardware that would round the factors of fp32 products to bf16 is told not to.
+        # Keeps hardware from rounding the factors of fp32 products to bf16.
         precision = "float32" if numerics.compute_dtype == "float32" else None
         with jax.default_matmul_precision(precision):
             exported = export.export(jax.jit(function), platforms=platforms)(params, *arguments)
@@ -163,7 +163,7 @@ def _structure(model: Portable) -> Model:
 
 
 def _abstract_arguments(name: str, architecture: Architecture) -> list[jax.ShapeDtypeStruct]:
-    """What the function of this name takes after the parameters, batch and length left open."""
+    """Arguments of the function `name` after the parameters, with symbolic batch and length."""
     limit = f"length <= {architecture.max_position_embeddings}"
     batch, length = export.symbolic_shape("batch, length", constraints=[limit])
     ids = jax.ShapeDtypeStruct((batch, length), jnp.int32)
@@ -179,7 +179,7 @@ def _abstract_arguments(name: str, architecture: Architecture) -> list[jax.Shape
 
 
 def _describe(array: jax.ShapeDtypeStruct | jax.core.ShapedArray) -> str:
-    """As in float32[n,384]."""
+    """Dtype and shape, as in float32[n,384]."""
     return f"{array.dtype}[{','.join(map(str, array.shape))}]"
 
 

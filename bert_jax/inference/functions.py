@@ -1,7 +1,7 @@
 """The parts of a model as pure functions of parameters and arrays.
 
-Everything that uses a trained model is composed of these, so it works alike on a live model and on
-an exported one, whose parts are the same functions in compiled form.
+Everything that uses a trained model is composed of these functions, so it works the same on a live
+model and on an exported one, which has them in compiled form.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,15 +27,15 @@ def part_functions(
 
     - encoder(params, input_ids, token_type_ids, position_ids, segment_ids), [batch, length] int32
       as `Bert` takes them -> [num_layers + 1, batch, length, hidden]: embeddings and every layer.
-    - attention(params, hidden_states, segment_ids): what `encoder` gave -> probabilities
+    - attention(params, hidden_states, segment_ids): result of `encoder` -> probabilities
       [num_layers, batch, heads, query, key].
-    - pooler(params, hidden [n, hidden]), of the [CLS] -> [n, hidden].
-    - each head(params, hidden [n, hidden]) -> logits [n, outputs]. Where `Head.pooled` is set it
-      reads what `pooler` gave, else hidden states; the outputs of masked_lm are the vocabulary.
+    - pooler(params, hidden [n, hidden]): hidden states of [CLS] -> [n, hidden].
+    - each head(params, hidden [n, hidden]) -> logits [n, outputs]. It takes results of `pooler` if
+      `Head.pooled` is set, else hidden states; the outputs of masked_lm are the vocabulary.
 
     Args:
-      graphdef: of the model.
-      parts: which of `bert_jax.model.heads.PARTS` it has.
+      graphdef: graph definition of the model.
+      parts: those of `bert_jax.model.heads.PARTS` that it has.
     """
 
     def model(params: Params) -> Any:  # its attributes are set by name

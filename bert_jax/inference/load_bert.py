@@ -1,4 +1,4 @@
-"""Runs a BERT that `bert-jax export` wrote. This file needs jax and numpy, nothing else.
+"""Runs a BERT that `bert-jax export` wrote. This file needs only jax and numpy.
 
     from load_bert import load
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-if importlib.util.find_spec("flatbuffers") is None:  # with which jax.export reads its files
+if importlib.util.find_spec("flatbuffers") is None:  # jax.export reads its files with it
     sys.path.append(str(pathlib.Path(__file__).parent / "vendor"))
 
 FORMAT, VERSION = "bert_jax export", 1
@@ -34,13 +34,13 @@ FIELDS = {"version", "model", "labels", "pad_id", "functions", "files", "jax"}
 class Bert:
     """An exported model.
 
-    Beside `encoder` and `attention` it has one method for each head that was exported: `pooler`,
+    Besides `encoder` and `attention` it has a method for each part that was exported: `pooler`,
     `masked_lm`, `next_sentence`, `sequence_classifier`, `token_classifier`, `answer_span`. They
-    take hidden states [..., hidden], `next_sentence` and `sequence_classifier` what `pooler` gives,
-    and return fp32 [..., outputs]: logits, but for the pooler. Results are `jax.Array`s.
+    take hidden states [..., hidden] (`next_sentence` and `sequence_classifier`: results of
+    `pooler`) and return fp32 [..., outputs], logits except from `pooler`. Results are `jax.Array`s.
 
     Attributes:
-      architecture: of the model, plain values by name, such as "hidden_size".
+      architecture: plain values by field name, such as "hidden_size".
       labels: names of the classes of a classifier.
     """
 
@@ -65,7 +65,7 @@ class Bert:
           [num_layers + 1, batch, length, hidden] fp32: the embeddings and every layer.
 
         Raises:
-          ValueError: `input_ids` are not two-dimensional, too long, or not of this vocabulary.
+          ValueError: `input_ids` are not two-dimensional, too long, or outside the vocabulary.
         """
         input_ids = np.asarray(input_ids, np.int32)
         if input_ids.ndim != 2:
@@ -85,7 +85,7 @@ class Bert:
         return self._functions["encoder"](self._params, *(np.asarray(x, np.int32) for x in rows))
 
     def attention(self, hidden_states: Any, attention_mask: Any) -> jax.Array:
-        """Probabilities [num_layers, batch, heads, query, key] from what `encoder` gave."""
+        """Probabilities [num_layers, batch, heads, query, key] from the result of `encoder`."""
         mask = np.asarray(attention_mask, np.int32)
         return self._functions["attention"](self._params, hidden_states, mask)
 
@@ -102,12 +102,12 @@ class Bert:
 
 
 class Exported(NamedTuple):
-    """What an exported directory holds.
+    """Contents of an exported directory.
 
     Attributes:
-      manifest: of its export.json, which also describes the functions.
+      manifest: contents of export.json, which also describes the functions.
       params: nested dict of numpy arrays.
-      functions: by name; of `params` and arrays.
+      functions: functions of `params` and arrays, by name.
     """
 
     manifest: dict[str, Any]
@@ -119,7 +119,7 @@ def load(directory: str) -> Bert:
     """The model in a directory that `bert-jax export` wrote.
 
     Raises:
-      ValueError: there is none, or it is damaged, or this JAX cannot read it.
+      ValueError: there is no model, it is damaged, or this JAX cannot read it.
     """
     return Bert(read(pathlib.Path(directory)))
 
@@ -131,7 +131,7 @@ def read(directory: Any) -> Exported:
       directory: a `pathlib.Path`, or another object with its methods.
 
     Raises:
-      ValueError: as `load`.
+      ValueError: as from `load`.
     """
     manifest = _read_manifest(directory)
     for name, digest in manifest["files"].items():
@@ -153,8 +153,8 @@ def read(directory: Any) -> Exported:
         serialized = bytearray((directory / f"{name}.stablehlo").read_bytes())
         try:
             exported = export.deserialize(serialized)
-            exported.mlir_module()  # a program of a newer JAX would fail only when it is called
-        except Exception as error:  # of several types, none of them for this
+            exported.mlir_module()  # else a newer JAX's program would fail only when called
+        except Exception as error:  # of several types, none specific to this
             raise ValueError(
                 f"{directory}: jax {jax.__version__} cannot read what jax {manifest['jax']} wrote "
                 f"({' '.join(str(error).split())}): export the model again, or change jax"

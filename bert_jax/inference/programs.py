@@ -1,4 +1,4 @@
-"""What is asked of a model, as functions of a whole batch of rows, to be compiled.
+"""The programs of inference: functions of a whole batch of rows, to be compiled.
 
 Each composes the functions of a model's parts (`bert_jax.inference.functions.part_functions`). Its
 first arguments are these functions, the parameters, and `rows`: the arrays of a
@@ -58,7 +58,7 @@ def cls_vectors(
 def pooled_vectors(
     functions: Functions, params: Params, rows: Rows, *, layers: tuple[int, ...]
 ) -> jax.Array:
-    """[rows, slots, layers, hidden] fp32: what the pooler makes of the [CLS] of each text."""
+    """[rows, slots, layers, hidden] fp32: the pooler's result for the [CLS] of each text."""
     cls = cls_vectors(functions, params, rows, layers=layers)
     return _on_last_axis(functions["pooler"], params, cls)
 
@@ -96,9 +96,9 @@ def best_words(
     """Probabilities (fp32) and ids (int32) of the likeliest words, both [rows, slots, top_k].
 
     Args:
-      functions, params, rows: as of all; `rows` also has `positions` [rows, slots] of the words.
-      mesh: over which rows are split.
-      top_k: how many words.
+      functions, params, rows: see the module; `rows` also has the words' `positions` [rows, slots].
+      mesh: mesh over which rows are split.
+      top_k: number of words.
     """
     hidden = gather_positions(hidden_states(functions, params, rows)[-1], rows["positions"])
     words = _on_last_axis(functions["masked_lm"], params, hidden)
@@ -110,5 +110,5 @@ def best_words(
 
 
 def _on_last_axis(function: Function, params: Params, x: jax.Array) -> jax.Array:
-    """A function of [n, hidden] on [..., hidden]."""
+    """Applies a function of [n, hidden] to [..., hidden]."""
     return function(params, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

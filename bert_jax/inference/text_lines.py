@@ -1,4 +1,4 @@
-"""Texts and pairs of texts from files, one a line."""
+"""Reads texts and pairs of texts from files, one per line."""
 
 import json
 import sys
@@ -12,19 +12,19 @@ from etils import epath
 from bert_jax.errors import UserError
 
 # By the suffix of a file:
-#   text   a text a line
+#   text   one text per line
 #   tsv    two texts, separated by a tab
 #   jsonl  a JSON object with `text`, or with `text_a` and `text_b`
 FORMATS = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl"}
 
 
 class Line(NamedTuple):
-    """A line.
+    """A line of a file.
 
     Attributes:
-      number: from 1.
+      number: line number, from 1.
       text: a text or a pair.
-      fields: of the JSON object, or what they would be.
+      fields: fields of the JSON object; for other formats, those that it would have.
       size: bytes.
     """
 
@@ -36,15 +36,15 @@ class Line(NamedTuple):
 
 @dataclass
 class TextLines:
-    """The lines of a file, read as they are asked for.
+    """The lines of a file, read lazily.
 
     Attributes:
-      name: of a file, or "-" for standard input.
+      name: path of a file, or "-" for standard input.
       format: see `FORMATS`.
-      pairs: only pairs will do.
-      skip: leave out what cannot be read, instead of raising.
-      skipped: how many lines were left out.
-      first_skipped: which was the first of them, and why.
+      pairs: accept only pairs.
+      skip: leave out lines that cannot be read, instead of raising.
+      skipped: number of lines left out.
+      first_skipped: the first of them, and why it was left out.
     """
 
     name: str
@@ -60,14 +60,14 @@ class TextLines:
 
     @property
     def size(self) -> int | None:
-        """Bytes, if that is known."""
+        """Bytes; None for standard input."""
         return None if self.name == "-" else epath.Path(self.name).stat().length
 
     def __iter__(self) -> Iterator[Line]:
-        """Reads on.
+        """Yields the lines.
 
         Raises:
-          UserError: a line is not UTF-8, not of the format, or has no text; there is no line.
+          UserError: a line is not UTF-8, not of the format, or has no text; or no line can be read.
         """
         name = "standard input" if self.name == "-" else self.name
         number = 0
@@ -78,7 +78,7 @@ class TextLines:
                 except ValueError as error:
                     place = f"{name}, line {number}: {error}"
                     if not self.skip:
-                        raise UserError(f"{place}; mend it or pass --skip-bad-lines") from error
+                        raise UserError(f"{place}; fix it or pass --skip-bad-lines") from error
                     self.first_skipped = self.first_skipped or place
                     self.skipped += 1
                 else:

@@ -1,4 +1,4 @@
-"""Texts as they are given to a model: strings, and pairs of strings."""
+"""The texts that a model takes: strings, and pairs of strings."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,15 +9,15 @@ Text = str | tuple[str, str]  # a pair is A and B
 
 
 def checked(texts: Iterable[Any], *, text: bool = True, pair: bool = True) -> Iterator[Any]:
-    """The texts as they are, one by one.
+    """Yields the texts unchanged, after checking each.
 
     Args:
-      texts: what was given.
+      texts: texts to check.
       text: whether a string may be among them.
       pair: whether a pair of strings may be among them, a tuple or a list.
 
     Raises:
-      UserError: a text is something else, or `texts` is a single one.
+      UserError: a text is something else, or `texts` is a single string.
     """
     wanted = " or ".join(["a string"] * text + ["a pair of strings"] * pair)
     if isinstance(texts, str):

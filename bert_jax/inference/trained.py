@@ -1,4 +1,4 @@
-"""A trained BERT in use: texts in, vectors and guesses out."""
+"""Uses a trained BERT: texts in, vectors and predictions out."""
 
 import dataclasses
 import functools
@@ -52,14 +52,14 @@ def load(
     """Loads a trained BERT onto the devices of this process.
 
     Args:
-      path: workdir of a training run or a converted model, local or gs://; directory of Hugging
-        Face; Google's checkpoint; what `bert-jax export` wrote.
-      step: which checkpoint of a workdir; None for the newest.
-      compute_dtype: of matrix products and activations, "float32" or "bfloat16"; None for that of
-        the training run, float32 for weights from elsewhere.
+      path: workdir of a training run or a converted model, local or gs://; Hugging Face directory;
+        Google checkpoint; output of `bert-jax export`.
+      step: checkpoint of a workdir to read; None for the newest.
+      compute_dtype: dtype of matrix products and activations, "float32" or "bfloat16"; None for
+        that of the training run, or float32 for weights from elsewhere.
 
     Raises:
-      UserError: nothing of the kind is there, or it is damaged.
+      UserError: there is no model, or it is damaged.
     """
     path = epath.Path(path)
     if is_exported(path):
@@ -79,27 +79,27 @@ def load(
 class TrainedBert:
     """A model on the devices of this process, which share the rows of every batch.
 
-    Texts are strings, or pairs of strings (A, B) for `[CLS] A [SEP] B [SEP]`. What is longer than
-    the model's positions is cut, of a pair the longer side, and a warning counts that.
+    Texts are strings, or pairs of strings (A, B) for `[CLS] A [SEP] B [SEP]`. Texts longer than the
+    model's positions are cut (in a pair, the longer side), and a warning counts them.
 
     A method for many texts takes a sequence and returns all results, or it takes an iterator, such
     as a generator, and returns an iterator. The latter reads some ten thousand tokens ahead, keeps
     the order and holds no more than that in memory.
 
     Attributes:
-      architecture: of the model.
+      architecture: architecture of the model.
       wordpiece: its vocabulary.
       labels: names of the classes of a classifier.
       functions: see `bert_jax.inference.functions.part_functions`.
-      params: what they take as first argument.
+      params: first argument of the functions.
     """
 
     def __init__(self, model: Portable, functions: Mapping[str, Function] | None = None):
         """Puts the parameters onto the devices.
 
         Args:
-          model: anything in the form of interchange.
-          functions: those of the model, if they are compiled already; default: made of its
+          model: model to use.
+          functions: the model's functions, if they are already compiled; default: built from its
             architecture and numerics.
         """
         self.architecture, self.wordpiece = model.architecture, model.wordpiece
@@ -139,19 +139,19 @@ class TrainedBert:
 
         Args:
           texts: strings or pairs.
-          pooling: what a text becomes: "mean", the mean of all its tokens' vectors, [CLS] and [SEP]
-            included; "cls", that of [CLS]; "pooled", what the pooler makes of the last layer's
+          pooling: vector of a text: "mean", the mean of all its tokens' vectors, [CLS] and [SEP]
+            included; "cls", that of [CLS]; "pooled", the pooler's result for the last layer's
             [CLS]; or "tokens", a vector for each token (see `tokens`).
-          layers: from 0, the embeddings, to `num_layers`, or negative, from the end; several of
-            them give vectors side by side.
+          layers: layer from 0 (embeddings) to `num_layers`, or negative, from the end; a sequence
+            gives a vector for each layer.
 
         Returns:
-          fp32 [texts, hidden_size], or [texts, layers, hidden_size] of several layers. Of "tokens"
-          a list of such arrays, [tokens, ...], one for each text. Of an iterator one array after
-          the other, without the axis of the texts.
+          fp32 [texts, hidden_size], or [texts, layers, hidden_size] for a sequence of layers. For
+          "tokens", a list of such arrays, [tokens, ...], one for each text. For an iterator, one
+          array after the other, without the axis of the texts.
 
         Raises:
-          UserError: there is no such pooling, layer, or pooler.
+          UserError: the pooling or a layer does not exist, or the model has no pooler.
         """
         several = not isinstance(layers, int)
         chosen = self._layers([layers] if isinstance(layers, int) else layers)
@@ -160,7 +160,7 @@ class TrainedBert:
         if pooling == "pooled":
             self.require("pooler")
             if chosen != (self.architecture.num_layers,):
-                raise UserError("pooling='pooled' is of the last layer alone: leave layers at -1")
+                raise UserError("pooling='pooled' takes only the last layer: leave layers at -1")
 
         def start(batch: Batch) -> jax.Array:
             return self._vectors[pooling](self.params, self._devices.put(batch), layers=chosen)
@@ -182,10 +182,10 @@ class TrainedBert:
     @overload
     def next_sentence(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray: ...
     def next_sentence(self, pairs: Iterable[tuple[str, str]]) -> np.ndarray | Iterator[float]:
-        """Probability that B follows A, fp32 [pairs], or one float after the other.
+        """Probability that B follows A, fp32 [pairs]; for an iterator, one float after the other.
 
         Raises:
-          UserError: the model has no next_sentence head, or a text is no pair.
+          UserError: the model has no next_sentence head, or a text is not a pair.
         """
         self.require(*NEXT_SENTENCE.parts)
 
@@ -210,7 +210,7 @@ class TrainedBert:
 
         Args:
           texts: each with at least one "[MASK]".
-          top_k: guesses for each mask, most probable first.
+          top_k: number of guesses for each mask, most probable first.
 
         Returns:
           For each text, for each mask, the guesses.
@@ -222,12 +222,12 @@ class TrainedBert:
         self.require(*MASKED_LM.parts)
         vocab, mask_id = self.wordpiece.vocab, self.wordpiece.mask_id
         if not 1 <= top_k <= len(vocab):
-            raise UserError(f"top_k={top_k}: from 1 to {len(vocab)}")
+            raise UserError(f"top_k={top_k}: must be from 1 to {len(vocab)}")
 
         def start(batch: Batch) -> tuple[jax.Array, jax.Array]:
             row, column = np.nonzero(batch.rows["input_ids"] == mask_id)
             slot = np.arange(len(row)) - np.searchsorted(row, row)
-            # As many as there is room for texts, unless somewhere masks crowd.
+            # As many slots as for texts, unless a row has more masks than that.
             slots = max(batch.rows["cls_positions"].shape[1], 1 << int(slot.max()).bit_length())
             positions = np.zeros((len(batch.rows["input_ids"]), slots), np.int32)
             positions[row, slot] = column
@@ -238,7 +238,7 @@ class TrainedBert:
             batch: Batch, found: tuple[np.ndarray, np.ndarray]
         ) -> Iterator[list[list[Guess]]]:
             masks = batch.rows["input_ids"] == mask_id
-            before = np.cumsum(masks, axis=1) - masks  # masks of the row up to a token
+            before = np.cumsum(masks, axis=1) - masks  # masks in the row before a token
             probabilities, tokens = found
             for row, start, stop in zip(batch.row, batch.start, batch.stop):
                 first = before[row, start]
@@ -259,11 +259,11 @@ class TrainedBert:
     @overload
     def classify(self, texts: Sequence[Text]) -> list[Verdict]: ...
     def classify(self, texts: Iterable[Text]) -> list[Verdict] | Iterator[Verdict]:
-        """What a fine-tuned classifier says of texts or pairs.
+        """Classifies texts or pairs with a fine-tuned classifier.
 
         Returns:
-          For each text the probability of every class by name, the most probable first; of a
-          regression, a model without labels, its score.
+          For each text the probability of every class by name, the most probable first; for a
+          regression, which is a model without labels, its score.
 
         Raises:
           UserError: the model has no sequence_classifier.
@@ -281,13 +281,13 @@ class TrainedBert:
         """The entities that a fine-tuned tagger finds, with their characters and scores.
 
         Args:
-          texts: strings; words are what white space and punctuation separate.
-          max_seq_length: of the windows that a longer text is cut into, best as in training.
+          texts: strings; words are split at white space and punctuation.
+          max_seq_length: tokens of the windows that a longer text is cut into, best as in training.
 
         Raises:
           UserError: the model has no token_classifier.
         """
-        # Imported with scikit-learn, which takes a second that other uses need not wait.
+        # Imports scikit-learn, which takes a second, so only this method waits for it.
         from bert_jax.tasks.tagging.example import Sentence
         from bert_jax.tasks.tagging.plain_text import find_entities, split_words
         from bert_jax.tasks.tagging.task import TaggingTask
@@ -319,11 +319,12 @@ class TrainedBert:
     def answer(
         self, questions: Iterable[tuple[str, str]], max_seq_length: int = 384, **options: Any
     ) -> list["Prediction"] | Iterator["Prediction"]:
-        """Answers in a text, with their characters and probabilities.
+        """Answers to questions from their contexts, with their characters and probabilities.
 
         Args:
-          questions: pairs of a question and the context in which its answer is.
-          max_seq_length: of the windows that a longer context is cut into, best as in training.
+          questions: pairs of a question and the context to find its answer in.
+          max_seq_length: tokens of the windows that a longer context is cut into, best as in
+            training.
           **options: fields of `bert_jax.tasks.AnsweringTask`, such as `unanswerable`.
 
         Raises:
@@ -343,14 +344,14 @@ class TrainedBert:
         return _like(questions, answers())
 
     def logits_stream(self, head: Head, examples: Iterable[Example]) -> Iterator[np.ndarray]:
-        """What a head that reads texts or their tokens makes of them, one text after the other.
+        """Yields the logits of a head that reads texts or their tokens, one text after the other.
 
         Args:
-          head: of those that the model has.
-          examples: none longer than the model's positions.
+          head: one of the model's heads.
+          examples: texts, none longer than the model's positions.
 
         Returns:
-          fp32 [outputs] of a pooled head for each text, else [tokens, outputs].
+          For each text fp32 [outputs] of a pooled head, else [tokens, outputs].
 
         Raises:
           UserError: the model has no such head.
@@ -374,7 +375,7 @@ class TrainedBert:
         return task.predictions(list(self.logits_stream(task.head, windows)), features, examples)
 
     def attention(self, text: Text) -> np.ndarray:
-        """How much each token of a text or pair takes of each other one, in every head.
+        """How much each token of a text or pair attends to each other, in every attention head.
 
         Returns:
           fp32 [num_layers, heads, query, key], which sums to 1 over `key`; queries and keys are the
@@ -390,19 +391,19 @@ class TrainedBert:
         return self._tokenize(text)[0]
 
     def tokens(self, text: Text) -> list[str]:
-        """The tokens of a text or pair, [CLS] and [SEP] included: what `encode` has vectors of."""
+        """The tokens of a text or pair, [CLS] and [SEP] included; `encode` has a vector of each."""
         return [self.wordpiece.vocab[token] for token in self.tokenize(text).ids]
 
     def require(self, *parts: str) -> None:
         """Raises UserError if the model lacks one of `bert_jax.model.heads.PARTS`."""
         if missing := [part for part in parts if part not in self.functions]:
             raise UserError(
-                f"the model has no {' and no '.join(missing)}: take one that has, or let "
-                f"`bert-jax convert --initialise={','.join(missing)}` add it, and train it"
+                f"the model has no {' and no '.join(missing)}: use one that has, or add it "
+                f"with `bert-jax convert --initialise={','.join(missing)}` and train it"
             )
 
     def _layers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """Counted from 0."""
+        """The layers, counted from 0."""
         count = self.architecture.num_layers + 1
         if wrong := [layer for layer in layers if not -count <= layer < count]:
             raise UserError(f"layer {wrong[0]}: there are 0 (embeddings) to {count - 1}")
@@ -476,7 +477,7 @@ def _score(logits: np.ndarray) -> Verdict:
 
 
 def _like(texts: Iterable[Any], results: Iterator[T]) -> list[T] | Iterator[T]:
-    """The results one by one if the texts come so, else all of them."""
+    """An iterator of results if the texts are an iterator, else a list."""
     return results if isinstance(texts, Iterator) else list(results)
 
 

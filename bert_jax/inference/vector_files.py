@@ -1,4 +1,4 @@
-"""Files of vectors, written as they come."""
+"""Writes vectors to files as they are computed."""
 
 import contextlib
 import json
@@ -16,29 +16,29 @@ from bert_jax.storage import whole_file
 SUFFIXES = (".jsonl", ".npy", ".parquet")
 ROW_GROUP = 1024
 
-# Takes a line, its vectors and, where these are one a token, the tokens.
+# Takes a line, its vectors and, if there is one per token, the tokens.
 Write = Callable[[Line, np.ndarray, Sequence[str] | None], object]
 
 
 def check_output(path: str | None, pooling: str) -> None:
-    """Raises UserError if such vectors cannot be written to such a file."""
+    """Raises UserError if the file `path` cannot hold vectors of this pooling."""
     if path is None:
         return
     suffix = Path(path).suffix
     if suffix not in SUFFIXES or "://" in path:
         raise UserError(f"--output={path}: must be a local file that ends in {', '.join(SUFFIXES)}")
     if suffix == ".npy" and pooling == "tokens":
-        raise UserError(f"--output={path}: texts differ in tokens; take .jsonl or .parquet")
+        raise UserError(f"--output={path}: texts differ in tokens; use .jsonl or .parquet")
     if suffix == ".parquet":
         _pyarrow()
 
 
 @contextlib.contextmanager
 def vector_file(path: str | None) -> Iterator[Write]:
-    """A file that appears when the block ends well; its suffix says what it is.
+    """A file that appears if the block succeeds; its suffix sets the format.
 
-    - .jsonl, and None, which is standard output: the fields of the line, and `vector`, of [hidden]
-      or [layers, hidden], or `tokens` and `vectors` with one such for each token; 7 decimals.
+    - .jsonl, also for None, standard output: the fields of the line, and `vector`, [hidden] or
+      [layers, hidden], or `tokens` and `vectors` with one of these for each token; 7 decimals.
     - .npy: one fp32 array of all vectors, [lines, hidden] or [lines, layers, hidden].
     - .parquet: `line`, its number, `text_a`, `text_b` or null, and fp32 lists as in .jsonl.
     """
@@ -68,7 +68,7 @@ def _npy(file: BinaryIO) -> Iterator[Write]:
     shape: tuple[int, ...] = ()
 
     def header() -> None:
-        # The format leaves room for a first axis of any length, so this can be written over.
+        # The format leaves room for a first axis of any length, so this can be overwritten.
         description = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
         np.lib.format.write_array_header_1_0(file, description)
 
@@ -127,7 +127,7 @@ def _parquet(file: BinaryIO) -> Iterator[Write]:
 
 
 def _lists(pa: Any, array: np.ndarray) -> Any:
-    """An array of lists of a fixed size, nested as the axes of `array` behind the first."""
+    """An array of lists of a fixed size, nested like the axes of `array` after the first."""
     values = pa.array(array.ravel())
     for size in reversed(array.shape[1:]):
         values = pa.FixedSizeListArray.from_arrays(values, size)

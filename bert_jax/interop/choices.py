@@ -1,7 +1,6 @@
-"""What can be chosen when a model is converted.
+"""The options of `bert-jax convert`, whose flags the messages name, and checks of their values.
 
-Loads nothing, so that a choice is checked before anything is loaded. The messages name the
-flags of `bert-jax convert`.
+Imports nothing heavy, so that options are checked before anything is loaded.
 """
 
 from collections.abc import Iterable
@@ -9,7 +8,7 @@ from collections.abc import Iterable
 from bert_jax.errors import UserError
 
 FORMATS = ("huggingface", "google", "bert_jax")
-ARCHITECTURES = {  # class -> the parts that it has beside the encoder
+ARCHITECTURES = {  # class -> its parts besides the encoder
     "BertModel": ("pooler",),
     "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
     "BertForMaskedLM": ("masked_lm",),
@@ -23,25 +22,25 @@ INITIALISED = ("pooler", "masked_lm", "next_sentence", "answer_span")
 
 
 def check_format(name: str) -> None:
-    """Raises UserError if no model can be written in this format."""
+    """Raises UserError if models cannot be written in this format."""
     if name not in FORMATS:
         raise UserError(f"--to={name}: use one of {', '.join(FORMATS)}")
 
 
 def check_architecture(name: str | None) -> None:
-    """Raises UserError if this is no class of `ARCHITECTURES`; None is any."""
+    """Raises UserError unless `name` is a class of `ARCHITECTURES`, or None for any class."""
     if name is not None and name not in ARCHITECTURES:
         raise UserError(f"--architecture={name}: use one of {', '.join(ARCHITECTURES)}")
 
 
 def check_initialise(parts: Iterable[str]) -> None:
-    """Raises UserError if some part cannot start at random."""
+    """Raises UserError if a part cannot start at random."""
     for part in parts:
         if part not in INITIALISED:
             raise UserError(f"--initialise={part}: use one of {', '.join(INITIALISED)}")
 
 
 def check_seed(seed: int) -> None:
-    """Raises UserError if this is no seed of 32 bits."""
+    """Raises UserError unless `seed` is an unsigned 32-bit integer."""
     if not 0 <= seed < 2**32:
         raise UserError(f"--seed={seed} must be from 0 to 2**32 - 1")

@@ -1,4 +1,4 @@
-"""config.json of Hugging Face and bert_config.json of Google, whose fields are the same."""
+"""Hugging Face's config.json and Google's bert_config.json, which have the same fields."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,13 +25,13 @@ FIELDS = {  # ours -> theirs
     "model.layer_norm_eps": "layer_norm_eps",
     "model.initializer_range": "initializer_range",
 }
-ACTIVATIONS = {  # theirs -> ours; of two names the last is written, which every version knows
+ACTIVATIONS = {  # theirs -> ours; of two names, the last is written: every version knows it
     "gelu_python": "gelu",
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
-# What a file that does not say means; older ones leave out what had one value only.
+# Values of fields that a file lacks; older files omit fields that had only one value then.
 DEFAULTS = {
     "hidden_act": "gelu",
     "hidden_dropout_prob": 0.1,
@@ -41,7 +41,7 @@ DEFAULTS = {
     "layer_norm_eps": 1e-12,
     "initializer_range": 0.02,
 }
-# Fields that change what the weights mean, with the one value that is BERT's.
+# Fields that change what the weights mean, with their value in BERT.
 REQUIRED = {
     "model_type": "bert",
     "position_embedding_type": "absolute",
@@ -51,14 +51,14 @@ REQUIRED = {
 
 
 def read_fields(path: epath.Path, fields: Mapping[str, Any]) -> tuple[Architecture, Numerics]:
-    """The model that a file of theirs describes, computed in fp32.
+    """The model that such a file describes, computed in fp32.
 
     Args:
-      path: of the file, for messages.
-      fields: in it; those that say nothing about an encoder without dropout of its own are ignored.
+      path: path of the file, for messages.
+      fields: contents of the file; unrelated fields are ignored.
 
     Raises:
-      UserError: not BERT, or a field is missing or out of range.
+      UserError: the model is not BERT, or a field is missing or out of range.
     """
     for name, value in REQUIRED.items():
         if fields.get(name, value) != value:
@@ -66,7 +66,7 @@ def read_fields(path: epath.Path, fields: Mapping[str, Any]) -> tuple[Architectu
     fields = DEFAULTS | dict(fields)
     if fields["hidden_act"] not in tuple(ACTIVATIONS):
         known = ", ".join(ACTIVATIONS)
-        raise UserError(f"{path}: hidden_act is {fields['hidden_act']!r}; there are {known}")
+        raise UserError(f"{path}: hidden_act is {fields['hidden_act']!r}; only {known} can be read")
     for name in FIELDS.values():
         if name not in fields:
             raise UserError(f"{path}: {name} is missing")
@@ -85,7 +85,7 @@ def read_fields(path: epath.Path, fields: Mapping[str, Any]) -> tuple[Architectu
 
 
 def write_fields(architecture: Architecture, numerics: Numerics) -> Plain:
-    """The fields of theirs that say the same; of the position encoding they say nothing."""
+    """A model as the fields of such a file, which do not describe the position encoding."""
     groups = {"model": architecture, "numerics": numerics}
     fields = {}
     for ours, theirs in FIELDS.items():
@@ -96,12 +96,12 @@ def write_fields(architecture: Architecture, numerics: Numerics) -> Plain:
 
 
 def default_labels(classes: int) -> tuple[str, ...]:
-    """What transformers calls the outputs of a classifier that have no names."""
+    """The names that transformers gives to unnamed classes."""
     return tuple(f"LABEL_{id_}" for id_ in range(classes))
 
 
 def check_vocabulary(path: epath.Path, architecture: Architecture, wordpiece: WordPiece) -> None:
-    """Raises UserError if the vocabulary beside the config at `path` is of another size."""
+    """Raises UserError if the vocabulary has another size than the config at `path` says."""
     if architecture.vocab_size != len(wordpiece.vocab):
         raise UserError(
             f"{path}: vocab_size is {architecture.vocab_size}, "

@@ -1,4 +1,4 @@
-"""Reads a model from whatever holds one."""
+"""Reads a model of any format."""
 
 import logging
 
@@ -21,25 +21,25 @@ def read(
     strict: bool = True,
     report: Report = _log.info,
 ) -> Portable:
-    """Reads a model; what kind of directory it is in is seen from its files.
+    """Reads a model; its format is detected from the files.
 
     Args:
-      path: workdir of a training run, or a converted one (local or gs://); directory of Hugging
-        Face; directory or prefix of a checkpoint of Google.
-      step: which checkpoint of a workdir; None for the newest.
-      lowercase: of the vocabulary; needed where no file says, and only allowed to agree.
-      strict: refuse tensors that have no place in the model, instead of leaving them out.
-      report: is told of everything that is not taken as it is.
+      path: workdir of a training run or a converted model (local or gs://); Hugging Face
+        directory; directory or prefix of a Google checkpoint.
+      step: checkpoint of a workdir to read; None for the newest.
+      lowercase: whether the vocabulary is uncased; required if no file says, else must agree.
+      strict: raise on tensors that have no place in the model, instead of leaving them out.
+      report: called with a line for each thing left out or changed.
 
     Raises:
-      UserError: nothing of the kind is there, or it is damaged.
+      UserError: there is no model, or it is damaged.
     """
     path = epath.Path(path)
     config_file = path / huggingface.CONFIG_FILE
     if config_file.exists() and "model" in read_json(config_file):
         return workdir.read_workdir(path, step, lowercase=lowercase)
     if step is not None:
-        raise UserError(f"{path}: no training workdir, so there is no step {step}")
+        raise UserError(f"{path}: not a training workdir, so there is no step {step}")
     if config_file.exists():
         reader = huggingface.read_huggingface
     elif (path / google_tf.CONFIG_FILE).exists() or google_tf.is_checkpoint(path):
@@ -50,5 +50,5 @@ def read(
             f"Hugging Face) nor {google_tf.CONFIG_FILE} (of Google)"
         )
     if is_remote(path):
-        raise UserError(f"{path}: of object storage only workdirs are read; copy it to a disk")
+        raise UserError(f"{path}: only workdirs are read from object storage; copy it to a disk")
     return reader(path, lowercase=lowercase, strict=strict, report=report)

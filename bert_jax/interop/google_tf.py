@@ -1,6 +1,6 @@
-"""Checkpoints of google-research/bert, both ways: bert_model.ckpt, bert_config.json, vocab.txt.
+"""Reads and writes google-research/bert checkpoints: bert_model.ckpt, bert_config.json, vocab.txt.
 
-They have TensorFlow 1's names and format; TensorFlow is imported for these alone.
+They have TensorFlow 1's names and format; only this module imports TensorFlow.
 """
 
 import os
@@ -22,10 +22,10 @@ from bert_jax.storage import read_json, write_json
 CONFIG_FILE = "bert_config.json"
 PREFIX = "bert_model.ckpt"
 LAYER_NORM_EPS = 1e-12  # a constant of Google's code
-# Adam's moments, in Google's code and in TensorFlow's own optimizer, LAMB's, and counters.
+# Adam's moments, as Google's code and TensorFlow's optimizer name them, LAMB's, and counters.
 OPTIMIZER = re.compile(r"(^|/)((adam|lamb)_[mv]|Adam(_1)?|beta[12]_power|global_step)$")
-# Google trained its first models with the exact GELU and later ones with an approximation, and
-# calls both by one name. Hugging Face takes it for the exact one.
+# Google trained its first models with the exact GELU and later ones with an approximation, under
+# the same name. Hugging Face reads it as the exact one.
 GELU_READ = "hidden_act: gelu is read as the exact function; Google's later code approximates it"
 GELU_WRITTEN = {
     "gelu": "hidden_act: written as gelu, which Google's later code approximates by tanh",
@@ -45,7 +45,7 @@ def read_google(
 
     Args:
       path: local directory with one checkpoint, or the prefix of one, as in DIR/bert_model.ckpt.
-      lowercase, strict, report: as of `read_huggingface`.
+      lowercase, strict, report: see `read_huggingface`.
 
     Raises:
       UserError: not a BERT encoder, damaged, or TensorFlow is not installed.
@@ -60,7 +60,7 @@ def read_google(
         if len(prefixes) != 1:
             names = ", ".join(prefix.name for prefix in prefixes) or "none"
             raise UserError(
-                f"{path}: must hold one checkpoint, but there is {names}; name it in the path"
+                f"{path}: must hold one checkpoint, but holds {names}; name one in the path"
             )
         path = prefixes[0]
     tf = _tensorflow()
@@ -73,7 +73,7 @@ def read_google(
         }
         slots = [name for name in stored if OPTIMIZER.search(name)]
         if slots:
-            report(f"ignored: {len(slots)} variables of the optimizer, as {slots[0]}")
+            report(f"ignored: {len(slots)} optimizer variables, such as {slots[0]}")
         stored = {name: tensor for name, tensor in stored.items() if name not in slots}
         params = read_params(
             stored, "google", architecture, GOOGLE_PARTS, strict=strict, report=report
@@ -94,15 +94,15 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
 
     Args:
       path: empty local directory.
-      model: to write.
-      report: is told what cannot be said in this format.
+      model: model to write.
+      report: called with a line for each thing that the format cannot express.
 
     Raises:
       UserError: the format has no place for a part or for the config, or TensorFlow is missing.
     """
     if homeless := [part for part in parts_of(model.params) if part not in GOOGLE_PARTS]:
         raise UserError(
-            f"Google's format has no {', '.join(homeless)}: leave it out by --architecture"
+            f"Google's format has no {', '.join(homeless)}: leave it out with --architecture"
         )
     model = with_learned_positions(model, report)
     fields = write_fields(model.architecture, model.numerics)
@@ -124,7 +124,7 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
 
 
 def _tensorflow() -> Any:
-    # It would tell of the processor and of oneDNN, which nothing here computes with.
+    # Silences TensorFlow's lines about the processor and oneDNN: nothing here computes with it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:

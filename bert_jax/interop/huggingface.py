@@ -1,6 +1,6 @@
-"""Directories of Hugging Face `transformers`, of any class of BERT, both ways.
+"""Reads and writes directories of Hugging Face `transformers`, of any BERT class.
 
-Nothing that a file says is executed: a pickle is read by PyTorch's `weights_only` loader alone.
+No code in a file is executed: pickles are read only by PyTorch's `weights_only` loader.
 """
 
 import contextlib
@@ -36,19 +36,19 @@ from bert_jax.model.heads import HEADS, PARTS, parts_of
 from bert_jax.storage import read_json, write_json
 
 CONFIG_FILE = "config.json"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # either may be shards with an index
-# A class without heads has no `bert.` in front, and old checkpoints have TensorFlow's names.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # either may be sharded, with an index
+# Names in a class without heads lack the `bert.`, and old checkpoints have TensorFlow's names.
 RENAMED = (
     (re.compile(r"^(?=(embeddings|encoder|pooler)\.)"), "bert."),
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
 )
 CONSTANTS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
-TIED = {  # copy -> what it is a copy of
+TIED = {  # copy -> original
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
     "cls.predictions.decoder.bias": "cls.predictions.bias",
 }
-# JAX makes bfloat16 known to numpy.
+# JAX registers bfloat16 with numpy.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -59,9 +59,10 @@ def read_huggingface(
 
     Args:
       path: local directory.
-      lowercase: needed where no tokenizer file says, and only allowed to agree.
-      strict: refuse tensors that have no place in the model, instead of leaving them out.
-      report: is told of everything that is not taken as it is.
+      lowercase: whether the vocabulary is uncased; required if no tokenizer file says, else must
+        agree.
+      strict: raise on tensors that have no place in the model, instead of leaving them out.
+      report: called with a line for each thing left out or changed.
 
     Raises:
       UserError: not a BERT encoder, or damaged.
@@ -95,16 +96,16 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
 
     Args:
       path: empty local directory.
-      model: whose class is the one that has just its parts.
-      report: is told what transformers will add, and what is not as it was.
+      model: model to write, as the class that has exactly its parts.
+      report: called with a line for each thing that changes or that transformers will add.
 
     Raises:
-      UserError: no class has just these parts, or the model has no vector a position.
+      UserError: no class has exactly these parts, or the positions are not one vector each.
     """
     class_name = class_of(parts_of(model.params))
     model = with_learned_positions(model, report)
     if not parts_of(model.params):
-        report("missing: pooler; transformers adds a random one, but for add_pooling_layer=False")
+        report("missing: pooler; transformers adds a random one, unless add_pooling_layer=False")
     fields = {
         "architectures": [class_name],
         "model_type": "bert",
@@ -116,30 +117,30 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
         fields["id2label"] = {str(id_): label for id_, label in enumerate(labels)}
         fields["label2id"] = {label: id_ for id_, label in enumerate(labels)}
     write_json(path / CONFIG_FILE, fields)
-    # Of a BertModel the encoder is the whole, and its names have no prefix.
+    # A BertModel is the encoder alone, and its names have no prefix.
     prefix = "bert." if class_name == "BertModel" else ""
     tensors = {
         name.removeprefix(prefix): values for name, values in write_tensors("huggingface", model)
     }
     safetensors.numpy.save_file(tensors, path / WEIGHT_FILES[0], metadata={"format": "pt"})
-    # The library writes files that nobody else may read.
+    # The library writes files that only their owner may read.
     shutil.copymode(path / CONFIG_FILE, path / WEIGHT_FILES[0])
     write_wordpiece(path, model.wordpiece, model.architecture.max_position_embeddings)
 
 
 def class_of(parts: Sequence[str]) -> str:
-    """The class that has just these parts; an encoder alone is a BertModel, too."""
+    """The class that has exactly these parts; an encoder alone is also a BertModel."""
     for name, has in ARCHITECTURES.items():
         if set(has) == set(parts or ("pooler",)):
             return name
     raise UserError(
-        f"no class of transformers has just {', '.join(parts)}: choose one by --architecture"
+        f"no class of transformers has just {', '.join(parts)}: choose one with --architecture"
     )
 
 
 @contextlib.contextmanager
 def _open_weights(directory: Path) -> Iterator[dict[str, Stored]]:
-    """All tensors of the weight files, which stay open meanwhile."""
+    """All tensors of the weight files, which stay open during the block."""
     with contextlib.ExitStack() as stack:
         for name in WEIGHT_FILES:
             open_file = _open_pickle if name.endswith(".bin") else partial(_open_safetensors, stack)
@@ -161,7 +162,7 @@ def _open_shards(
     stored: dict[str, Stored] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or not (directory / shard).is_file():
-            raise UserError(f"{shard} is missing, of which the index of the shards tells")
+            raise UserError(f"{shard} is missing, though the index of the shards has it")
         stored |= open_file(directory / shard)
     if missing := weight_map.keys() - stored.keys():
         raise UserError(f"{min(missing)} is in no shard, though the index has it")
@@ -174,7 +175,7 @@ def _open_safetensors(stack: contextlib.ExitStack, path: Path) -> dict[str, Stor
     except safetensors.SafetensorError as error:
         raise UserError(f"{path.name} is damaged or cut short ({error})") from error
     stored = {}
-    for name in file.keys():  # noqa: SIM118  (no mapping)
+    for name in file.keys():  # noqa: SIM118  (not a mapping)
         tensor = file.get_slice(name)
         dtype = DTYPES.get(tensor.get_dtype(), tensor.get_dtype())
         stored[name] = Stored(tuple(tensor.get_shape()), dtype, partial(file.get_tensor, name))
@@ -186,14 +187,14 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
         import torch
     except ImportError as error:
         raise UserError(
-            f"{path.name} needs PyTorch: pip install torch, or save it anew as safetensors"
+            f"{path.name} needs PyTorch: pip install torch, or save it again as safetensors"
         ) from error
     try:
-        mmap = zipfile.is_zipfile(path)  # as PyTorch writes since 1.6
+        mmap = zipfile.is_zipfile(path)  # PyTorch's format since 1.6
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:  # damaged bytes raise anything
+    except Exception as error:  # damaged bytes raise all kinds
         raise UserError(
-            f"{path.name} is damaged or holds more than tensors, of which nothing is executed"
+            f"{path.name} is damaged or holds more than tensors, which is not loaded"
         ) from error
     if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
         raise UserError(f"{path.name} is not a state_dict: a mapping of names to tensors")
@@ -217,13 +218,13 @@ def _usual_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:
         for pattern, replacement in RENAMED:
             name = pattern.sub(replacement, name)
         if name in usual:
-            raise UserError(f"{name} is there twice, under names old and new")
+            raise UserError(f"{name} is there twice, under its old and its new name")
         usual[name] = tensor
     return usual
 
 
 def _without_copies(stored: Mapping[str, Stored], report: Report) -> dict[str, Stored]:
-    """The tensors without those that follow from others."""
+    """The tensors without constants and copies of others."""
     stored = dict(stored)
     for name in CONSTANTS:
         if stored.pop(name, None):
@@ -239,7 +240,7 @@ def _without_copies(stored: Mapping[str, Stored], report: Report) -> dict[str, S
 
 
 def _possible_parts(classes: Sequence[str], stored: Mapping[str, Stored]) -> list[str]:
-    """All parts, but of those that share a name the one that the classes of the config have."""
+    """All parts; of those that share a name, the one that the config's classes have."""
     uses = Counter(MODULES[part] for part in HEADS)
     named = {part for name in classes for part in ARCHITECTURES[name]}
     parts = [part for part in PARTS if part not in HEADS or uses[MODULES[part]] == 1]
@@ -259,7 +260,7 @@ def _possible_parts(classes: Sequence[str], stored: Mapping[str, Stored]) -> lis
 
 
 def _labels(fields: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """Names of the classes of a classifier; none of one output, which is a regression."""
+    """Names of the classes of a classifier; none for one output, which is a regression."""
     if classes < 2:
         return ()
     ids = [str(id_) for id_ in range(classes)]

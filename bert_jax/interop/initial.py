@@ -1,4 +1,4 @@
-"""Starts a training from weights that somebody has trained before."""
+"""Starts training from existing weights."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -15,8 +15,8 @@ from bert_jax.interop.tokenizer import TOKENIZER_FILE
 from bert_jax.model.heads import parts_of
 from bert_jax.model.parameters import Params
 
-# Fields of an `Architecture` that may differ: of the vocabulary the words are compared, and how
-# weights started has no effect on those that are given.
+# Fields of an `Architecture` that may differ: vocabularies are compared by their words, and the
+# initializer does not affect given weights.
 FREE = ("vocab_size", "initializer_range")
 
 
@@ -26,16 +26,16 @@ def initial_params(
     """Reads the weights that `config.init_from` names.
 
     Args:
-      config: of the run.
+      config: config of the run.
       wordpiece: vocabulary of its data.
-      parts: of its model; see `bert_jax.model.heads.PARTS`.
+      parts: parts of its model; see `bert_jax.model.heads.PARTS`.
 
     Returns:
-      Nested dict of numpy arrays without the heads that are to start at random, and a line about
-      each tensor or part that is not taken over.
+      Nested dict of numpy arrays without the heads that start at random, and a line about each
+      tensor or part that is not taken over.
 
     Raises:
-      UserError: they cannot be read, or are of another model or vocabulary than the run's, or lack
+      UserError: the weights cannot be read, have another model or vocabulary than the run, or lack
         a head and `config.init_missing_heads` is not set.
     """
     lines: list[str] = []
@@ -48,7 +48,7 @@ def initial_params(
         raise UserError(
             f"config.init_from={config.init_from}: its vocabulary of {_describe(source.wordpiece)} "
             f"is not that of the data, {_describe(wordpiece)}: "
-            f"prepare these with --vocab={config.init_from}"
+            f"prepare the data with --vocab={config.init_from}"
         )
     theirs, ours = flatten(to_plain(source.architecture)), flatten(to_plain(config.model))
     changed = [name for name in theirs if name not in FREE and theirs[name] != ours.get(name)]
@@ -69,7 +69,7 @@ def initial_params(
 
 
 def replace_params(params: Mapping[str, Any], given: Mapping[str, Any]) -> Params:
-    """The nested dict `params` with the leaves that `given` has."""
+    """The nested dict `params`, its leaves replaced by those in `given`."""
     return {
         name: value
         if name not in given

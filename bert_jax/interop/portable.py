@@ -1,4 +1,4 @@
-"""A model as it travels: plain values, away from devices and training."""
+"""The common form of a model, which every format is read into and written from."""
 
 from typing import NamedTuple
 
@@ -9,10 +9,10 @@ from bert_jax.model.parameters import Params
 
 
 class Portable(NamedTuple):
-    """What every format is read into and written from.
+    """A model as plain values, independent of devices and training.
 
     Attributes:
-      architecture: what the weights are.
+      architecture: the model's architecture.
       numerics: how the model was computed in training; a reader may choose otherwise.
       wordpiece: vocabulary and casing.
       params: nested dict of fp32 numpy arrays, those of `BertWithHeads` with the parts that
@@ -28,7 +28,7 @@ class Portable(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Outputs of a head whose number of outputs is the task's; 0 without such a head."""
+        """Number of outputs of the head whose size the task sets; 0 without such a head."""
         for part, head in HEADS.items():
             if head.has_labels and part in self.params:
                 return len(self.params[part]["bias"])

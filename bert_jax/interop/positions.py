@@ -1,4 +1,4 @@
-"""Position encodings for formats of others, which have learned vectors alone."""
+"""Position encodings for other formats, which have learned vectors only."""
 
 import dataclasses
 
@@ -15,14 +15,14 @@ TABLE = "bert/embeddings/position/embedding"
 
 
 def with_learned_positions(model: Portable, report: Report) -> Portable:
-    """The same model with one vector a position, as if they were learned.
+    """The same model with one vector per position, stored like learned ones.
 
     Args:
-      model: with learned positions, which stays as it is, or with fixed vectors.
-      report: is told that vectors are written as learned ones.
+      model: a model with learned positions, returned unchanged, or with fixed vectors.
+      report: called with a line if fixed vectors become learned ones.
 
     Raises:
-      UserError: its encoding is no vector a position.
+      UserError: the position encoding is not one vector per position.
     """
     architecture = model.architecture
     encoding = architecture.position_embedding
@@ -30,7 +30,7 @@ def with_learned_positions(model: Portable, report: Report) -> Portable:
         return model
     if type(encoding) is not Sinusoidal:
         raise UserError(
-            f"position_embedding is {encoding.called()}; in this format positions are learned"
+            f"position_embedding is {encoding.called()}; this format has learned positions only"
         )
     position_ids = jnp.arange(architecture.max_position_embeddings)[None]
     vectors = encoding.vectors(None, position_ids, architecture)

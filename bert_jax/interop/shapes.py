@@ -1,4 +1,4 @@
-"""Shapes of parameters, as the model itself states them, with and without padding."""
+"""Shapes of a model's parameters, taken from the model itself, with and without padding."""
 
 from collections.abc import Mapping
 
@@ -36,11 +36,11 @@ def shapes_of(params: Params) -> Shapes:
 
 
 def check_shapes(path: epath.Path, expected: Shapes, params: Params) -> None:
-    """Raises UserError, which names `path`, if parameters are missing, unknown or of other shapes.
+    """Raises UserError, naming `path`, if parameters are missing, unknown or of wrong shape.
 
     Args:
-      path: of the directory that they were read from.
-      expected: of the model that its config describes.
+      path: directory that they were read from.
+      expected: shapes of the model that its config describes.
       params: nested dict of arrays.
     """
     found = shapes_of(params)

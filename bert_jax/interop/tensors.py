@@ -1,8 +1,7 @@
-"""Parameters by the names of others: one table, read and written by the same code.
+"""Converts between our parameters and the tensors of other formats, with one table of names.
 
-The table has names alone. Shapes, which parameters are stacked and what pads the vocabulary follow
-from the model. Tensors of others come one by one, so that no more than one is in memory beside our
-parameters.
+The table has names only: shapes, stacking and the padding of the vocabulary follow from the model.
+Tensors are converted one at a time, so that at most one is in memory besides our parameters.
 """
 
 import math
@@ -54,7 +53,7 @@ MODULES = {
     "token_classifier": "classifier",
     "answer_span": "qa_outputs",
 }
-# Google's names follow from these, but for the heads of its run_classifier.py and run_squad.py.
+# Google's names follow from these, except for the heads of its run_classifier.py and run_squad.py.
 GOOGLE_SCOPES = {"sequence_classifier": "", "answer_span": "cls/squad/"}
 GOOGLE_LACKS = ("token_classifier",)
 GOOGLE_PARTS = tuple(part for part in PARTS if part not in GOOGLE_LACKS)
@@ -65,12 +64,12 @@ FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 class Stored(NamedTuple):
-    """A tensor in a file of theirs.
+    """A tensor in a file of another format.
 
     Attributes:
-      shape: its own.
-      dtype: numpy's name of its type.
-      read: gets its values.
+      shape: its shape.
+      dtype: numpy's name of its dtype.
+      read: returns its values.
     """
 
     shape: tuple[int, ...]
@@ -79,14 +78,14 @@ class Stored(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A tensor of theirs and its place in our parameters.
+    """A tensor of another format and its place in our parameters.
 
     Attributes:
-      name: theirs.
-      shape: theirs, without padding.
-      path: of our parameter.
-      layer: its index on the leading axis; None where layers are not stacked.
-      transposed: whether theirs is [outputs, inputs].
+      name: its name in that format.
+      shape: its shape in that format, without padding.
+      path: path of our parameter.
+      layer: its index on our leading axis; None if our parameter is not stacked over layers.
+      transposed: whether the format has it as [outputs, inputs].
     """
 
     name: str
@@ -97,7 +96,7 @@ class Tensor(NamedTuple):
 
     @property
     def part(self) -> str:
-        """What it belongs to; see `part_of`."""
+        """The part of the model that it belongs to; see `part_of`."""
         return part_of(self.path.split("/"))
 
 
@@ -110,15 +109,15 @@ def read_params(
     strict: bool,
     report: Report,
 ) -> Params:
-    """Our parameters from their tensors.
+    """Our parameters from the tensors of another format.
 
     Args:
       stored: all tensors of a checkpoint by name.
-      style: whose names.
-      architecture: of the model; has learned positions.
-      parts: of `bert_jax.model.heads.PARTS`, that may be there; of those that share a name, one.
-      strict: refuse tensors that have no place in the model, instead of leaving them out.
-      report: is told what is left out or converted.
+      style: format whose names they have.
+      architecture: architecture of the model; has learned positions.
+      parts: those of `bert_jax.model.heads.PARTS` that may be present; no two share a name.
+      strict: raise on tensors that have no place in the model, instead of leaving them out.
+      report: called with a line for each thing left out or converted.
 
     Returns:
       Nested dict of fp32 arrays; rows that pad the vocabulary are 0.
@@ -151,7 +150,7 @@ def read_params(
 
 
 def write_tensors(style: Style, model: Portable) -> Iterator[tuple[str, np.ndarray]]:
-    """Their tensors by name from a model with learned positions, one by one, without padding."""
+    """Yields names and unpadded tensors of another format, from a model with learned positions."""
     arrays, parts = flatten_dict(model.params, sep="/"), parts_of(model.params)
     structure = build_model(model.architecture, model.numerics, parts=parts, outputs=model.outputs)
     for name, shape, path, layer, transposed in _tensors(style, model.architecture, structure):
@@ -161,7 +160,7 @@ def write_tensors(style: Style, model: Portable) -> Iterator[tuple[str, np.ndarr
 
 
 def same_values(one: Stored, other: Stored) -> bool:
-    """Whether two tensors are equal to the bit."""
+    """Whether two tensors are exactly equal."""
     return one.shape == other.shape and np.array_equal(one.read(), other.read())
 
 
@@ -171,7 +170,7 @@ def _within(shape: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _stored_outputs(stored: Mapping[str, Stored], style: Style, parts: Sequence[str]) -> int:
-    """Outputs of the head whose number of outputs is the task's; 0 where there is none."""
+    """Number of outputs of the head whose size the task sets; 0 without such a head."""
     for part, head in HEADS.items():
         bias, _ = NAMES[style](part, "bias", False)
         if head.has_labels and part in parts and bias in stored:
@@ -207,7 +206,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _tensors(style: Style, architecture: Architecture, model: Model) -> Iterator[Tensor]:
-    """Those of all parameters of a model."""
+    """The tensors of all parameters of a model."""
     shapes = unpadded_shapes(model, architecture)
     for path in sorted(model.axes, key=_place):
         module, leaf = path.rsplit("/", 1)
@@ -222,7 +221,7 @@ def _tensors(style: Style, architecture: Architecture, model: Model) -> Iterator
 
 
 def _place(path: str) -> tuple[int, int]:
-    """Where `MODULES` and `LEAVES` have a parameter: the order in which tensors come."""
+    """The place of a parameter in `MODULES` and `LEAVES`, which order the tensors."""
     module, leaf = path.rsplit("/", 1)
     return list(MODULES).index(module), list(LEAVES).index(leaf)
 
@@ -234,11 +233,11 @@ def _huggingface_name(module: str, leaf: str, is_norm: bool) -> tuple[str, bool]
 
 
 def _google_name(module: str, leaf: str, is_norm: bool) -> tuple[str, bool]:
-    """As `_huggingface_name`, but of a TensorFlow variable in Google's code."""
+    """Like `_huggingface_name`, for a TensorFlow variable in Google's code."""
     scope = MODULES[module].replace("layer.{}", "layer_{}").replace(".", "/") + "/"
     if leaf == "embedding":
         return scope.removesuffix("/"), False
-    if module in HEADS:  # heads are no layers of TensorFlow, but variables
+    if module in HEADS:  # heads are plain variables, not layers
         names = {"kernel": "output_weights", "bias": "output_bias"}
         return GOOGLE_SCOPES.get(module, scope) + names[leaf], leaf == "kernel"
     names = {"scale": "gamma", "bias": "beta"} if is_norm else {"kernel": "kernel", "bias": "bias"}

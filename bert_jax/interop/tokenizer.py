@@ -1,4 +1,4 @@
-"""The tokenizer files of Hugging Face, both ways."""
+"""Reads and writes the tokenizer files of Hugging Face."""
 
 import json
 from typing import Any
@@ -18,7 +18,7 @@ from bert_jax.errors import UserError
 from bert_jax.storage import read_json, write_json
 
 TOKENIZER_FILE = "tokenizer.json"
-# What a tokenizer.json must say to be that of BERT.
+# Values that BERT's tokenizer.json must have.
 REQUIRED: dict[str, dict[str, Any]] = {
     "normalizer": {"type": "BertNormalizer", "clean_text": True},
     "pre_tokenizer": {"type": "BertPreTokenizer"},
@@ -29,7 +29,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
         "max_input_chars_per_word": 100,
     },
 }
-# What tokenizer_config.json and the normalizer of a tokenizer.json call the same.
+# Name in tokenizer_config.json -> name in the normalizer of a tokenizer.json.
 NORMALIZER = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
@@ -42,17 +42,17 @@ def read_wordpiece(path: epath.Path, *, lowercase: bool | None = None) -> WordPi
 
     Args:
       path: local directory.
-      lowercase: needed where no file says, and only allowed to agree.
+      lowercase: whether the vocabulary is uncased; required if no file says, else must agree.
 
     Raises:
-      UserError: no vocabulary of BERT, or the files contradict each other or `lowercase`.
+      UserError: not a vocabulary of BERT, or the files contradict each other or `lowercase`.
     """
     file, config_file = path / TOKENIZER_FILE, path / CONFIG_FILE
     if not file.exists():
         return load_wordpiece(path, lowercase=lowercase)
     try:
         tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library has no exception of its own
+    except Exception as error:  # the library raises nothing more specific
         raise UserError(f"{file}: not a tokenizer ({error})") from error
     fields = json.loads(tokenizer.to_str())
     for section, required in REQUIRED.items():
@@ -82,7 +82,7 @@ def read_wordpiece(path: epath.Path, *, lowercase: bool | None = None) -> WordPi
     if (path / VOCAB_FILE).exists():
         beside = load_wordpiece(path, lowercase=options["do_lower_case"])
         if beside.vocab != vocab:
-            raise UserError(f"{path}: {VOCAB_FILE} and {TOKENIZER_FILE} are other vocabularies")
+            raise UserError(f"{path}: {VOCAB_FILE} and {TOKENIZER_FILE} differ in vocabulary")
     return WordPiece(
         vocab,
         lowercase=options["do_lower_case"],
@@ -92,12 +92,12 @@ def read_wordpiece(path: epath.Path, *, lowercase: bool | None = None) -> WordPi
 
 
 def write_wordpiece(path: epath.Path, wordpiece: WordPiece, max_length: int) -> None:
-    """Writes what `AutoTokenizer` reads, in its old form and in its new one.
+    """Writes the files that `AutoTokenizer` reads, in its old and its new format.
 
     Args:
       path: local directory.
-      wordpiece: to write.
-      max_length: to which transformers truncates.
+      wordpiece: vocabulary to write.
+      max_length: tokens to which transformers truncates.
     """
     wordpiece.save(path)
     special = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}

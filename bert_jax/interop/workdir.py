@@ -1,4 +1,4 @@
-"""Our own directories: those of training runs, and converted ones that hold a model alone."""
+"""Directories of bert_jax: those of training runs, and converted ones that hold only a model."""
 
 from etils import epath
 
@@ -23,12 +23,12 @@ def read_workdir(
     """Reads a model without the optimizer's state.
 
     Args:
-      path: of a training run, or what `write_workdir` wrote, by any version.
-      step: which checkpoint; None for the newest.
-      lowercase: of the vocabulary, which the directory says: only allowed to agree.
+      path: directory of a training run or of `write_workdir`, of any version.
+      step: checkpoint to read; None for the newest.
+      lowercase: whether the vocabulary is uncased; must agree with what the directory says.
 
     Raises:
-      UserError: nothing of the kind is there, or it is damaged.
+      UserError: there is no model, or it is damaged.
     """
     architecture, numerics, labels = read_model_config(path / CONFIG_FILE)
     with Checkpoints(path, read_only=True) as checkpoints:
@@ -56,5 +56,5 @@ def write_workdir(path: epath.Path, model: Portable) -> None:
 
 
 def check_params(path: epath.Path, model: Model, params: Params) -> None:
-    """Raises UserError, which names `path`, if parameters are not those of a model."""
+    """Raises UserError, naming `path`, if parameters do not fit a model."""
     check_shapes(path, parameter_shapes(model), params)

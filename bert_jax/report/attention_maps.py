@@ -1,4 +1,4 @@
-"""Attention maps of a text: a page to explore, and a picture of all heads."""
+"""Attention maps of a text: an interactive page, and a picture of all attention heads."""
 
 import importlib.resources
 import io
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 MAX_TOKENS = 128  # more would make a page of tens of megabytes
 SCALE = 10_000  # the page holds weights as integers, which are shorter than fractions
 
-# Of the picture, in pixels.
+# Sizes in the picture, in pixels.
 CELL, SMALLEST_LABELLED_CELL = 13, 8
 LONGEST_SIDE = 8_000
 DPI = 100
@@ -27,16 +27,16 @@ def write_page(
     *,
     title: str,
 ) -> None:
-    """Writes an HTML page that needs nothing else: a head view and a model view of the attention.
+    """Writes a self-contained HTML page: a head view and a model view of the attention.
 
-    The views are after those of BertViz (Vig 2019, https://arxiv.org/abs/1906.05714).
+    The views follow those of BertViz (Vig 2019, https://arxiv.org/abs/1906.05714).
 
     Args:
-      path: of the page.
+      path: path of the page.
       tokens: at most `MAX_TOKENS`, without padding.
       b_start: where the tokens of the second text begin; the number of tokens if there is none.
       attention: [num_layers, heads, query, key] floats, probabilities over the last axis.
-      title: of the page.
+      title: title of the page.
     """
     data = {
         "title": title,
@@ -55,22 +55,22 @@ def write_page(
 def draw_picture(
     path: epath.PathLike, tokens: Sequence[str], attention: np.ndarray, *, title: str
 ) -> bool:
-    """Draws all heads as heat maps, one row of maps a layer; rows attend to columns.
+    """Draws all attention heads as heat maps, a row of maps per layer; rows attend to columns.
 
     Args:
-      path: of the PNG.
-      tokens, attention, title: as `write_page` takes them.
+      path: path of the PNG.
+      tokens, attention, title: see `write_page`.
 
     Returns:
-      Whether the tokens are written at the maps. They are left out where there are so many that
-      nobody could read them.
+      Whether the maps are labelled with the tokens. Labels are left out if there are too many to
+      be readable.
     """
     num_layers, num_heads, length, _ = attention.shape
     step = length + 1  # an empty row and column between maps
     cell = min(CELL, LONGEST_SIDE // (step * max(num_layers, num_heads)))
     labelled = cell >= SMALLEST_LABELLED_CELL
 
-    # One image of all maps: as many axes as heads take minutes to draw.
+    # One image of all maps: an axis for each would take minutes to draw.
     image = np.pad(attention, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)
     image = image.transpose(0, 2, 1, 3).reshape(num_layers * step, num_heads * step)[:-1, :-1]
     height, width = (side * max(cell, 1) / DPI for side in image.shape)

@@ -1,4 +1,4 @@
-"""What a model that has learned nothing of context would score on the same held-out examples."""
+"""Scores of a model that has learned nothing of context, on the same held-out examples."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,7 +8,7 @@ import numpy as np
 def pretraining_baselines(
     batches: Iterable[Mapping[str, np.ndarray]], token_counts: np.ndarray
 ) -> dict[str, float]:
-    """Scores of guessing without looking.
+    """Scores of guesses that ignore the context.
 
     Args:
       batches: prepared (masked) held-out batches.

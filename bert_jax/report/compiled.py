@@ -1,7 +1,7 @@
-"""What the text of a compiled TPU program says of it: estimated cycles and collectives.
+"""Reads estimated cycles and collectives from the text of a compiled TPU program.
 
 The text is that of `jax.stages.Compiled.as_text()`: optimized, scheduled HLO after partitioning, so
-every shape is that of one device. Loops are counted as often as they run.
+every shape is that of one device. Operations in loops count as often as they run.
 """
 
 import collections
@@ -24,12 +24,12 @@ COLLECTIVES = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-ACROSS_SLICES = " (slices)"  # what a host sends through the data-center network
+ACROSS_SLICES = " (slices)"  # marks what a host sends through the data-center network
 _MOVES = {
     *("bitcast", "concatenate", "constant", "copy", "dynamic-slice", "dynamic-update-slice"),
     *("fusion", "pad", "parameter", "reshape", "slice", "transpose", "tuple"),
 }
-# Threefry, once compiled, is recognised by what nothing else in a training step does.
+# Operations of compiled threefry; nothing else in a training step has both.
 _THREEFRY = {"shift-right-logical", "xor"}
 
 
@@ -65,10 +65,10 @@ class Collective:
 
     Attributes:
       kind: one of `COLLECTIVES`, with `ACROSS_SLICES` for the part that leaves the slice.
-      dtype: in HLO's names; of an operation on several arrays, that of most of its bytes.
+      dtype: HLO's name of it; for an operation on several arrays, that of most of its bytes.
       count: operations; an asynchronous one counts once.
-      bytes: of the unsharded side: what an all-gather returns, what a reduce-scatter takes; across
-        slices, what the device sends.
+      bytes: size of the unsharded side: what an all-gather returns, what a reduce-scatter takes;
+        across slices, what the device sends.
     """
 
     kind: str
@@ -123,9 +123,9 @@ def collectives(text: str) -> list[Collective]:
             if is_scatter:
                 kind = "reduce-scatter"
             sizes = _bytes_by_dtype(shape)
-            # The parts of an asynchronous collective, spread over fusions, share a channel; others
-            # may share its number, but are not alike. What stands alone is whole, and of those many
-            # can be alike in one channel.
+            # The parts of an asynchronous collective, spread over fusions, share a channel; other
+            # collectives with its number differ in kind or size. A collective outside of fusions is
+            # whole, and several equal ones can share a channel.
             channel = operation.attribute("channel_id") or operation.name
             if is_scatter or outer is operation:
                 channel = outer.name

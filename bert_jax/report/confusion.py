@@ -10,7 +10,7 @@ MAX_NUMBERED = 20  # classes whose counts are readable
 
 
 def draw_confusion(matrix: np.ndarray, labels: Sequence[str], output: epath.PathLike) -> None:
-    """Draws what examples of each class are taken for, as shares of the class, with counts.
+    """Draws what examples of each class are predicted as, in shares of the class, with counts.
 
     Args:
       matrix: [classes, classes] counts; rows are the true classes.

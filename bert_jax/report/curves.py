@@ -27,7 +27,7 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> N
     first = next(iter(runs.values()))
     panels = _panels(first)
     rows = -(-len(panels) // 2)
-    # Not by pyplot, whose state threads share: this draws anywhere, without a screen.
+    # Without pyplot, whose state threads share: this draws in any thread, without a screen.
     figure = Figure(figsize=(11, 3.6 * rows), layout="tight")
     axes = figure.subplots(rows, 2, squeeze=False)
     for axis in axes.flat[len(panels) :]:
@@ -59,7 +59,7 @@ def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> N
 
 
 def _panels(lines: Sequence[Line]) -> list[tuple[str, str, int]]:
-    """Those of pretraining, or one for each metric of a task."""
+    """The panels of pretraining, or one for each metric of a task."""
     known = [p for p in PANELS if any(p[0] in line for line in lines)]
     if known:
         return known

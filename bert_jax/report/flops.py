@@ -1,4 +1,4 @@
-"""Floating-point operations of a BERT training step, and what chips can do in a second."""
+"""Floating-point operations of a BERT training step, and peak rates of chips."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ def pretraining_flops_per_example(
     """FLOPs of forward and backward for one example, matrix products only.
 
     Counted part by part: 6 S L (4 D^2 + 2 D F) dense layers, 12 L S^2 D attention,
-    6 M (D^2 + D V) masked LM head, 6 (D^2 + 2 D) pooler and next sentence head. The common 6 N a
+    6 M (D^2 + D V) masked LM head, 6 (D^2 + 2 D) pooler and next sentence head. The common 6 N per
     token would charge the embedding table to every token, 23 % too much for base at 128 tokens.
 
     Args:
@@ -39,7 +39,7 @@ class Chip:
     Attributes:
       peak_flops: dense bf16 FLOP/s.
       flops_per_cycle: of its matrix units: their number x rows x columns x 2.
-      hbm_bytes: memory that the compiler lets a program use, a little less than there is.
+      hbm_bytes: memory that the compiler lets a program use, a little less than the chip has.
     """
 
     peak_flops: float

@@ -14,12 +14,12 @@ from bert_jax.report.metrics_file import read_metrics
 def live_curves(
     workdir: epath.PathLike, show: Callable[[bytes], object], seconds: float = 5.0
 ) -> Iterator[None]:
-    """Draws the curves of a run while the block trains it, and once more when it has.
+    """Draws the curves of a run while the block trains it, and once more at the end.
 
     Args:
-      workdir: of the run; may be made in the block. The picture is its curves.png.
+      workdir: workdir of the run; the block may create it. The picture is its curves.png.
       show: called with the PNG, from another thread.
-      seconds: between pictures.
+      seconds: time between pictures.
     """
     workdir, picture = epath.Path(workdir), epath.Path(workdir) / "curves.png"
 

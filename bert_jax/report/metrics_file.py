@@ -1,4 +1,4 @@
-"""The metrics that a run has written, read back from `metrics.jsonl`."""
+"""Reads the metrics that a run has written to `metrics.jsonl`."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""A plan: what the compiler says of a training step on TPUs, and what follows from it."""
+"""A plan: the compiler's figures for a training step on TPUs, and estimates from them."""
 
 import dataclasses
 from typing import Any
@@ -9,15 +9,15 @@ from bert_jax.report.flops import CHIPS, GIB, Chip
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the compiler made of a step; bytes, FLOPs and cycles are those of one device.
+    """A compiled step; bytes, FLOPs and cycles are those of one device.
 
     Attributes:
-      argument_bytes: state and batch.
-      temporary_bytes: activations, gradients and what else lives within a step.
-      alias_bytes: of arguments whose memory the results take over (donation).
-      compiler_flops: its own count, in which a scanned layer counts once.
-      cycles: estimated; see `bert_jax.report.compiled.entry_cycles` for what they leave out.
-      cycles_by_kind: where they go.
+      argument_bytes: size of state and batch.
+      temporary_bytes: size of activations, gradients and other values that live within a step.
+      alias_bytes: size of arguments whose memory the results reuse (donation).
+      compiler_flops: the compiler's count, in which a scanned layer counts once.
+      cycles: estimate; see `bert_jax.report.compiled.entry_cycles` for what it leaves out.
+      cycles_by_kind: the estimate by kind of operation.
       collectives: by kind and dtype.
     """
 
@@ -35,16 +35,16 @@ class Plan:
     """A training step compiled for TPU slices that need not exist.
 
     Attributes:
-      topology, num_slices: of one slice, "v5e:2x4", and how many of them.
+      topology, num_slices: one slice, such as "v5e:2x4", and the number of slices.
       device_kind, num_devices, num_hosts: JAX's devices and their hosts, all slices together.
       mesh: size of each mesh axis.
       zero1, rng, remat, scan_layers: as in the config.
       batch_size, max_seq_length: rows of the global batch and their tokens.
-      rows_per_device: of a microbatch.
-      num_params: of the model.
-      state_bytes: of the training state on one device.
-      flops: of a step on all devices, by formula; matrix products only.
-      compiler_options: those of the step.
+      rows_per_device: rows of a microbatch on each device.
+      num_params: number of parameters of the model.
+      state_bytes: size of the training state on one device.
+      flops: FLOPs of a step on all devices, by formula; matrix products only.
+      compiler_options: options that the step is compiled with.
       peak_bytes: the most memory that a device needs at once.
       program: None if the step does not fit into memory.
     """
@@ -90,11 +90,11 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Estimate: of all devices, padding included."""
+        """Estimate: tokens of all devices, padding included."""
         return self._tokens_per_second(self.program) if self.program else None
 
     def input_rates(self) -> dict[str, float]:
-        """Rows a second that each host must deliver, at the estimate and at half the peak."""
+        """Rows per second that each host must deliver, at the estimate and at half the peak."""
         rates = {"at 50 % MFU": self.batch_size / (self.flops / self._peak_flops / 0.5)}
         if self.program:
             seconds = self._step_seconds(self.program)
@@ -115,7 +115,7 @@ class Plan:
         return self.batch_size * self.max_seq_length / self._step_seconds(program)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: every field, and what follows from them."""
+        """Plain values for JSON: every field, and the estimates from them."""
         return dataclasses.asdict(self) | {
             "hbm_bytes": self.chip.hbm_bytes,
             "fits": self.fits,
@@ -126,20 +126,20 @@ class Plan:
         }
 
     def table(self) -> str:
-        """Everything for people, a line a fact."""
+        """The plan as text, one fact per line."""
         layout = ", ".join(f"{axis}={size}" for axis, size in self.mesh.items())
         lines = [
             f"{'topology':<28}{self.num_slices} x {self.topology}: {self.num_devices:,} devices "
             f"({self.device_kind}), {self.num_hosts:,} host(s)",
             f"{'mesh':<28}{layout}{', ZeRO-1' if self.zero1 else ''}",
             f"{'batch':<28}{self.batch_size:,} rows of {self.max_seq_length} tokens, "
-            f"{self.rows_per_device} rows a device at once",
+            f"{self.rows_per_device} rows per device at once",
             f"{'remat, rng':<28}{self.remat}, {self.rng}",
             f"{'parameters':<28}{self.num_params:,}",
             "",
             *self._memory(),
             "",
-            "FLOPs of a step, a device",
+            "FLOPs of a step, per device",
             _line("by formula", self.flops / self.num_devices / 1e9, "GFLOP"),
         ]
         if self.program:
@@ -152,7 +152,7 @@ class Plan:
                 "",
                 *_collectives(self.program),
             ]
-        lines += ["", f"{'input of a host':<32}{'rows/s':>10}{'tokens/s':>14}"]
+        lines += ["", f"{'input per host':<32}{'rows/s':>10}{'tokens/s':>14}"]
         for when, rate in self.input_rates().items():
             lines.append(f"  {when:<30}{rate:>10,.0f}{rate * self.max_seq_length:>14,.0f}")
         return "\n".join(lines)
@@ -163,7 +163,7 @@ class Plan:
             f"DOES NOT FIT, {peak - hbm:.2f} GiB too much"
         )  # fmt: skip
         lines = [
-            f"memory of a device ({hbm:.2f} GiB for programs)",
+            f"memory per device ({hbm:.2f} GiB for programs)",
             _line("state", self.state_bytes / GIB, "GiB", digits=3),
         ]
         if self.program:
@@ -177,8 +177,8 @@ class Plan:
     def _estimate(self, program: Program) -> list[str]:
         clock = f"ms at {self.chip.clock / 1e9:.2f} GHz"
         lines = [
-            "estimate, nothing was run: random bits of rbg, sorts, Pallas kernels, copies beside",
-            "computation and waiting for other devices count nothing, so a run is slower",
+            "estimate; nothing was run. It leaves out random bits of rbg, sorts, Pallas kernels,",
+            "copies beside computation and waiting for other devices, so a run is slower",
             _line("cycles", program.cycles / 1e6, "M", digits=2),
             _line("step time", 1e3 * self._step_seconds(program), clock, digits=2),
             _line("MFU", 100 * self._mfu(program), "%", digits=1),

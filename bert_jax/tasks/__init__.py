@@ -1,6 +1,6 @@
-"""Tasks of fine-tuning: texts with labels in, predictions and their metrics out; none needs JAX.
+"""Fine-tuning tasks: labelled texts in, predictions and metrics out, in NumPy.
 
-The import of this package makes the names of its own tasks known to `Task`.
+Importing this package registers the names of its tasks with `Task`.
 """
 
 from bert_jax.tasks.answering.task import AnsweringTask

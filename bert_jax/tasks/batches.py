@@ -8,21 +8,21 @@ from bert_jax.data.packing import Batch, Example, fill_rows, pack
 from bert_jax.model.heads import Head
 from bert_jax.tasks.features import Features
 
-ROW_MULTIPLE = 32  # of tokens
+ROW_MULTIPLE = 32  # row lengths are multiples of this
 
 
 class ExampleBatches:
     """The batches of one host: `batch_size` examples each, in as few rows as hold them.
 
     Short examples share a row, so little is computed on padding; since attention stays within an
-    example, what a batch teaches does not depend on the rows. Their number is rounded up to a
-    multiple of an eighth of the examples, so that few shapes are compiled.
+    example, results do not depend on the packing. The number of rows is rounded up to a multiple of
+    an eighth of the examples, so that few shapes are compiled.
 
-    Every epoch has a random order of its own, and the rest that does not fill a batch is dropped;
-    in order of the features nothing is dropped.
+    With a seed, every epoch is shuffled anew and examples that do not fill a last batch are
+    dropped; without, examples keep their order and none is dropped.
 
     Attributes:
-      steps_per_epoch: batches of an epoch.
+      steps_per_epoch: batches per epoch.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class ExampleBatches:
         row_multiple: int = 1,
         host_rows: Callable[[int], np.ndarray] = np.arange,
     ):
-        """Looks at lengths only.
+        """Reads only the lengths of examples.
 
         Args:
           features: the examples.
-          head: which lays out their labels.
+          head: output layer, which lays out their labels.
           pad_id: id of [PAD].
           batch_size: examples of the global batch.
-          seed: of the order of examples; None = their own order, once.
-          packing: False gives each example a row.
-          row_multiple: divides the number of rows.
-          host_rows: number of rows of the global batch -> those that this host gathers.
+          seed: random seed of the order of examples; None = their own order, once.
+          packing: False gives each example its own row.
+          row_multiple: the number of rows is a multiple of it.
+          host_rows: number of rows of the global batch -> rows that this host gathers.
         """
         self._labels, self._head = features.labels, head
         self._examples = [*map(Example, features.input_ids, features.b_start)]
@@ -67,7 +67,7 @@ class ExampleBatches:
         return self.packed(step).rows
 
     def packed(self, step: int) -> Batch:
-        """The same, with which example is where."""
+        """The same, with the position of each example."""
         epoch, step = divmod(step, self.steps_per_epoch)
         order = np.arange(len(self._examples))
         if self._seed is not None:

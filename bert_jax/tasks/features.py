@@ -1,4 +1,4 @@
-"""Features: what a task's examples become for the model, as ragged token sequences."""
+"""Features: a task's examples as ragged token sequences for the model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,16 +10,15 @@ from bert_jax.data.wordpiece import WordPiece
 
 @dataclass(frozen=True)
 class Features:
-    """One token sequence an example: `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
+    """Token sequences of examples, `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
 
     Attributes:
-      input_ids: n arrays, int32, special tokens included.
-      b_start: int32 [n]: where token type 1 begins; the length where there is no B.
-      labels: what the loss compares with: for each example a class, int32 [n], -1 = not counted,
-        or a score, float32 [n], NaN = not counted; for each token a class, n arrays like
-        `input_ids`, -1 = not counted; for each example the first and last token of an answer,
-        int32 [n, 2].
-      counts: how often what was cut or repaired on the way, for the log.
+      input_ids: n arrays, int32, including special tokens.
+      b_start: int32 [n]: where token type 1 begins; the length if there is no B.
+      labels: targets of the loss: a class per sequence, int32 [n], -1 = ignored; a score per
+        sequence, float32 [n], NaN = ignored; a class per token, n arrays like `input_ids`, -1 =
+        ignored; or the first and last token of an answer per sequence, int32 [n, 2].
+      counts: how often each kind of truncation or repair happened, for the log.
     """
 
     input_ids: list[np.ndarray]
@@ -34,10 +33,10 @@ class Features:
 def pair_ids(
     wordpiece: WordPiece, a_ids: Sequence[int], b_ids: Sequence[int] | None, max_seq_length: int
 ) -> tuple[np.ndarray, int, int]:
-    """`[CLS] A [SEP]`, with `B [SEP]` behind it unless `b_ids` is None.
+    """`[CLS] A [SEP]`, followed by `B [SEP]` unless `b_ids` is None.
 
-    What is too long loses its last tokens, one at a time from the longer of A and B (from B where
-    they are equally long), as in BERT (Devlin et al. 2019).
+    A sequence that is too long loses its last tokens, one at a time from the longer of A and B
+    (from B if they are equally long), as in BERT (Devlin et al. 2019).
 
     Returns:
       The ids, int32, at most `max_seq_length`; where token type 1 begins (the length without B);

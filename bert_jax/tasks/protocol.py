@@ -1,8 +1,7 @@
-"""What a task is: all that the rest of the program knows of any task.
+"""The interface of a fine-tuning task.
 
-A task of your own is a frozen dataclass that derives from `Task`, or from one of the tasks of this
-package, in any module that Python can import. A recipe names it `MODULE:CLASS`, and its fields are
-the options that a recipe sets.
+To add a task, derive a frozen dataclass from `Task`, or from one of the tasks of this package, in
+any module that Python can import. A recipe names it `MODULE:CLASS` and sets its fields.
 """
 
 import abc
@@ -24,12 +23,12 @@ Predictions = TypeVar("Predictions", bound=Sequence[Any] | np.ndarray)  # one fo
 
 
 class ClassScores(TypedDict):
-    """How well a class is recognised.
+    """Scores of one class.
 
     Attributes:
       label: name of the class.
       precision, recall, f1: shares in [0, 1].
-      support: how many there are of the class.
+      support: number of occurrences of the class.
     """
 
     label: str
@@ -41,29 +40,29 @@ class ClassScores(TypedDict):
 
 @dataclass(frozen=True)
 class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
-    """What to learn from which examples, and how to judge it.
+    """What to learn from which examples, and how to score it.
 
-    The program reads `train`, `dev` and `test`, takes the labels of `train` (`with_labels_of`),
-    makes `features`, trains a model with `num_labels` outputs, and gives its logits to
-    `predictions`; `metrics` and `write_predictions` have the last word. When a trained model is
-    evaluated, `with_labels` gives the task the model's labels.
+    A run reads `train`, `dev` and `test`, takes the labels of `train` (`with_labels_of`), makes
+    `features`, trains a model with `num_labels` outputs, and passes its logits to `predictions` and
+    the results to `metrics` and `write_predictions`. When a trained model is evaluated,
+    `with_labels` gives the task the model's labels.
 
-    Its type parameters are an example, the features of examples, and the predictions for examples,
+    The type parameters are an example, the features of examples, and the predictions for examples,
     in their order.
 
     Attributes:
-      predictions_suffix: of the name of what `write_predictions` writes; empty for a directory.
+      predictions_suffix: suffix of the file that `write_predictions` writes; empty for a directory.
     """
 
     train: str = field("", "training examples: a file or `tfds:NAME:SPLIT`")
-    dev: str = field("", "examples that choose the best model: a file or `tfds:NAME:SPLIT`")
-    test: str = field("", "examples for the end: a file or `tfds:NAME:SPLIT`; empty without")
+    dev: str = field("", "examples to choose the best model by: a file or `tfds:NAME:SPLIT`")
+    test: str = field("", "final test examples: a file or `tfds:NAME:SPLIT`; empty for none")
     test_labelled: bool = field(
-        True, "the labels of `test` are known, so that it is scored and not only predicted"
+        True, "whether the labels of `test` are known, so that its predictions are scored too"
     )
     max_seq_length: int = field(
         128,
-        "tokens of an example; longer ones are cut, or windowed where every token counts",
+        "tokens per sequence; longer examples are truncated, or windowed if all tokens matter",
         bounds=POSITIVE,
     )
     data_dir: str = field("", "where TFDS keeps its datasets; empty for its default")
@@ -73,16 +72,16 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
     @property
     @abc.abstractmethod
     def head(self) -> Head:
-        """The head of the model that is trained on the labels."""
+        """The output layer that is trained on the labels."""
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes, by their number; empty where there are none or none yet."""
+        """Class names in order of their numbers; empty if there are none or none yet."""
         return ()
 
     @property
     def num_labels(self) -> int:
-        """Outputs of the head, for each example or for each token."""
+        """Outputs of the head per sequence or per token."""
         return len(self.label_names)
 
     def with_labels(self, labels: Sequence[str]) -> Self:
@@ -94,12 +93,12 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
         return self
 
     def with_labels_of(self, examples: Sequence[Example]) -> Self:
-        """The same task with the classes that training examples have.
+        """The same task with the classes found in training examples.
 
         Itself if it has labels already, or if its predictions are not classes.
 
         Raises:
-          UserError: the examples have too few classes to learn anything.
+          UserError: the examples have too few classes to learn from.
         """
         del examples
         return self
@@ -110,11 +109,11 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
 
         Args:
           source: a file or `tfds:NAME:SPLIT`.
-          labelled: False: labels are not looked at, if there are any.
+          labelled: whether labels are read; False ignores any.
 
         Raises:
-          UserError: there is no such source, or it holds what the task does not take; the message
-            has the line.
+          UserError: there is no such source, or it is not in the task's format; the message names
+            the line.
         """
 
     @abc.abstractmethod
@@ -126,7 +125,7 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
         Args:
           examples: as from `read`.
           wordpiece: vocabulary of the model.
-          max_seq_length: no sequence is longer.
+          max_seq_length: maximum tokens of a sequence.
 
         Raises:
           UserError: an example has a label that the task does not have, or `max_seq_length` is too
@@ -140,46 +139,46 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
         features: SomeFeatures,
         examples: Sequence[Example],
     ) -> Predictions:
-        """What the model says, for each example.
+        """The model's prediction for each example.
 
         Args:
-          logits: float [num_labels] of each sequence of `features`, or [length, num_labels] if the
-            head is one of tokens.
-          features: those sequences.
-          examples: those of which `features` are.
+          logits: float [num_labels] for each sequence of `features`, or [length, num_labels] if the
+            head has outputs per token.
+          features: the sequences.
+          examples: the examples that `features` was made from.
         """
 
     @abc.abstractmethod
     def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
         """The official metrics of the task by name; the first one picks the best checkpoint.
 
-        More is better of the first one. Examples whose labels are not known do not count.
+        Higher is better for the first one. Examples whose labels are not known are ignored.
         """
 
     @abc.abstractmethod
     def baseline(
         self, train_examples: Sequence[Example], examples: Sequence[Example]
     ) -> dict[str, float]:
-        """The metrics on `examples` of a guess without a model, and what else tells of the guess.
+        """The metrics of a guess without a model, and any other numbers about the guess.
 
         They are in the order of `metrics`.
 
         Args:
-          train_examples: what the guess may learn from.
-          examples: what it is judged on.
+          train_examples: examples that the guess may learn from.
+          examples: examples to score it on.
         """
 
     def per_class(self, predictions: Predictions, examples: Sequence[Example]) -> list[ClassScores]:
-        """Scores of each class; none where predictions are not classes."""
+        """Scores of each class; none if predictions are not classes."""
         del predictions, examples
         return []
 
     def confusion_matrix(
         self, predictions: Predictions, examples: Sequence[Example]
     ) -> np.ndarray | None:
-        """int64 [num_labels, num_labels]: examples by their class and the predicted one.
+        """int64 [num_labels, num_labels]: number of examples by true and predicted class.
 
-        None where an example does not have one class of `label_names`.
+        None if an example does not have one class of `label_names`.
         """
         del predictions, examples
         return None
@@ -188,18 +187,18 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
     def write_predictions(
         self, path: epath.PathLike, examples: Sequence[Example], predictions: Predictions
     ) -> None:
-        """Writes predictions as the task's benchmark takes them.
+        """Writes predictions in the format of the task's benchmark.
 
         Args:
-          path: of the file, or of the directory where `predictions_suffix` is empty.
-          examples: what is predicted for.
+          path: the file, or the directory if `predictions_suffix` is empty.
+          examples: the examples predicted.
           predictions: as from `predictions`.
         """
 
     def submission_name(self, source: str) -> str | None:
-        """What the benchmark calls the predictions on a source; None where it does not name it."""
+        """The benchmark's name for the predictions on a source; None if it has none."""
         del source
         return None
 
 
-AnyTask = Task[Any, Any, Any]  # of whose types the program knows nothing
+AnyTask = Task[Any, Any, Any]  # with any type parameters

@@ -18,26 +18,26 @@ Lines = Iterable[tuple[int, str]]  # number, from 1, and text
 
 
 class Row(NamedTuple):
-    """A row.
+    """A row of a table.
 
     Attributes:
       place: file and line, or dataset and example, for messages.
-      values: by column. From TSV, CSV and label-first files all of them are text; otherwise they
-        are what the JSON or the TFDS example has.
+      values: values by column: text from TSV, CSV and label-first files, otherwise as in the JSON
+        object or the TFDS example.
     """
 
     place: str
     values: Mapping[str, Any]
 
     def has(self, *columns: str) -> bool:
-        """Whether there is any of `columns`."""
+        """Whether the row has any of `columns`."""
         return not self.values.keys().isdisjoint(columns)
 
     def get(self, *columns: str) -> Any:
-        """The value of the first of `columns` that there is.
+        """The value of the first of `columns` that the row has.
 
         Raises:
-          UserError: there is none.
+          UserError: it has none of them.
         """
         for column in columns:
             if column in self.values:
@@ -59,24 +59,24 @@ def read_rows(
     Formats:
       tsv: fields are separated by tabs and never quoted, as in GLUE's files.
       csv: separated by commas and quoted where needed; a quoted field may have line breaks.
-      jsonl: a JSON object a line.
-      label_first: `LABEL text` a line, with columns `label`, `text` and `coarse_label`, which is
-        the label up to its first colon (`NUM` of TREC's `NUM:date`).
+      jsonl: one JSON object per line.
+      label_first: one `LABEL text` per line, with columns `label`, `text` and `coarse_label`, which
+        is the label up to its first colon (`NUM` of TREC's `NUM:date`).
 
     The first line of a TSV or CSV file is a header if it has one of `columns`. Without a header,
     columns are called "1", "2", ... Lines without any text are skipped.
 
     Args:
-      source: a file, or `tfds:NAME[:SPLIT]`, split `train` by default. A TFDS example's bytes come
-        as text and its class labels as their names, None for class -1 (no label).
-      columns: what the caller is going to ask for.
+      source: a file, or `tfds:NAME[:SPLIT]`, split `train` by default. In TFDS examples, bytes
+        become text and class labels their names, None for class -1 (no label).
+      columns: the columns that the caller will read.
       format: one of the above; by default the file's suffix.
-      encoding: of the file, as Python calls it; lines must end in a byte 10.
+      encoding: Python's name of the file's encoding; lines must end in a byte 10.
       data_dir: where TFDS keeps its datasets; empty for its default.
 
     Raises:
       UserError: no such file or dataset, another format or encoding, a header without any of
-        `columns`. The message has the line.
+        `columns`. The message names the line.
     """
     if found := dataset_and_split(source):
         yield from _tfds_rows(*found, data_dir)
@@ -92,7 +92,7 @@ def read_lines(path: epath.Path, encoding: str) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line of a file, plain or compressed.
 
     Raises:
-      UserError: no such file, or not in that encoding. The message has the line.
+      UserError: no such file, or not in that encoding. The message names the line.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file")
@@ -132,7 +132,7 @@ def _csv_records(path: epath.Path, lines: Lines) -> Iterator[tuple[int, list[str
 def _named(
     path: epath.Path, records: Iterable[tuple[int, list[str]]], columns: Collection[str]
 ) -> Iterator[Row]:
-    """Rows of records, which are a line number and fields."""
+    """Rows from records, which are a line number and fields."""
     wanted = {column for column in columns if not column.isdecimal()}
     header, names = None, []
     for number, fields in records:
@@ -156,7 +156,7 @@ def _named(
                 f"{place}: {len(fields)} fields under a header of {len(names)}; "
                 "is there a separator inside a text?"
             )
-        yield Row(place, dict(zip(names, fields, strict=False)))  # what is missing, `get` reports
+        yield Row(place, dict(zip(names, fields, strict=False)))  # `get` reports missing ones
 
 
 def _jsonl_rows(path: epath.Path, lines: Lines, columns: Collection[str]) -> Iterator[Row]:
@@ -200,8 +200,8 @@ def _tfds_rows(name: str, split: str, data_dir: str) -> Iterator[Row]:
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """A value of a TFDS example with text for bytes and names for class labels."""
-    feature = getattr(feature, "feature", feature)  # that of a sequence's elements
+    """A value of a TFDS example, with bytes as text and class labels as names."""
+    feature = getattr(feature, "feature", feature)  # the feature of a sequence's elements
     if isinstance(value, Mapping):
         return {key: _plain(item, feature[key]) for key, item in value.items()}
     if isinstance(value, bytes):

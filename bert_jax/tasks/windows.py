@@ -1,4 +1,4 @@
-"""Overlapping windows over a text that is longer than the model's sequences."""
+"""Overlapping windows over a text that is too long for one sequence."""
 
 import numpy as np
 
@@ -14,10 +14,10 @@ def make_windows(length: int, size: int, stride: int) -> list[tuple[int, int]]:
 
 
 def widest_context(windows: list[tuple[int, int]]) -> np.ndarray:
-    """int32 [length]: the window in which each token has most context on its poorer side.
+    """int32 [length]: the window in which each token has the most context on its shorter side.
 
-    So as in BERT (Devlin et al. 2019) on SQuAD, where a hundredth of a window's length is added and
-    the first of equals is taken.
+    As in BERT (Devlin et al. 2019) on SQuAD, a hundredth of the window's length is added, and the
+    first window wins a tie.
     """
     starts, ends = np.array(windows, np.int32).T[..., None]
     positions = np.arange(ends[-1, 0])

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Sees a run through: makes the TPU, sets it up and starts the run; does so again whenever a spot TPU
-# is taken away or the run dies. The run goes on from its last checkpoint.
+# Sees a run through to its end: creates the TPU, sets it up and starts the run, again whenever a
+# spot TPU is taken away or the run dies. The run resumes from its last checkpoint.
 #
-#   bash launch/tpu/babysit.sh [--dry-run] ARGUMENTS      those of run.sh
+#   bash launch/tpu/babysit.sh [--dry-run] ARGUMENTS      as for run.sh
 #
 # Waits TPU_POLL_SECONDS before the first restart, then twice as long each time, at most half an
-# hour; anew when all went well for an hour. Gives up after TPU_RESTARTS. Exit code: 0 the run has
-# finished, 2 a mistake in its arguments (logs.sh tells), 1 given up. The TPU is left as it is. Start
-# it on a machine that stays on, in tmux.
+# hour; an hour without a restart resets the wait. Gives up after TPU_RESTARTS. Exit code: 0 the run
+# has finished, 2 its arguments are wrong (see logs.sh), 1 given up. The TPU is not deleted. Start
+# this in tmux, on a machine that stays on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 tpu() { bash "launch/tpu/$1.sh" "${@:2}"; }
@@ -20,7 +20,7 @@ if [[ $dry_run ]]; then
 fi
 
 limit=${TPU_RESTARTS:-20} restarts=0 delay=$poll unanswered=0
-SECONDS=0 # since the last restart; bash counts
+SECONDS=0 # since the last restart, counted by bash
 
 # before_restart REASON: waits, or gives up.
 before_restart() {
@@ -37,7 +37,7 @@ before_restart() {
   delay=$((delay < 900 ? delay * 2 : 1800)) unanswered=0 SECONDS=0
 }
 
-# look ARGUMENTS: at the run on an active TPU; starts or restarts it, exits when it is over.
+# look ARGUMENTS: checks the run on an active TPU; starts or restarts it, exits when it is over.
 look() {
   local runs
   if ! runs=$(on_workers all "$show_unit"); then
@@ -53,7 +53,7 @@ look() {
     exit 2
   elif [[ $runs =~ ": failed "([0-9]+) ]]; then
     before_restart "the run ended with exit code ${BASH_REMATCH[1]}"
-    if [[ $(state) == ACTIVE ]]; then # it may have ended because the VM did
+    if [[ $(state) == ACTIVE ]]; then # if not, the run ended because the VM did
       tpu run "$@" || true
     fi
   elif [[ $runs == *": dead "* ]]; then
@@ -71,7 +71,7 @@ while true; do
   case $(state) in
     NONE)
       say "asking for $TPU_NAME"
-      tpu create || before_restart "the TPU was not given"
+      tpu create || before_restart "the TPU could not be created"
       ;;
     SUSPENDED | FAILED)
       before_restart "the TPU was taken away"
@@ -81,6 +81,6 @@ while true; do
       look "$@"
       sleep "$poll"
       ;;
-    *) sleep "$poll" ;; # on its way
+    *) sleep "$poll" ;; # in preparation
   esac
 done

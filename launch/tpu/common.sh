@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it, with their arguments: reads the settings (launch/tpu.env.example
-# says which), takes --help and --dry-run out of the arguments, and goes to the root of the
-# repository.
+# Sourced by the scripts beside it, with their arguments: reads the settings (see
+# launch/tpu.env.example), takes --help and --dry-run out of the arguments, and changes to the root
+# of the repository.
 
 if [[ ${TPU_ENV:-} ]]; then
   TPU_ENV=$(realpath "$TPU_ENV")
@@ -36,11 +36,11 @@ if [[ -e $settings ]]; then
   done <"$settings"
 fi
 
-# need NAMES...: of settings that must not be empty.
+# need NAMES...: fails if one of these settings is empty.
 need() {
   local name
   for name; do
-    [[ ${!name:-} ]] || die "$name is not set: give it in $settings, which is made like" \
+    [[ ${!name:-} ]] || die "$name is not set: give it in $settings, a copy of" \
       "launch/tpu.env.example, or in the environment"
   done
 }
@@ -69,8 +69,8 @@ call() {
   echo "${line[*]}"
 }
 
-# on_workers WORKER COMMAND: on this worker of every slice, or on "all"; slices at the same time. The
-# command becomes one line.
+# on_workers WORKER COMMAND: runs COMMAND, joined to one line, on this worker of every slice or on
+# "all"; slices run in parallel.
 on_workers() {
   local command=${2//$'\n'/ } node pid failed=0 running=()
   for node in "${nodes[@]}"; do
@@ -84,8 +84,8 @@ on_workers() {
   return "$failed"
 }
 
-# state: of the queued resource: WAITING_FOR_RESOURCES, ACTIVE, SUSPENDED ...; NONE if there is none,
-# UNKNOWN if there was no answer.
+# state: prints that of the queued resource: WAITING_FOR_RESOURCES, ACTIVE, SUSPENDED ...; NONE if
+# there is none, UNKNOWN without an answer.
 state() {
   local answer
   if answer=$(gcloud compute tpus queued-resources describe "$TPU_NAME" "${where[@]}" \
@@ -99,8 +99,8 @@ state() {
   fi
 }
 
-# A line of each worker: "bert-jax on HOST: STATE EXIT_CODE"; running 0, exited 0 (finished), failed
-# CODE, or dead 0 (not started).
+# Prints a line on each worker: "bert-jax on HOST: STATE EXIT_CODE", with running 0, exited 0
+# (finished), failed CODE, or dead 0 (not started).
 # shellcheck disable=SC2016
 show_unit='echo "bert-jax on $(hostname):' # expanded on the worker
 for property in SubState ExecMainStatus; do

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Asks for a TPU and waits until it is there: on demand, or spot with TPU_SPOT=true; one slice, or
+# Requests a TPU and waits until it is active: on demand, or spot with TPU_SPOT=true; one slice, or
 # TPU_SLICES of them.
 #
 #   bash launch/tpu/create.sh [--dry-run]
 #
-# Ctrl-C ends the waiting, not the request; delete.sh takes it back.
+# Ctrl-C ends the wait, not the request; delete.sh cancels it.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 need TPU_TYPE
@@ -15,7 +15,7 @@ case $TPU_TYPE in
   v5p-*) runtime=v2-alpha-tpuv5 ;;
   v6e-*) runtime=v2-alpha-tpuv6e ;;
   tpu7x-*) die "TPU_TYPE=$TPU_TYPE: tpu7x is on GKE only, use launch/tpu/xpk.sh" ;;
-  *) die "TPU_TYPE=$TPU_TYPE is none of v2-8, v3-8, v4-8, v5litepod-8, v5p-8, v6e-8 and their like" ;;
+  *) die "TPU_TYPE=$TPU_TYPE: use a type like v2-8, v3-8, v4-8, v5litepod-8, v5p-8 or v6e-8" ;;
 esac
 options=(--accelerator-type="$TPU_TYPE" --runtime-version="$runtime")
 if ((slices > 1)); then

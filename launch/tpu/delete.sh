@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Deletes the TPU, or the request for it, with all that is on the disks of its VMs.
+# Deletes the TPU, or the request for it, and the disks of its VMs.
 #
 #   bash launch/tpu/delete.sh [--dry-run]
 set -euo pipefail

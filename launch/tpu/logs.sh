@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Follows the log of the run, from its last 200 lines on. Worker 0 writes the metrics, the others
-# what concerns them; Ctrl-C ends the following, not the run.
+# Follows the log of the run, from its last 200 lines on. Worker 0 logs the metrics, the others only
+# their own messages. Ctrl-C stops following, not the run.
 #
 #   bash launch/tpu/logs.sh [--dry-run] [WORKER]      0 (default), 1 ... or all
 set -euo pipefail

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Profiles 5 steps of a run that is under way, on all workers, and fetches the traces: for XProf,
-# TensorBoard or, the .json.gz, https://ui.perfetto.dev. Ask when the first metrics are out.
+# Profiles 5 steps of the current run on all workers and fetches the traces into FOLDER/profile, for
+# XProf, TensorBoard or (the .json.gz) https://ui.perfetto.dev. Wait until metrics are logged.
 #
-#   bash launch/tpu/profile.sh [--dry-run] WORKDIR [FOLDER]      FOLDER: here, default workdir/profile
+#   bash launch/tpu/profile.sh [--dry-run] WORKDIR [FOLDER]      FOLDER: local, default workdir
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-[[ ${1:-} ]] || die "which WORKDIR? see --help"
+[[ ${1:-} ]] || die "give the WORKDIR of the run; see --help"
 folder=${2:-workdir}
 
 # shellcheck disable=SC2016

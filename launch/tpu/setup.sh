@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Brings the code of a commit (default: HEAD) to all workers and installs it there, with uv, a Python
-# of its own and jax[tpu]. Again with another commit: takes its place, seconds if nothing new is
-# needed.
+# Copies the code of a commit (default: HEAD) to all workers and installs it there with uv, a
+# separate Python and jax[tpu]. Another commit replaces it, in seconds if no dependency is new.
 #
 #   bash launch/tpu/setup.sh [--dry-run] [COMMIT]
 #
@@ -11,7 +10,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 commit=$(git rev-parse --short "${1:-HEAD}^{commit}")
 if [[ ! ${1:-} && $(git status --porcelain --untracked-files=no) ]]; then
-  echo "note: changes that are not committed stay here" >&2
+  echo "note: uncommitted changes are not copied" >&2
 fi
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The state of the TPU, and on each worker that of the run, with the last line of its log.
+# Prints the state of the TPU and, for each worker, that of the run and the last line of its log.
 #
 #   bash launch/tpu/status.sh [--dry-run]
 #
-# "running 0", "exited 0": finished, "failed 75": stopped and saved, "failed CODE", "dead 0": not
-# started.
+# States of a run: "running 0", "exited 0" (finished), "failed 75" (stopped and saved), "failed
+# CODE", "dead 0" (not started).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

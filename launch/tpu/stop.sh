@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Stops the run: SIGTERM on all workers, and up to 5 minutes to save. The TPU stays, and is paid for,
-# until delete.sh; run.sh with the same arguments goes on. End babysit.sh first.
+# Stops the run: SIGTERM on all workers, and up to 5 minutes to save. The TPU stays, and is billed,
+# until delete.sh; run.sh with the same arguments resumes the run. Stop babysit.sh first.
 #
 #   bash launch/tpu/stop.sh [--dry-run]
 set -euo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What setup.sh runs on each worker: installs uv, Python 3.12 and the package with jax[tpu].
+# Installs uv, Python 3.12 and the package with jax[tpu]; setup.sh runs this on each worker.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source launch/environment.sh

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Runs `bert-jax pretrain` on a GKE cluster, the way to tpu7x and to big pods. Kubernetes restarts it
-# when a node is taken away (SIGTERM, exit code 75 once it has saved) or a worker dies.
+# Runs `bert-jax pretrain` on a GKE cluster, for tpu7x and large pods. Kubernetes restarts it when a
+# node is taken away (SIGTERM, exit code 75 once it has saved) or a worker dies.
 #
 #   bash launch/tpu/xpk.sh [--dry-run] --config=configs/bert_large.py \
 #     --workdir=gs://BUCKET/runs/large --config.data.store=gs://BUCKET/stores/wikipedia
 #
-# Needs xpk (pip install xpk), Docker, and a cluster named TPU_CLUSTER, which xpk cluster create makes
-# once. Sends the last commit. Log and end: xpk workload list and xpk workload delete.
+# Needs xpk (pip install xpk), Docker, and a cluster named TPU_CLUSTER, created once with
+# xpk cluster create. Runs the last commit. To find the log: xpk workload list; to end the run:
+# xpk workload delete.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 [[ $# -gt 0 ]] || die "give the arguments of bert-jax pretrain; see --help"

@@ -1,6 +1,6 @@
-"""Logits of the head as answers.
+"""Decodes the head's logits into answers.
 
-Two logits a token say where the answer begins and where it ends (Devlin et al. 2019,
+Two logits per token score it as the beginning and the end of the answer (Devlin et al. 2019,
 https://arxiv.org/abs/1810.04805, sections 4.2 and 4.3). An answer is always a part of the original
 text.
 """
@@ -18,9 +18,9 @@ from bert_jax.tasks.answering.features import AnsweringFeatures
 
 
 class Answer(NamedTuple):
-    """A candidate: `text` is `context[start:end]`; all three are empty for "no answer".
+    """A candidate answer: `text` is `context[start:end]`; "no answer" is "", None, None.
 
-    `probability` is that among the candidates of its question.
+    `probability` is relative to the other candidates of the question.
     """
 
     text: str
@@ -37,13 +37,13 @@ class Answer(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a model says to a question.
+    """A model's prediction for a question.
 
     Attributes:
-      answer: the one it gives.
-      best: the best that is not "no answer".
-      n_best: candidates, best first; "no answer" is one of them if the task knows it.
-      null_odds: score of "no answer" less that of `best`; 0 if the task does not know it.
+      answer: the answer given.
+      best: the best candidate other than "no answer".
+      n_best: candidates, best first, including "no answer" if the task allows it.
+      null_odds: score of "no answer" minus that of `best`; 0 if the task does not allow it.
     """
 
     answer: Answer
@@ -57,10 +57,10 @@ class Decoder:
     """Finds the best answers.
 
     Attributes:
-      unanswerable: "no answer" is an answer.
+      unanswerable: whether "no answer" is an answer.
       null_threshold: "no answer" is given if its score exceeds the best answer's by more than this.
-      max_answer_length: tokens of an answer.
-      n_best_size: candidates of a question.
+      max_answer_length: maximum tokens of an answer.
+      n_best_size: maximum candidates of a question, without "no answer".
     """
 
     unanswerable: bool
@@ -74,15 +74,15 @@ class Decoder:
         features: AnsweringFeatures,
         examples: Sequence[Question],
     ) -> list[Prediction]:
-        """What the logits say to each question.
+        """The prediction for each question.
 
-        An answer has at most `max_answer_length` tokens of one window, and the window is the one
-        with most context for the first of them. Among all such spans the best sums are taken.
+        An answer has at most `max_answer_length` tokens, all in the window that gives the first of
+        them the most context. Of all such spans, those with the highest sums are taken.
 
         Args:
-          logits: of each window, [length, 2]: that the answer begins, and ends, at the token.
-          features: those windows.
-          examples: those of which `features` are.
+          logits: [length, 2] for each window: that the answer begins, and ends, at the token.
+          features: the windows.
+          examples: the questions that `features` was made from.
         """
         windows = itertools.groupby(range(len(features)), key=features.example.__getitem__)
         return [
@@ -135,7 +135,7 @@ class Decoder:
 def candidate(
     text: str, start: int | None, end: int | None, start_logit: float, end_logit: float
 ) -> Answer:
-    """An answer whose probability is still to be found."""
+    """An answer whose probability is not computed yet."""
     return Answer(text, start, end, float(start_logit), float(end_logit), 0.0)
 
 
@@ -144,6 +144,6 @@ def _falling_score(answer: Answer) -> float:
 
 
 def _with_probabilities(answers: Sequence[Answer]) -> list[Answer]:
-    """Softmax of the scores of `answers`, which are sorted."""
+    """`answers`, sorted best first, with the softmax of their scores as probabilities."""
     odds = [math.exp(answer.score - answers[0].score) for answer in answers]
     return [answer._replace(probability=odd / sum(odds)) for answer, odd in zip(answers, odds)]

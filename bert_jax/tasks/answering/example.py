@@ -4,15 +4,15 @@ from typing import NamedTuple
 
 
 class Question(NamedTuple):
-    """A question on a text.
+    """A question about a text.
 
     Attributes:
-      id: its key in files of predictions.
-      question: a text.
-      context: the text that holds the answer.
-      answers: text of every gold answer, and the character of the context where it begins.
-        None at all: the context holds no answer (SQuAD 2.0), or it is not known.
-      num_repaired: how many answers were not at their stated place.
+      id: its key in prediction files.
+      question: text of the question.
+      context: the text that contains the answer.
+      answers: text of each gold answer, and the character of the context where it begins; empty
+        if the context has no answer (SQuAD 2.0) or it is not known.
+      num_repaired: number of answers that were not at their stated position.
     """
 
     id: str

@@ -1,7 +1,8 @@
-"""Windows of contexts, each behind its question.
+"""Windows of contexts, each after its question.
 
 The question and a window of the context are one sequence, `[CLS] question [SEP] context [SEP]`
-(Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2). Tokens know their characters.
+(Devlin et al. 2019, https://arxiv.org/abs/1810.04805, section 4.2), with the characters of each
+context token.
 """
 
 import functools
@@ -24,11 +25,11 @@ class AnsweringFeatures(Features):
 
     Attributes:
       labels: int32 [n, 2]: first and last token of the first gold answer; 0, 0, which is [CLS],
-        where the window does not hold all of it.
+        if the window does not hold all of it.
       example: int32 [n]: index of the question.
       offsets: n arrays, int32 [context tokens, 2]: characters of each token from `b_start` on.
-      is_widest: n arrays, bool [context tokens]: no other window has more context for the token,
-        so that an answer that begins there is judged here.
+      is_widest: n arrays, bool [context tokens]: whether this window gives the token the most
+        context, so that an answer that begins there is scored here.
     """
 
     example: np.ndarray
@@ -47,14 +48,14 @@ def make_features(
     """Windows of at most `max_seq_length` tokens, those of a question one after the other.
 
     `counts` has `examples`, `windowed` ones, `questions_cut`, `answers_repaired` by the reader, and
-    `answers_without_token` (control characters), whose windows are labelled as without answer.
+    `answers_without_token` (control characters), whose windows are labelled as having no answer.
 
     Args:
       examples: the questions.
       wordpiece: vocabulary of the model.
-      max_seq_length: tokens of a window with its question.
+      max_seq_length: maximum tokens of a window with its question.
       doc_stride: tokens between the beginnings of windows.
-      max_query_length: tokens of a question; the rest is cut off.
+      max_query_length: maximum tokens of a question; the rest is cut off.
 
     Raises:
       UserError: `max_seq_length` leaves no room beside the question.
@@ -64,7 +65,7 @@ def make_features(
             f"max_seq_length: {max_seq_length} leaves no room for context beside the question "
             f"(max_query_length={max_query_length} tokens) and 3 special tokens"
         )
-    encode = functools.cache(wordpiece.encode_with_offsets)  # contexts have several questions
+    encode = functools.cache(wordpiece.encode_with_offsets)  # a context has several questions
     input_ids: list[np.ndarray] = []
     offsets_of_windows: list[np.ndarray] = []
     is_widest: list[np.ndarray] = []
@@ -112,7 +113,7 @@ def make_features(
 
 
 def _token_span(example: Question, offsets: np.ndarray) -> tuple[int, int] | None:
-    """First and last token that the first gold answer has a character of."""
+    """First and last token that overlap the first gold answer; None if none does."""
     if not example.answers:
         return None
     text, start = example.answers[0]

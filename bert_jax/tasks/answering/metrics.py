@@ -1,4 +1,4 @@
-"""Metrics of the official scripts of SQuAD, as shares in [0, 1], and those of a guess.
+"""Metrics of SQuAD's official scripts, as shares in [0, 1], and a baseline guess.
 
 SQuAD 1.1: Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250; 2.0, where questions may have no
 answer: Rajpurkar et al. 2018, https://arxiv.org/abs/1806.03822.
@@ -22,10 +22,10 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 def squad_metrics(
     predictions: Sequence[Prediction], examples: Sequence[Question], *, unanswerable: bool
 ) -> dict[str, float]:
-    """What the official script prints: `f1` and `exact_match`.
+    """The metrics of the official script: `f1` and `exact_match`.
 
     With `unanswerable`, as in SQuAD 2.0, also both over the questions with and without an answer,
-    and the best that another threshold of "no answer" reaches on these examples, with that
+    and the best value of each that any "no answer" threshold reaches on these examples, with that
     threshold.
     """
     golds = [[text for text, _ in example.answers] for example in examples]
@@ -49,8 +49,8 @@ def squad_metrics(
 def guess(example: Question, *, unanswerable: bool, null_threshold: float) -> Prediction:
     """An answer without a model.
 
-    With `unanswerable` that is "no answer", and otherwise the first of those sentences of the
-    context that share most words with the question.
+    With `unanswerable` it is "no answer", otherwise the sentence of the context that shares the
+    most words with the question, the first of equals.
     """
     words = {*_normalize(example.question).split()}
     sentence = max(
@@ -76,8 +76,7 @@ def _scores(
 ) -> dict[str, np.ndarray]:
     """`f1` and `exact_match`, float64 [n], against the gold answer that fits best.
 
-    In SQuAD 2.0 gold answers without a word do not count, and "" is the gold answer where none is
-    left.
+    In SQuAD 2.0 gold answers without a word are ignored, and "" is the gold answer if none is left.
     """
     if unanswerable:
         golds = [[text for text in gold if _normalize(text)] or [""] for gold in golds]
@@ -94,7 +93,7 @@ def _scores(
 
 
 def _f1(gold: Sequence[str], answer: Sequence[str], unanswerable: bool) -> float:
-    """Of the multisets of words. If neither has one, it is 1 in SQuAD 2.0 and 0 in 1.1."""
+    """F1 of the multisets of words; if both are empty, 1 in SQuAD 2.0 and 0 in 1.1."""
     if not gold and not answer:
         return float(unanswerable)
     return 2 * (Counter(gold) & Counter(answer)).total() / (len(gold) + len(answer))
@@ -105,8 +104,8 @@ def _best_threshold(
 ) -> tuple[float, float]:
     """(best mean score, threshold), given the scores of the answers `texts`.
 
-    As in the official script, from the threshold at which no question is answered to that at which
-    all are, one question at a time; 0 if none is better than to answer nothing.
+    As in the official script, thresholds are tried from answering no question to answering all, one
+    question at a time; 0 if none is better than answering nothing.
     """
     score = best = float(np.sum(~answerable))
     threshold = 0.0

@@ -1,4 +1,4 @@
-"""Questions of SQuAD's JSON files and of TFDS."""
+"""Reads questions from SQuAD's JSON files and TFDS."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -22,15 +22,15 @@ def read_questions(
     Args:
       source: a file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset;
         its split is `train` by default.
-      labelled: False: answers are not looked at, if there are any.
-      unanswerable: questions may be impossible.
-      repair: an answer that is not at its stated place, but elsewhere in the context exactly once,
-        is taken from there.
+      labelled: whether answers are read; False ignores any.
+      unanswerable: whether questions may be impossible.
+      repair: accept an answer that is not at its stated position but occurs exactly once in the
+        context.
       data_dir: where TFDS keeps its datasets; empty for its default.
 
     Raises:
-      UserError: the source is not of that format, or an id is there twice; if `labelled`, a
-        question without an answer, an answer that is not where it should be, or impossible
+      UserError: the source is not of that format, or an id occurs twice; if `labelled`, a
+        question without an answer, an answer that is not at its stated position, or impossible
         questions without `unanswerable`.
     """
     is_dataset = dataset_and_split(source) is not None
@@ -42,10 +42,10 @@ def read_questions(
         if labelled:
             question = _with_answers(question, record, place, unanswerable, repair)
         if question.id in questions:
-            raise UserError(f"{place}: the id is there twice; predictions are written by id")
+            raise UserError(f"{place}: the id occurs twice; ids must be unique")
         questions[question.id] = question
     if not questions:
-        raise UserError(f"{source}: no question there")
+        raise UserError(f"{source}: no questions found")
     return list(questions.values())
 
 
@@ -71,7 +71,7 @@ def _find(answer: Mapping[str, Any], context: str, place: str, repair: bool) -> 
     """The character of the context where the answer begins."""
     text, start = _text(answer, "text", place), answer.get("answer_start")
     if not isinstance(start, int) or start < 0:
-        raise UserError(f"{place}: answer_start is {start!r}; the answer's first character")
+        raise UserError(f"{place}: answer_start is {start!r}; it must be a character's position")
     if context.startswith(text, start):
         return start
     times = sum(context.startswith(text, at) for at in range(len(context)))
@@ -81,12 +81,12 @@ def _find(answer: Mapping[str, Any], context: str, place: str, repair: bool) -> 
     raise UserError(
         f"{place}: the answer {text!r} is not at character {start} of the context, where "
         f"{there!r} is; the context has it {times} times"
-        + ("; repair=True takes that place" if times == 1 else "")
+        + ("; repair=True uses that position" if times == 1 else "")
     )
 
 
 def _text(record: Mapping[str, Any], field: str, place: str) -> str:
-    """A field that must be there, be text and not be blank."""
+    """A required field of text that is not blank."""
     text = record.get(field)
     if not isinstance(text, str) or not text.strip():
         raise UserError(f"{place}: {field} is {text!r}; it must be a text that is not blank")
@@ -120,4 +120,4 @@ def _json_records(source: str) -> Iterator[Record]:
                     name = f"{place}, question {q} ({record.get('id')})"
                     yield name, {**record, "context": paragraph.get("context")}
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{place}: not as in SQuAD: {error}") from error
+            raise UserError(f"{place}: not in SQuAD's format: {error}") from error

@@ -1,4 +1,4 @@
-"""The task of extractive question answering: SQuAD 1.1 and 2.0."""
+"""Extractive question answering: SQuAD 1.1 and 2.0."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from bert_jax.tasks.protocol import Task
 
 @dataclass(frozen=True)
 class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], name="answering"):
-    """Answers that are parts of a text."""
+    """Extractive question answering: answers are parts of a text."""
 
     max_seq_length: int = 384
     unanswerable: bool = field(
@@ -33,25 +33,27 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
         0.0, '"no answer" is given if its score exceeds the best answer\'s by more than this'
     )
     doc_stride: int = field(128, "tokens between the beginnings of windows", bounds=POSITIVE)
-    max_query_length: int = field(64, "tokens of a question; the rest is cut off", bounds=POSITIVE)
-    max_answer_length: int = field(30, "tokens of an answer", bounds=POSITIVE)
-    n_best_size: int = field(20, "candidates of a question", bounds=POSITIVE)
+    max_query_length: int = field(
+        64, "maximum tokens of a question; the rest is cut off", bounds=POSITIVE
+    )
+    max_answer_length: int = field(30, "maximum tokens of an answer", bounds=POSITIVE)
+    n_best_size: int = field(20, "maximum candidates of a question", bounds=POSITIVE)
     repair: bool = field(
         False,
-        "an answer that is not at its stated place, but elsewhere in the context exactly once, is "
-        "taken from there; otherwise that is an error",
+        "accept an answer that is not at its stated position but occurs exactly once in the "
+        "context; otherwise that is an error",
     )
 
     predictions_suffix: ClassVar[str] = ""
 
     @property
     def head(self) -> Head:
-        """The two ends of an answer."""
+        """Scores the two ends of an answer."""
         return ANSWER_SPAN
 
     @property
     def num_labels(self) -> int:
-        """2, at each token: that the answer begins, and ends, there."""
+        """2 per token: that the answer begins, and ends, there."""
         return 2
 
     def read(self, source: str, *, labelled: bool = True) -> list[Question]:
@@ -60,11 +62,11 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
         Args:
           source: a file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset;
             its split is `train` by default.
-          labelled: False: answers are not looked at, if there are any.
+          labelled: as in `Task.read`.
 
         Raises:
-          UserError: the source is not of that format, or an id is there twice; if `labelled`, a
-            question without an answer, an answer that is not where it should be, or impossible
+          UserError: the source is not of that format, or an id occurs twice; if `labelled`, a
+            question without an answer, an answer that is not at its stated position, or impossible
             questions without `unanswerable`.
         """
         return read_questions(
@@ -78,11 +80,7 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
     def features(
         self, examples: Sequence[Question], wordpiece: WordPiece, max_seq_length: int
     ) -> AnsweringFeatures:
-        """Windows of at most `max_seq_length` tokens, those of a question one after the other.
-
-        Raises:
-          UserError: `max_seq_length` leaves no room beside the question.
-        """
+        """The windows of each question; see `make_features`."""
         return make_features(
             examples,
             wordpiece,
@@ -97,7 +95,7 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
         features: AnsweringFeatures,
         examples: Sequence[Question],
     ) -> list[Prediction]:
-        """The best answer to each question, among its best candidates."""
+        """The best answer to each question, with its best candidates."""
         decoder = Decoder(
             unanswerable=self.unanswerable,
             null_threshold=self.null_threshold,
@@ -109,20 +107,20 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
     def metrics(
         self, predictions: Sequence[Prediction], examples: Sequence[Question]
     ) -> dict[str, float]:
-        """What the official script prints, as shares in [0, 1]: `f1` and `exact_match`.
+        """The metrics of the official script, as shares in [0, 1]: `f1` and `exact_match`.
 
         With `unanswerable` also both over the questions with and without an answer, and the best
-        that another `null_threshold` reaches on these examples, with that threshold.
+        value of each that any `null_threshold` reaches on these examples, with that threshold.
         """
         return squad_metrics(predictions, examples, unanswerable=self.unanswerable)
 
     def baseline(
         self, train_examples: Sequence[Question], examples: Sequence[Question]
     ) -> dict[str, float]:
-        """The metrics of an answer without a model, which learns nothing from training.
+        """The metrics of an answer that uses neither a model nor training examples.
 
-        With `unanswerable` that is "no answer", and otherwise the first of those sentences of the
-        context that share most words with the question.
+        With `unanswerable` it is "no answer", otherwise the sentence of the context that shares the
+        most words with the question, the first of equals.
         """
         del train_examples
         guesses = [

@@ -1,4 +1,4 @@
-"""Files of answers as BERT's run_squad.py writes them."""
+"""Writes answers in the files of BERT's run_squad.py."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,9 @@ def write_answers(
     *,
     unanswerable: bool,
 ) -> None:
-    """Writes JSON by id of the question.
+    """Writes JSON files keyed by question id.
 
-    predictions.json, which the official scripts take, nbest_predictions.json and, with
+    They are predictions.json for the official scripts, nbest_predictions.json and, with
     `unanswerable`, null_odds.json for `evaluate-v2.0.py --na-prob-file`.
     """
     by_id = {example.id: p for example, p in zip(examples, predictions, strict=True)}

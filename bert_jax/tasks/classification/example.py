@@ -8,9 +8,9 @@ class Example:
     """A text or a pair of texts.
 
     Attributes:
-      text_a, text_b: `text_b` is None where the task has single texts.
+      text_a, text_b: the texts; `text_b` is None for single texts.
       label: a class in any of its spellings, or a score; None = not known.
-      index: what a file of predictions calls the example.
+      index: the example's name in prediction files.
       place: where it comes from, for messages.
     """
 

@@ -14,8 +14,8 @@ def make_features(
 ) -> Features:
     """A token sequence for each example.
 
-    A text without any token stays, as `[CLS] [SEP]`. `counts` has `examples`, `unlabelled` of them,
-    `truncated` ones with `tokens_cut` in all, and `empty_texts`.
+    A text without tokens is kept, as `[CLS] [SEP]`. `counts` has `examples`, `unlabelled` ones,
+    `truncated` ones, the `tokens_cut` from those, and `empty_texts`.
 
     Args:
       examples: single texts, or pairs.

@@ -1,6 +1,6 @@
 """The tasks of GLUE (Wang et al. 2018, https://arxiv.org/abs/1804.07461).
 
-They read TFDS, and the files that GLUE hands out. The classes are in TFDS's order.
+They read TFDS and GLUE's own files. Classes are in TFDS's order.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ class GlueTask(ClassificationTask):
     """A task whose test examples are scored by GLUE's server.
 
     Attributes:
-      submissions: name of the file of predictions for each test split, by TFDS's name of it.
+      submissions: TFDS test split -> name of its prediction file.
     """
 
     test_labelled: bool = False
@@ -28,7 +28,6 @@ class GlueTask(ClassificationTask):
     submissions: ClassVar[Mapping[str, str]]
 
     def submission_name(self, source: str) -> str | None:
-        """What GLUE's server calls the predictions on a test split, `tfds:glue/sst2:test` say."""
         return self.submissions.get(source.rpartition(":")[2])
 
 
@@ -49,7 +48,7 @@ class Cola(GlueTask, name="glue/cola"):
 
 @dataclass(frozen=True)
 class Sst2(GlueTask, name="glue/sst2"):
-    """Stanford Sentiment Treebank: whether a sentence of a review likes the film."""
+    """Stanford Sentiment Treebank: whether a sentence of a film review is positive."""
 
     train: str = "tfds:glue/sst2:train"
     dev: str = "tfds:glue/sst2:validation"
@@ -78,7 +77,7 @@ class Mrpc(GlueTask, name="glue/mrpc"):
 
 @dataclass(frozen=True)
 class Stsb(GlueTask, name="glue/stsb"):
-    """Semantic Textual Similarity Benchmark: how much two sentences mean the same, from 0 to 5."""
+    """Semantic Textual Similarity Benchmark: how similar two sentences are, from 0 to 5."""
 
     train: str = "tfds:glue/stsb:train"
     dev: str = "tfds:glue/stsb:validation"
@@ -114,8 +113,8 @@ class Qqp(GlueTask, name="glue/qqp"):
 class Mnli(GlueTask, name="glue/mnli"):
     """Multi-Genre Natural Language Inference: whether a sentence follows from another.
 
-    Its dev and test examples are those of the genres of training; TFDS's splits of other genres
-    are `validation_mismatched` and `test_mismatched`.
+    Dev and test examples are of the genres seen in training; TFDS's splits of other genres are
+    `validation_mismatched` and `test_mismatched`.
     """
 
     train: str = "tfds:glue/mnli:train"
@@ -134,7 +133,7 @@ class Mnli(GlueTask, name="glue/mnli"):
 
 @dataclass(frozen=True)
 class Ax(Mnli, name="glue/ax"):
-    """The diagnostic examples, for a model of glue/mnli: there are none for training."""
+    """Diagnostic examples for a model of glue/mnli, without training examples."""
 
     train: str = ""
     dev: str = ""
@@ -145,7 +144,7 @@ class Ax(Mnli, name="glue/ax"):
 
 @dataclass(frozen=True)
 class Qnli(GlueTask, name="glue/qnli"):
-    """Question-answering NLI: whether a sentence has the answer to a question."""
+    """Question-answering NLI: whether a sentence contains the answer to a question."""
 
     train: str = "tfds:glue/qnli:train"
     dev: str = "tfds:glue/qnli:validation"
@@ -173,7 +172,7 @@ class Rte(GlueTask, name="glue/rte"):
 
 @dataclass(frozen=True)
 class Wnli(GlueTask, name="glue/wnli"):
-    """Winograd NLI: whether a sentence follows when it says what a pronoun means."""
+    """Winograd NLI: whether a sentence with a pronoun entails one with it replaced."""
 
     train: str = "tfds:glue/wnli:train"
     dev: str = "tfds:glue/wnli:validation"

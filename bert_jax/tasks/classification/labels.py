@@ -15,11 +15,10 @@ from bert_jax.tasks.classification.names import Names, all_of
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes by number.
+    """Classes, numbered in order.
 
     Attributes:
-      spellings: names of each: the first is the one we use, and the last is that of files of
-        predictions.
+      spellings: names of each class: the first is shown, the last is written to prediction files.
 
     Raises:
       UserError: two classes have the same name.
@@ -33,12 +32,12 @@ class Classes:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The first name of each."""
+        """The first name of each class."""
         return tuple(all_of(names)[0] for names in self.spellings)
 
     @property
     def written(self) -> tuple[str, ...]:
-        """The name of each in a file of predictions."""
+        """The name of each class in prediction files."""
         return tuple(all_of(names)[-1] for names in self.spellings)
 
     @cached_property
@@ -48,10 +47,10 @@ class Classes:
         }
 
     def number(self, name: str, place: str) -> int:
-        """The class that has the name.
+        """The number of the class with this name.
 
         Raises:
-          UserError: none has; the message begins with `place`.
+          UserError: no class has it; the message begins with `place`.
         """
         if name not in self._numbers:
             raise UserError(
@@ -62,7 +61,7 @@ class Classes:
 
 
 def read_score(label: Any, place: str) -> float:
-    """The number that a label is or spells.
+    """The score that a label is or spells.
 
     Raises:
       UserError: it is not a finite number; the message begins with `place`.
@@ -80,7 +79,7 @@ def class_labels(examples: Sequence[Example], classes: Classes) -> np.ndarray:
     """int32 [n]: the class of each example, -1 = not known.
 
     Raises:
-      UserError: a label is not of a class; the message has its place.
+      UserError: a label is not a class; the message has its place.
     """
     known = [-1 if e.label is None else classes.number(str(e.label), e.place) for e in examples]
     return np.array(known, np.int32)

@@ -1,7 +1,7 @@
-"""Metrics of classification and regression: scikit-learn's and SciPy's, and those of a guess.
+"""Metrics of classification and regression, from scikit-learn and SciPy, and a baseline guess.
 
-The libraries are imported when a metric is computed: they take a second that other uses need not
-wait. Labels and predictions are int32 [n] classes or float32 [n] scores, all of them known.
+The libraries are imported when a metric is computed, because that takes a second. Labels and
+predictions are int32 [n] classes or float32 [n] scores, all of them known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +10,18 @@ import numpy as np
 
 from bert_jax.tasks.protocol import ClassScores
 
-Metric = Callable[[np.ndarray, np.ndarray], float]  # of labels and predictions
+Metric = Callable[[np.ndarray, np.ndarray], float]  # labels, predictions -> value
 
 
 def accuracy(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """Share of the predictions that are right."""
+    """Share of correct predictions."""
     from sklearn.metrics import accuracy_score
 
     return float(accuracy_score(labels, predictions))
 
 
 def f1(labels: np.ndarray, predictions: np.ndarray) -> float:
-    """F1 of class 1 of two."""
+    """F1 of class 1 of two classes."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, zero_division=0))
@@ -65,7 +65,7 @@ SCORE_METRICS: Mapping[str, Metric] = {"pearson": pearson, "spearman": spearman}
 
 
 def count_confusions(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
-    """int64 [num_classes, num_classes]: examples by their class and the predicted one."""
+    """int64 [num_classes, num_classes]: number of examples by true and predicted class."""
     from sklearn.metrics import confusion_matrix
 
     matrix: np.ndarray = confusion_matrix(labels, predictions, labels=range(num_classes))
@@ -77,7 +77,7 @@ def scores_of_classes(
 ) -> list[ClassScores]:
     """Scores of each class, by its name.
 
-    A share of nothing is 0: the precision of a class never predicted, the recall of one without
+    0 / 0 counts as 0: the precision of a class never predicted, the recall of one without
     examples.
     """
     from sklearn.metrics import precision_recall_fscore_support
@@ -94,10 +94,10 @@ def scores_of_classes(
 
 
 def best_constant(labels: np.ndarray) -> float:
-    """The commonest class, or the mean score: what to predict of every example without a model."""
+    """The best constant prediction: the most frequent class, or the mean score."""
     return float(labels.mean() if labels.dtype.kind == "f" else np.bincount(labels).argmax())
 
 
 def _vary(labels: np.ndarray, predictions: np.ndarray) -> bool:
-    """Whether there are several labels and several predictions."""
+    """Whether neither labels nor predictions are constant."""
     return bool(np.ptp(labels) and np.ptp(predictions))

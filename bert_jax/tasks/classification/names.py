@@ -1,4 +1,4 @@
-"""Names of one thing: one name, or several that mean the same."""
+"""Names: one name, or several alternatives."""
 
 from typing import TypeAlias
 
@@ -6,10 +6,10 @@ Names: TypeAlias = str | tuple[str, ...]
 
 
 def all_of(names: Names) -> tuple[str, ...]:
-    """Every name; none of ""."""
+    """Every name; none for ""."""
     return (names,) if isinstance(names, str) and names else tuple(names)
 
 
 def either(names: Names) -> str:
-    """The names in a message."""
+    """The names, for a message."""
     return " or ".join(map(repr, all_of(names)))

@@ -1,4 +1,4 @@
-"""Rows of tables as examples of classification and regression."""
+"""Reads examples of classification and regression from tables."""
 
 import logging
 from collections.abc import Callable
@@ -15,12 +15,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns are called; the first name that a row has is taken.
+    """Names of the columns; the first name that a row has is used.
 
     Attributes:
-      text_a, text_b: of the texts; "" for `text_b` where the task has single texts.
-      label: of the label, None of which, like an empty one, is not known.
-      index: of what a file of predictions calls the example.
+      text_a, text_b: columns of the texts; "" for `text_b` if the task has single texts.
+      label: column of the label; an empty label or None is not known.
+      index: column of the example's name in prediction files.
     """
 
     text_a: Names
@@ -43,16 +43,16 @@ def read_examples(
     """The examples of a source, in order.
 
     Args:
-      source: as `read_rows` takes it.
-      columns: of the source. An example without an index has its number, from 0.
-      read_label: makes a label of a value that is not empty, and its place, for messages.
-      labelled: False: labels are not looked at, if there are any.
+      source: as in `read_rows`.
+      columns: columns of the source; an example without an index gets its number, from 0.
+      read_label: makes a label from a value that is not empty and its place, for messages.
+      labelled: whether labels are read; False ignores any.
       skip_incomplete: leave out rows that lack a column, and log how many.
-      format, encoding, data_dir: as `read_rows` takes them.
+      format, encoding, data_dir: as in `read_rows`.
 
     Raises:
       UserError: as `read_rows` and `read_label`; no rows; a column is missing or holds no text; if
-        `labelled`, none has a label. The message has the line.
+        `labelled`, none has a label. The message names the line.
     """
     needed = [columns.text_a, columns.text_b, *([columns.label] if labelled else [])]
     needed = [names for names in needed if names]

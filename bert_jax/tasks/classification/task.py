@@ -1,4 +1,4 @@
-"""The task of classification and regression of texts and pairs of texts."""
+"""Classification and regression of texts and pairs of texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,39 +42,39 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
     """One class, or one score, for each text or pair of texts.
 
     Predictions are int32 [n] classes, or float32 [n] scores. A column may have several names: the
-    first that a row has is taken. Columns of files without a header are "1", "2", ...; see
+    first that a row has is used. Columns of files without a header are "1", "2", ...; see
     `bert_jax.tasks.tables.read_rows`.
 
     Raises:
       UserError: fields contradict each other.
     """
 
-    text_a: Names = field("text", "column of the texts, or of the first of each pair")
-    text_b: Names = field("", "column of the second of each pair; empty for single texts")
+    text_a: Names = field("text", "column of the text, or of the first of a pair")
+    text_b: Names = field("", "column of the second text of a pair; empty for single texts")
     label: Names = field(
         "label",
-        "column of the label; an empty one, null, or class -1 of TFDS says that it is not known",
+        "column of the label; an empty label, null, or class -1 of TFDS means not known",
     )
     index: Names = field(
         ("idx", "index"),
-        "column of what a file of predictions calls an example; without it they count from 0",
+        "column of an example's name in prediction files; without it examples count from 0",
     )
     labels: tuple[Names, ...] = field(
         (),
         "the classes; none = those of the training examples. A class may have several spellings, "
-        'as in (("negative", "0"), ("positive", "1")): the first is its name, and the last is what '
-        "goes into a file of predictions",
+        'as in (("negative", "0"), ("positive", "1")): the first is its name, the last is '
+        "written to prediction files",
     )
     regression: bool = field(False, "labels are numbers")
     metric_names: tuple[str, ...] = field(
         ("accuracy",),
-        f"of classes {', '.join(CLASS_METRICS)}; of a regression "
+        f"metrics: for classes {', '.join(CLASS_METRICS)}; for regression "
         f"{', '.join(SCORE_METRICS)}; the first one picks the best model",
     )
-    format: str = field("", "tsv, csv, jsonl or label_first; empty for what the file's suffix says")
-    encoding: str = field("utf-8", "of files, as Python calls it")
+    format: str = field("", "tsv, csv, jsonl or label_first; empty to go by the file's suffix")
+    encoding: str = field("utf-8", "encoding of files, by its Python name")
     skip_incomplete: bool = field(
-        False, "rows that lack a column are skipped and counted in the log, not an error"
+        False, "skip rows that lack a column and log their number; otherwise they are an error"
     )
 
     predictions_suffix: ClassVar[str] = ".tsv"
@@ -90,8 +90,7 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
         num_classes = len(self._classes.names)
         if "f1" in self.metric_names and num_classes not in (0, 2):
             raise UserError(
-                f"metric_names: f1 is that of the second of two classes, and there are "
-                f"{num_classes}; take macro_f1"
+                f"metric_names: f1 needs two classes, but there are {num_classes}; take macro_f1"
             )
 
     @property
@@ -109,23 +108,22 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """Names of the classes; none of a regression."""
+        """Names of the classes; none for regression."""
         return self._classes.names
 
     @property
     def num_labels(self) -> int:
-        """Classes, or 1 of a regression."""
+        """Number of classes, or 1 for regression."""
         return 1 if self.regression else len(self.labels)
 
     def with_labels(self, labels: Sequence[str]) -> Self:
-        """The same task with these classes; itself if it has labels or is a regression."""
         return self if self.regression or self.labels else replace(self, labels=tuple(labels))
 
     def with_labels_of(self, examples: Sequence[Example]) -> Self:
-        """The same task with the labels that `examples` have, sorted; itself if it has labels.
+        """The same task with the labels found in `examples`, sorted; itself if it has labels.
 
         Raises:
-          UserError: they have but one.
+          UserError: there is only one.
         """
         if self.regression or self.labels:
             return self
@@ -138,13 +136,13 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
         """The examples of a file or of `tfds:NAME[:SPLIT]`, in order.
 
         Args:
-          source: as `bert_jax.tasks.tables.read_rows` takes it.
-          labelled: False: labels are not looked at, if there are any.
+          source: as in `bert_jax.tasks.tables.read_rows`.
+          labelled: as in `Task.read`.
 
         Raises:
           UserError: as `read_rows`; no rows; a column is missing or holds no text; if `labelled`,
             none has a label, one is not among `labels`, or a score is not a finite number. The
-            message has the line.
+            message names the line.
         """
         return read_examples(
             source,
@@ -166,11 +164,7 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
     def features(
         self, examples: Sequence[Example], wordpiece: WordPiece, max_seq_length: int
     ) -> Features:
-        """Token sequences, in the order of `examples`, with a class or score each.
-
-        Raises:
-          UserError: a label that the task does not have, with its line.
-        """
+        """One sequence per example, with its class or score; see `make_features`."""
         return make_features(examples, self._labels(examples), wordpiece, max_seq_length)
 
     def _labels(self, examples: Sequence[Example]) -> np.ndarray:
@@ -179,7 +173,7 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
     def predictions(
         self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Example]
     ) -> np.ndarray:
-        """The likeliest class of each example, int32 [n], or its score, float32 [n]."""
+        """The most likely class of each example, int32 [n], or its score, float32 [n]."""
         del features, examples
         return scores(logits) if self.regression else likeliest_classes(logits)
 
@@ -191,13 +185,12 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
     def baseline(
         self, train_examples: Sequence[Example], examples: Sequence[Example]
     ) -> dict[str, float]:
-        """The metrics of always predicting the commonest class, or the mean score, of training."""
+        """The metrics of always predicting the most frequent class, or mean score, of training."""
         labels = self._labels(train_examples)
         guess = best_constant(labels[is_known(labels)])
         return self.metrics(np.full(len(examples), guess, labels.dtype), examples)
 
     def per_class(self, predictions: np.ndarray, examples: Sequence[Example]) -> list[ClassScores]:
-        """Scores of each class; none of a regression."""
         if self.regression:
             return []
         return scores_of_classes(*self._known(predictions, examples), self.label_names)
@@ -205,7 +198,6 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
     def confusion_matrix(
         self, predictions: np.ndarray, examples: Sequence[Example]
     ) -> np.ndarray | None:
-        """int64 [classes, classes]: examples by their class and the predicted one, or None."""
         if self.regression:
             return None
         return count_confusions(*self._known(predictions, examples), self.num_labels)
@@ -221,7 +213,7 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
     def write_predictions(
         self, path: epath.PathLike, examples: Sequence[Example], predictions: np.ndarray
     ) -> None:
-        """Writes `index` and `prediction` as TSV with a header, as GLUE's server takes it."""
+        """Writes `index` and `prediction` as TSV with a header, the format of GLUE's server."""
         if self.regression:
             said = [f"{score:.4f}" for score in predictions]
         else:

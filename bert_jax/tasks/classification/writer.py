@@ -1,4 +1,4 @@
-"""Files of predictions of classes and scores."""
+"""Writes predicted classes and scores."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from bert_jax.tasks.classification.example import Example
 
 
 def write_tsv(path: epath.PathLike, examples: Sequence[Example], said: Sequence[str]) -> None:
-    """Writes `index` and `prediction` as TSV with a header, as GLUE's server takes it.
+    """Writes `index` and `prediction` as TSV with a header, the format of GLUE's server.
 
-    Rows are sorted by index where all are numbers: TFDS has shuffled them.
+    Rows are sorted by index if all are numbers, because TFDS shuffles them.
     """
     rows = [(example.index, text) for example, text in zip(examples, said, strict=True)]
     if all(index.isdecimal() for index, _ in rows):

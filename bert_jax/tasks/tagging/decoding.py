@@ -1,4 +1,4 @@
-"""Logits of the head as tags of words."""
+"""Decodes the head's logits into tags of words."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,13 +22,13 @@ def likeliest_tags(
     examples: Sequence[Sentence],
     labels: Sequence[str],
 ) -> list[Prediction]:
-    """The likeliest tag of each word, which need not fit its neighbours.
+    """The most likely tag of each word, which need not fit its neighbours.
 
     Args:
-      logits: of each window, [length, num_labels].
-      features: those windows.
-      examples: those of which `features` are.
-      labels: the tags by their number.
+      logits: [length, num_labels] for each window.
+      features: the windows.
+      examples: the sentences that `features` was made from.
+      labels: the tags in order of their numbers.
     """
     predictions = [
         Prediction([""] * len(e.words), np.zeros(len(e.words), np.float32)) for e in examples
@@ -38,7 +38,7 @@ def likeliest_tags(
         counted = np.flatnonzero(words >= 0)
         of_words = logits[window][counted]
         best = of_words.argmax(axis=-1)
-        # The softmax of the largest: exp(0) / sum(exp(others - largest)).
+        # The softmax of the largest logit: exp(0) / sum(exp(logits - largest)).
         odds = np.exp(of_words - of_words.max(axis=-1, keepdims=True))
         probabilities = 1 / odds.sum(axis=-1)
         for word, class_, probability in zip(words[counted], best, probabilities):

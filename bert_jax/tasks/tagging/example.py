@@ -9,10 +9,10 @@ class Sentence(NamedTuple):
 
     Attributes:
       words: as in the source.
-      tags: one a word; None = not known.
+      tags: one per word; None = not known.
       place: where it comes from, for messages.
-      predicate: indices of the words whose roles the tags are.
-      num_repaired: how many tags were not what they should be.
+      predicate: indices of the words of the predicate, if the tags are its roles.
+      num_repaired: number of tags that broke the scheme.
     """
 
     words: Sequence[str]

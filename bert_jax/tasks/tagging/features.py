@@ -1,8 +1,8 @@
 """Windows of sentences with a class at each word's first piece.
 
 A word's tag is predicted at its first piece (Devlin et al. 2019, https://arxiv.org/abs/1810.04805,
-section 5.3). A long sentence is cut into windows that overlap by half, and each word counts in the
-one window where it has most context, in training as in evaluation.
+section 5.3). A long sentence is cut into windows that overlap by half, and each word counts only
+in the window that gives it the most context, in training and in evaluation.
 """
 
 import itertools
@@ -43,11 +43,11 @@ def make_features(
     """Windows of at most `max_seq_length` tokens, those of a sentence one after the other.
 
     `labels` of the features has the class of a word at its first piece and -1 elsewhere. A word
-    without a piece (control characters) keeps its place as [UNK]. `counts` has `examples`,
+    without a piece (control characters) becomes [UNK]. `counts` has `examples`,
     `windowed` ones, the `tags_repaired` by the reader, and `unknown_words`, those without a piece.
 
     Raises:
-      UserError: a tag that is not one of `labels`; a predicate that leaves no room.
+      UserError: a tag is not one of `labels`, or a predicate leaves no room.
     """
     input_ids: list[np.ndarray] = []
     labels_of_tokens: list[np.ndarray] = []

@@ -1,11 +1,11 @@
-"""Metrics of tags, entities counted by seqeval, and those of a guess.
+"""Metrics of tags, with entities counted by seqeval, and a baseline guess.
 
-Of BIO tags seqeval counts as the script conlleval of the CoNLL tasks does (Tjong Kim Sang and De
-Meulder 2003, https://aclanthology.org/W03-0419): an I- that continues nothing begins an entity. Of
-BIOES tags it is strict: what is not begun by B- or S- and ended by E- or S- is no entity.
+For BIO tags seqeval counts like conlleval, the script of the CoNLL tasks (Tjong Kim Sang and De
+Meulder 2003, https://aclanthology.org/W03-0419): an I- that continues nothing begins an entity. For
+BIOES tags it is strict: an entity must begin with B- or S- and end with E- or S-.
 
-It is imported when a metric is computed, since it imports scikit-learn: that takes a second that
-other uses need not wait. Tags are lists of one list a sentence, all of them known.
+seqeval is imported when a metric is computed, because it imports scikit-learn, which takes a
+second. Tags are one list per sentence, all of them known.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from bert_jax.tasks.tagging.example import Sentence
 def scores(gold: list[list[str]], predicted: list[list[str]], scheme: str) -> dict[str, float]:
     """`f1`, `precision` and `recall` of entities over all types, `accuracy` of words.
 
-    An entity is right if its type and its words are. A share of nothing is 0.
+    An entity is right if its type and its words are. 0 / 0 counts as 0.
     """
     from seqeval.metrics import f1_score, precision_score, recall_score
 
@@ -43,7 +43,7 @@ def scores_of_types(
     """Scores of each type of entity; `support` counts entities."""
     from seqeval.metrics import classification_report
 
-    with warnings.catch_warnings():  # of averages over no type, which are not used
+    with warnings.catch_warnings():  # about averages over no type, which are not used
         warnings.simplefilter("ignore", RuntimeWarning)
         report = classification_report(gold, predicted, output_dict=True, **_options(scheme))
     return [
@@ -70,7 +70,7 @@ def _options(scheme: str) -> dict[str, Any]:
 def commonest_tags(
     train_examples: Sequence[Sentence], examples: Sequence[Sentence]
 ) -> list[list[str]]:
-    """Each word's commonest tag in training, O for a word that is not there."""
+    """Each word's most frequent tag in training, O for unseen words."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for example in train_examples:
         for word, tag in zip(example.words, example.tags or ()):
@@ -80,6 +80,6 @@ def commonest_tags(
 
 
 def share_of_o(gold: list[list[str]]) -> float:
-    """The accuracy of O everywhere."""
+    """The accuracy of tagging every word as O."""
     counts = Counter(itertools.chain.from_iterable(gold))
     return counts["O"] / counts.total()

@@ -1,4 +1,4 @@
-"""Words of a plain text, and the entities that their tags spell in it."""
+"""Words of a plain text, and the entities that their tags mark."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from bert_jax.tasks.tagging.schemes import find_spans
 
 
 class Entity(NamedTuple):
-    """`text`, which is `whole_text[start:end]`; `score` is its words' mean probability."""
+    """An entity: `text` is `whole_text[start:end]`, `score` its words' mean probability."""
 
     type: str
     text: str
@@ -22,9 +22,9 @@ class Entity(NamedTuple):
 
 
 def split_words(wordpiece: WordPiece, text: str) -> list[tuple[int, int]]:
-    """(start, end) of the words of a plain text: what white space and punctuation separate.
+    """(start, end) of the words of a plain text, split at white space and punctuation.
 
-    The cuts are BERT's own, before it looks for pieces. `Sentence` takes `text[start:end]` of each.
+    Words are those that BERT splits into pieces. `Sentence` takes `text[start:end]` of each.
     """
     ids, offsets = wordpiece.encode_with_offsets(text)
     firsts = np.flatnonzero(~wordpiece.is_continuation[ids])
@@ -35,12 +35,12 @@ def split_words(wordpiece: WordPiece, text: str) -> list[tuple[int, int]]:
 def find_entities(
     text: str, words: Sequence[tuple[int, int]], prediction: Prediction
 ) -> list[Entity]:
-    """The entities that the tags of a text's words spell, in order.
+    """The entities that the tags of a text's words mark, in order.
 
     Args:
       text: plain text.
       words: (start, end) of each word, as from `split_words`.
-      prediction: of those words. Tags that do not fit are read as conlleval reads them.
+      prediction: tags of those words; those that break the scheme are read as by conlleval.
     """
     entities = []
     for type_, first, last in find_spans(prediction.tags):

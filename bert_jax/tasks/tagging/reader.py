@@ -1,4 +1,4 @@
-"""Words and tags as their sources have them: CoNLL files and TFDS."""
+"""Reads words and tags from CoNLL files and TFDS."""
 
 import itertools
 import re
@@ -15,12 +15,12 @@ _NO_PREDICATE = ("-", "_", "O", "0", "")
 
 
 class Tagged(NamedTuple):
-    """Words of a sentence.
+    """A sentence of a source.
 
     Attributes:
       words: as in the source.
-      tags: one a word, unchecked; None = not known.
-      places: of each word, for messages.
+      tags: one per word, unchecked; None = not known.
+      places: where each word comes from, for messages.
       predicate: indices of the words that are marked as a predicate.
     """
 
@@ -34,9 +34,9 @@ class Columns(NamedTuple):
     """Columns of a file, counted from 1, or from the end: -1 is the last.
 
     Attributes:
-      word: of the words.
-      tag: of the tags; 0 = they are not looked at.
-      predicate: of the marks of a predicate; 0 = there is none.
+      word: column of the words.
+      tag: column of the tags; 0 = not read.
+      predicate: column that marks the predicate; 0 = none.
     """
 
     word: int
@@ -49,7 +49,7 @@ def read_tfds(source: str, *, labelled: bool, data_dir: str) -> Iterator[Tagged]
 
     Args:
       source: `tfds:NAME[:SPLIT]`.
-      labelled: False: tags are not looked at.
+      labelled: whether tags are read.
       data_dir: where TFDS keeps its datasets; empty for its default.
 
     Raises:
@@ -62,13 +62,13 @@ def read_tfds(source: str, *, labelled: bool, data_dir: str) -> Iterator[Tagged]
 
 
 def read_conll(source: str, columns: Columns, encoding: str) -> Iterator[Tagged]:
-    """The sentences of a file with a word a line and a blank line between sentences.
+    """The sentences of a file with one word per line and blank lines between sentences.
 
     Columns are separated by tabs or else by spaces. Lines that begin with -DOCSTART- are skipped,
     and so are comments: lines that begin with # and do not end in a tag.
 
     Raises:
-      UserError: no such file, another encoding or number of columns. The message has the line.
+      UserError: no such file, another encoding or number of columns. The message names the line.
     """
     path = epath.Path(source).expanduser()
     lines = _words(path, read_lines(path, encoding), columns)
@@ -110,7 +110,7 @@ def _words(
         if not fits:
             raise UserError(
                 f"{path}, line {number}: {len(fields)} columns, "
-                + (f"and {width} in the lines before" if width else f"of {needed} or more")
+                + (f"but {width} in the lines before" if width else f"fewer than {needed}")
                 + "; columns are separated by tabs, or else by spaces"
             )
         if not _field(fields, columns.word):

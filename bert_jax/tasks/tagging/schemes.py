@@ -1,7 +1,7 @@
-"""Schemes of tags, BIO and BIOES, and the entities that tags spell.
+"""Tagging schemes, BIO and BIOES, and the entities that tags mark.
 
-Tags are read as the script conlleval of the CoNLL tasks reads them (Tjong Kim Sang and De Meulder
-2003, https://aclanthology.org/W03-0419): an I- or E- that continues nothing begins an entity.
+Tags are read as by conlleval, the script of the CoNLL tasks (Tjong Kim Sang and De Meulder 2003,
+https://aclanthology.org/W03-0419): an I- or E- that continues nothing begins an entity.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from bert_jax.errors import UserError
 
-SCHEMES = ("BIO", "BIOES")  # the letters that their tags begin with
+SCHEMES = ("BIO", "BIOES")  # named after the first letters of their tags
 
 _TAG = re.compile("O|[BIES]-.+")
 
@@ -24,22 +24,22 @@ class Span(NamedTuple):
 
 
 def is_tag(text: str) -> bool:
-    """Whether it is a tag of any scheme."""
+    """Whether `text` is a tag of any scheme."""
     return _TAG.fullmatch(text) is not None
 
 
 def tags_of(types: Iterable[str], scheme: str) -> tuple[str, ...]:
-    """All tags of entities of the types, in their order, after O."""
+    """O, then all tags of the types, in their order."""
     prefixes = [prefix for prefix in scheme if prefix != "O"]
     return ("O", *(f"{prefix}-{type_}" for type_ in types for prefix in prefixes))
 
 
 def find_spans(tags: Sequence[str]) -> list[Span]:
-    """The entities that the tags of a sentence spell, in order."""
+    """The entities that the tags of a sentence mark, in order."""
     spans: list[Span] = []
     before, type_before = "O", ""
     for index, tag in enumerate(tags):
-        prefix, type_ = tag[0], tag.split("-", maxsplit=1)[-1]  # all of a tag of no scheme
+        prefix, type_ = tag[0], tag.split("-", maxsplit=1)[-1]  # the whole tag if without prefix
         if before not in "OES" and prefix not in "OBS" and type_ == type_before:
             spans[-1] = spans[-1]._replace(last=index)
         elif prefix != "O":
@@ -49,7 +49,7 @@ def find_spans(tags: Sequence[str]) -> list[Span]:
 
 
 def spell(spans: Iterable[Span], length: int, scheme: str) -> list[str]:
-    """Tags of `length` words that spell the entities."""
+    """Tags of `length` words that mark the entities."""
     tags = ["O"] * length
     for type_, first, last in spans:
         tags[first : last + 1] = [f"I-{type_}"] * (last + 1 - first)
@@ -60,27 +60,27 @@ def spell(spans: Iterable[Span], length: int, scheme: str) -> list[str]:
 
 
 def checked(tags: Sequence[str], places: Sequence[str], scheme: str, repair: bool) -> list[str]:
-    """The tags of a sentence as the scheme spells them.
+    """The tags of a sentence, made to follow the scheme.
 
     Args:
-      tags: one a word.
-      places: where each of them stands.
+      tags: one per word.
+      places: where each word comes from, for messages.
       scheme: one of `SCHEMES`.
-      repair: tags that do not fit their neighbours are read as conlleval reads them.
+      repair: read tags that do not fit their neighbours as conlleval does.
 
     Raises:
       UserError: a tag is not of the scheme, or without `repair` it does not fit its neighbours.
     """
     for tag, place in zip(tags, places, strict=True):
         if not is_tag(tag) or tag[0] not in scheme:
-            raise UserError(f"{place}: {tag!r} is no tag of {scheme}; check scheme and tag_column")
+            raise UserError(f"{place}: {tag!r} is not a {scheme} tag; check scheme and tag_column")
     fixed = spell(find_spans(tags), len(tags), scheme)
     broken = [index for index, tag in enumerate(tags) if tag != fixed[index]]
     if broken and not repair:
         index = broken[0]
         raise UserError(
             f"{places[index]}: tag {tags[index]!r} does not fit its neighbours; "
-            f"{scheme} has {fixed[index]!r} there, which is what repair=True reads"
+            f"{scheme} has {fixed[index]!r} there; repair=True reads it so"
         )
     return fixed
 

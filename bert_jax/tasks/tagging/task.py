@@ -1,4 +1,4 @@
-"""The task of tagging words: named entities, semantic roles and what else BIO or BIOES can say."""
+"""Tagging of words in BIO or BIOES: named entities, semantic roles and the like."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     """
 
     labels: tuple[str, ...] = field(
-        (), "the tags; none = those of the types that the training examples have"
+        (), "the tags; none = all tags of the entity types in the training examples"
     )
     scheme: str = field(
         "BIO",
@@ -44,17 +44,17 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     tag_column: int = field(-1, "column of the tags, in CoNLL files")
     predicate_column: int = field(
         0,
-        "column of the predicate, in files for semantic role labelling, which have a sentence once "
-        "for each of its predicates: the words that have not `-`, `_`, `O` or `0` there follow the "
+        "column that marks the predicate, in files for semantic role labelling, which repeat a "
+        "sentence for each of its predicates: words not marked `-`, `_`, `O` or `0` follow the "
         "sentence as segment B (Shi and Lin 2019, https://arxiv.org/abs/1904.05255), and roles are "
-        "tags like others; 0 = none",
+        "tagged like entities; 0 = none",
     )
     repair: bool = field(
         False,
-        "tags that break the scheme are read as conlleval reads them, otherwise they are an error; "
-        "this reads IOB1, where B- is left to entities that follow one another",
+        "read tags that break the scheme as conlleval does; otherwise they are an error. IOB1, "
+        "which uses B- only where one entity follows another, needs this",
     )
-    encoding: str = field("utf-8", "of CoNLL files, as Python calls it")
+    encoding: str = field("utf-8", "encoding of CoNLL files, by its Python name")
 
     @property
     def head(self) -> Head:
@@ -69,18 +69,16 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The tags."""
         return self.labels
 
     def with_labels(self, labels: Sequence[str]) -> Self:
-        """The same task with these tags; itself if it has tags."""
         return self if self.labels else replace(self, labels=tuple(labels))
 
     def with_labels_of(self, examples: Sequence[Sentence]) -> Self:
-        """The same task with all tags of the types that `examples` have; itself if it has tags.
+        """The same task with all tags of the entity types in `examples`; itself if it has tags.
 
         Raises:
-          UserError: they have no entity.
+          UserError: the examples have no entity.
         """
         if self.labels:
             return self
@@ -92,18 +90,18 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     def read(self, source: str, *, labelled: bool = True) -> list[Sentence]:
         """The sentences of a CoNLL file, or of `tfds:conll2003[:SPLIT]`.
 
-        A file has a word a line, with columns separated by tabs or else by spaces, and a blank line
-        between sentences. Lines that begin with -DOCSTART- are skipped, and so are comments: lines
-        that begin with # and do not end in a tag.
+        A file has one word per line, with columns separated by tabs or else by spaces, and blank
+        lines between sentences. Lines that begin with -DOCSTART- are skipped, and so are comments:
+        lines that begin with # and do not end in a tag.
 
         Args:
           source: a file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset
             with the features `tokens` and `ner`; its split is `train` by default.
-          labelled: False: tags are not looked at, if there are any.
+          labelled: as in `Task.read`.
 
         Raises:
           UserError: no such source, another encoding or number of columns, a tag that is not of the
-            scheme or of `labels`. The message has the line.
+            scheme or of `labels`. The message names the line.
         """
         if dataset_and_split(source):
             found = read_tfds(source, labelled=labelled, data_dir=self.data_dir)
@@ -113,11 +111,11 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
             found = read_conll(source, columns, self.encoding)
         sentences = [self._sentence(each) for each in found]
         if not sentences:
-            raise UserError(f"{source}: no sentence there")
+            raise UserError(f"{source}: no sentences found")
         return sentences
 
     def _sentence(self, found: Tagged) -> Sentence:
-        """With checked tags."""
+        """A sentence with checked tags."""
         words, tags, places, predicate = found
         if tags is None:
             return Sentence(words, None, places[0], predicate)
@@ -130,11 +128,7 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     def features(
         self, examples: Sequence[Sentence], wordpiece: WordPiece, max_seq_length: int
     ) -> TaggingFeatures:
-        """Windows of at most `max_seq_length` tokens, those of a sentence one after the other.
-
-        Raises:
-          UserError: a tag that is not one of `labels`; a predicate that leaves no room.
-        """
+        """The windows of each sentence; see `make_features`."""
         return make_features(examples, self.labels, wordpiece, max_seq_length)
 
     def predictions(
@@ -143,7 +137,7 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
         features: TaggingFeatures,
         examples: Sequence[Sentence],
     ) -> list[Prediction]:
-        """The likeliest tag of each word, which need not fit its neighbours."""
+        """The most likely tag of each word, which need not fit its neighbours."""
         return likeliest_tags(logits, features, examples, self.labels)
 
     def metrics(
@@ -155,9 +149,9 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     def baseline(
         self, train_examples: Sequence[Sentence], examples: Sequence[Sentence]
     ) -> dict[str, float]:
-        """The metrics of each word's commonest tag in training, O for a word that is not there.
+        """The metrics of each word's most frequent tag in training, O for unseen words.
 
-        `share_of_o` is the accuracy of O everywhere.
+        `share_of_o` is the accuracy of tagging every word as O.
         """
         gold, guesses = _known(commonest_tags(train_examples, examples), examples)
         return scores(gold, guesses, self.scheme) | {"share_of_o": share_of_o(gold)}

@@ -1,4 +1,4 @@
-"""CoNLL files of predicted tags."""
+"""Writes predicted tags as CoNLL files."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ def write_conll(
 ) -> None:
     """Writes word, tag if it is known, and predicted tag, separated by tabs.
 
-    conlleval takes the file with `-d '\\t'`.
+    conlleval reads the file with `-d '\\t'`.
     """
     blocks = []
     for example, prediction in zip(examples, predictions, strict=True):
