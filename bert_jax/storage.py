@@ -8,14 +8,17 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.json_values import parse_json, typed
 
 # If TensorFlow is installed, etils would use its file system; only gcsfs is tested.
 os.environ.setdefault("EPATH_USE_TF", "false")
+
+T = TypeVar("T")
 
 UNFINISHED = ".unfinished"  # suffix of a file that is being written
 
@@ -64,18 +67,20 @@ def write_json(path: epath.PathLike, fields: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: epath.Path) -> dict[str, Any]:
-    """The object in a JSON file of a run or model.
+@overload
+def read_json(path: epath.Path) -> dict[str, Any]: ...
+@overload
+def read_json(path: epath.Path, kind: type[T]) -> T: ...
+def read_json(path: epath.Path, kind: Any = dict[str, Any]) -> Any:
+    """What a JSON file of a run, model or store holds, as a `kind`; see `json_values.typed`.
 
     Raises:
-      UserError: no such file, or it does not hold a JSON object.
+      UserError: no such file, not JSON, or not a `kind`.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file; is {path.parent} the directory of a run or model?")
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); the file is damaged") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{path}: must hold a JSON object, not {type(fields).__name__}")
-    return fields
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON (a byte is not UTF-8); damaged?") from error
+    return typed(parse_json(text, str(path)), kind, str(path))

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from rooms of lower layers and from its own room.
 LAYERS = (
     {"", "errors"},
+    {"json_values"},
     {"fields", "storage"},
     {"model", "data", "corpora"},
     {"objective", "parallel"},
@@ -35,11 +36,11 @@ OWN = {
     "fields": {"fields", "errors"},
     "model": {"model", "fields", "errors"},
     "objective": {"objective", "model", "fields", "errors"},
-    "data": {"data", "errors", "fields", "storage"},
+    "data": {"data", "errors", "fields", "json_values", "storage"},
     "corpora": set(),
-    "tasks": {"tasks", "data", "errors", "fields", "model", "storage"},
+    "tasks": {"tasks", "data", "errors", "fields", "json_values", "model", "storage"},
     "parallel": {"parallel", "model", "fields", "errors"},
-    "report": {"report", "model", "errors"},
+    "report": {"report", "model", "errors", "json_values", "storage"},
 }
 OTHERS = {room: {"jax", "flax", "numpy"} for room in ("model", "objective")}
 ONLY_IN = {

@@ -128,8 +128,8 @@ BROKEN = {
     # files
     "no config": (without(CONFIG), r"source: no model there, neither config\.json .* nor bert_con"),
     "config is no JSON": (write(CONFIG, b"{"), r"source/config\.json: not JSON"),
-    "config is a list": (write(CONFIG, b"[]"), r"config\.json: must hold a JSON object, not list"),
-    "config is binary": (write(CONFIG, b"\xff\xfe"), r"config\.json: not JSON .*codec"),
+    "config is a list": (write(CONFIG, b"[]"), r"config\.json: expected object, got array"),
+    "config is binary": (write(CONFIG, b"\xff\xfe"), r"config\.json: not JSON"),
     "no weights": (without(WEIGHTS), r"source: neither model\.safetensors nor pytorch_model\.bin"),
     "weights cut short": (truncate, r"source: model\.safetensors is damaged or cut short"),
     "weights empty": (write(WEIGHTS, b""), r"model\.safetensors is damaged or cut short"),

@@ -409,8 +409,8 @@ def test_damaged_run(made, tmp_path, fails):
     config = tmp_path / "run" / "config.json"
     complete = config.read_text()
     for text, message in {
-        complete[:99]: r"run/config\.json: not JSON .*; the file is damaged",
-        "[]": r"run/config\.json: must hold a JSON object, not list",
+        complete[:99]: r"run/config\.json: not JSON .*; cut short or damaged",
+        "[]": r"run/config\.json: expected object, got array",
         complete.replace('"seed"', '"sed"'): r"config\.json: config\.sed: .* mean config\.seed\?",
     }.items():
         config.write_text(text)

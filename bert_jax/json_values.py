@@ -1,0 +1,57 @@
+"""Values from JSON that others wrote: parsed and checked, with errors that name the place."""
+
+import json
+import re
+from typing import Any, TypeVar
+
+import msgspec
+
+from bert_jax.errors import UserError
+
+T = TypeVar("T")
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(text: str, place: str) -> Any:
+    """The value that a JSON text holds.
+
+    Args:
+      text: one JSON document.
+      place: what errors name: a file, or a file and its line.
+
+    Raises:
+      UserError: not JSON, nested too deeply, or a string in it is no Unicode text.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{place}: not usable JSON (brackets nested too deeply)") from error
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON ({error}); cut short or damaged?") from error
+    if _SURROGATE.search(text):
+        # Two such escapes may make one character; one alone is no text and cannot be encoded.
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise UserError(f"{place}: {half} is half a character, not Unicode text") from error
+    return value
+
+
+def typed(value: Any, kind: type[T], place: str) -> T:
+    """`value` as a `kind`: a dataclass, a `dict[str, int]`, or any other type that msgspec reads.
+
+    Fields that `kind` does not have are ignored; fields without a default must be there. Strings
+    are not taken for numbers, nor booleans for integers.
+
+    Raises:
+      UserError: `value` or a part of it is missing or of another type; the message names the field.
+    """
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        what, _, where = str(error).replace("`", "").partition(" - at ")
+        field = where.removeprefix("$").removeprefix(".")
+        what = what.replace("Expected", "expected").replace("Object", "object")
+        raise UserError(f"{place}: {f'field {field}: ' if field else ''}{what}") from error
