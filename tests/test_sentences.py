@@ -33,6 +33,7 @@ CASES = [
     "他喊“好！”，然后走了。|完",
     "यह पहला है।| यह दूसरा है।",
     "¿Qué pasa?| ¡Nada!| Él duerme.| Élan.",
+    "We saw him--Mr. Adams--and _Mrs._ Adams.| Then--no.| A well-known dr. Smith came.| We left.",
 ]
 
 
@@ -41,6 +42,47 @@ def test_cases(case):
     expected = [sentence.strip() for sentence in case.split("|")]
     text = "\n".join(expected) if case.startswith("First line") else case.replace("|", "")
     assert split_sentences(text) == expected
+
+
+def words(number: int) -> str:
+    return " ".join(f"word{i % 7}" for i in range(number))
+
+
+def test_text_without_capitals_has_the_same_sentences():
+    text = "It rained. We stayed at home! Was it mr. Smith? He came at 9 p.m. with us. It dried."
+    expected = split_sentences(f"{text} {text}")
+    assert len(expected) == 10
+    assert split_sentences(f"{text} {text}".lower()) == [each.lower() for each in expected]
+    # A few capitals, as in names, do not matter; those of German and of ellipses do.
+    names = "we saw Bob. he ran and I ran. we ran on... and on. that was that, I think, at last. "
+    assert len(split_sentences(names * 3)) == 12
+    german = (
+        "Nach Art. 3 bzw. der Verordnung gem. den Regeln usw. ist Sache der Kommission, was hier. "
+    )
+    assert len(split_sentences(german * 3)) == 3
+
+
+def test_text_without_marks_is_cut_between_words():
+    text = words(500)
+    segments = split_sentences(text)
+    assert " ".join(segments) == text
+    assert {len(segment.split()) for segment in segments[:-1]} == {5}
+    commas = split_sentences(text.replace("word6", "word6,"))
+    assert {segment[-6:] for segment in commas} >= {"word6,"}
+    prose = f"A {words(5)}.\n" * 500
+    for number, others, is_cut in ((41, "", False), (42, "", True), (416, prose, False)):
+        sentences = split_sentences(others + words(number))
+        assert (sentences[-1] != words(number)) == is_cut
+    assert len(split_sentences(prose + text)) == 500 + len(segments)
+
+
+def test_text_without_spaces_is_cut_between_ideographs():
+    text = "天地玄黄宇宙洪荒" * 100
+    assert split_sentences(text) == ["天地玄黄宇宙洪荒"] * 100
+    assert split_sentences("天地玄黄，宇宙洪荒、" * 100) == ["天地玄黄，宇宙洪荒、"] * 100
+    kana, latin = "ひらがなばかりの" * 50, "x" * 900
+    assert split_sentences(kana + text) == [kana, *["天地玄黄宇宙洪荒"] * 100]
+    assert split_sentences(f"{latin} {kana}") == [latin, kana], "words stay whole"
 
 
 def test_blank_text_has_no_sentence():
