@@ -1,5 +1,7 @@
 """The exceptions that the command line reports in one line."""
 
+from typing import NoReturn
+
 
 class UserError(Exception):
     """Bad input: a field, a file or a flag. Exit code 2.
@@ -14,3 +16,8 @@ class TrainingDiverged(Exception):
 
     The message says at which step and what to try; earlier checkpoints are kept.
     """
+
+
+def throw(error: UserError) -> NoReturn:
+    """Raises the error. Readers of many lines call this for a bad one, unless told to skip it."""
+    raise error

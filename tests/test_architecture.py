@@ -59,7 +59,7 @@ ONLY_IN = {
     "sklearn": {"bert_jax.tasks.classification.metrics"},
     "scipy": {"bert_jax.tasks.classification.metrics"},
     "safetensors": {"bert_jax.interop.huggingface"},
-    "pyarrow": {"bert_jax.inference.vector_files"},
+    "pyarrow": {"bert_jax.data.parquet"},
     "tensorflow": {"bert_jax.interop.google_tf"},
     "torch": {"bert_jax.interop.huggingface"},
     "transformers": set(),

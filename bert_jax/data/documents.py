@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Protocol
 
 from etils import epath
 
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, throw
 from bert_jax.fields import import_object
 from bert_jax.storage import files_below, is_remote
 
@@ -241,24 +241,27 @@ def decoded_lines(
     file: BinaryIO,
     encoding: str = "utf-8",
     remedy: str = "convert the file, for example with iconv -t utf-8",
+    refuse: Callable[[UserError], object] = throw,
 ) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line of `file`, which is `path` opened for reading bytes.
 
     It is decompressed according to its suffix (.gz, .xz, .bz2, .zst). A byte order mark is dropped.
+    A line that is not text in `encoding` goes to `refuse` as a `UserError`, which ends with
+    `remedy`; if `refuse` returns, the line is left out.
 
     Raises:
-      UserError: a line is not text in `encoding` (the message ends with `remedy`), or the file is
-        damaged.
+      UserError: the file is damaged, or `refuse` raises.
     """
     number, compression = 0, suffixes(path)[1]
     try:
         for number, line in enumerate(_DECOMPRESS[compression](file) if compression else file, 1):
-            yield number, line.decode(encoding).removeprefix("\ufeff" if number == 1 else "")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}, line {number}: byte {error.start + 1} of the line is not "
-            f"{encoding.upper()}; {remedy}"
-        ) from error
+            try:
+                text = line.decode(encoding)
+            except UnicodeDecodeError as error:
+                reason = f"byte {error.start + 1} of the line is not {encoding.upper()}"
+                refuse(UserError(f"{path}, line {number}: {reason}; {remedy}"))
+            else:
+                yield number, text.removeprefix("\ufeff" if number == 1 else "")
     except _DAMAGED as error:
         raise UserError(f"{path}: damaged or cut short after line {number} ({error})") from error
 
@@ -302,7 +305,7 @@ def _find_files(name: str) -> list[tuple[epath.Path, str]]:
     if path.is_dir():
         found = [(file, str(file.relative_to(path))) for file in files_below(path)]
     elif glob.has_magic(name):
-        found = [(file, file.name) for file in _glob(path)]
+        found = [(file, file.name) for file in glob_files(path)]
     elif not path.exists():
         raise UserError(f"{name}: no such file or folder")
     elif suffixes(path)[0] not in _FORMATS:
@@ -315,7 +318,7 @@ def _find_files(name: str) -> list[tuple[epath.Path, str]]:
     return found
 
 
-def _glob(pattern: epath.Path) -> Iterator[epath.Path]:
+def glob_files(pattern: epath.Path) -> Iterator[epath.Path]:
     if not is_remote(pattern):
         return map(epath.Path, glob.glob(str(pattern), recursive=True))
     if "**" in pattern.parts:

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bert_jax.data.parquet import import_pyarrow
 from bert_jax.errors import UserError
 from bert_jax.inference.text_lines import Line
 from bert_jax.storage import whole_file
@@ -30,7 +31,7 @@ def check_output(path: str | None, pooling: str) -> None:
     if suffix == ".npy" and pooling == "tokens":
         raise UserError(f"--output={path}: texts differ in tokens; use .jsonl or .parquet")
     if suffix == ".parquet":
-        _pyarrow()
+        import_pyarrow()
 
 
 @contextlib.contextmanager
@@ -87,7 +88,7 @@ def _npy(file: BinaryIO) -> Iterator[Write]:
 
 @contextlib.contextmanager
 def _parquet(file: BinaryIO) -> Iterator[Write]:
-    pa, parquet = _pyarrow()
+    pa, parquet = import_pyarrow()
     rows: list[tuple[Line, np.ndarray, Sequence[str] | None]] = []
     writer: Any = None
 
@@ -132,12 +133,3 @@ def _lists(pa: Any, array: np.ndarray) -> Any:
     for size in reversed(array.shape[1:]):
         values = pa.FixedSizeListArray.from_arrays(values, size)
     return values
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError("Parquet needs pyarrow: pip install 'bert-jax[parquet]'") from error
-    return pyarrow, parquet

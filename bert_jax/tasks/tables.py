@@ -1,20 +1,39 @@
-"""Tables: rows with named columns, from TSV, CSV and JSONL files and TensorFlow Datasets.
+"""Tables: rows with named columns, from TSV, CSV, JSON and Parquet files and TensorFlow Datasets.
 
-Rows are streamed. Files may be local or gs://, plain or compressed (.gz, .xz, .bz2, .zst).
+Rows are streamed. Files may be local or gs://; text is plain or compressed (.gz, .xz, .bz2, .zst).
 """
 
 import csv
-import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import glob
+import io
+import itertools
+import logging
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from bert_jax.data.documents import dataset_and_split, decoded_lines, suffixes, tfds_examples
-from bert_jax.errors import UserError
+from bert_jax.data.documents import (
+    dataset_and_split,
+    decoded_lines,
+    glob_files,
+    suffixes,
+    tfds_examples,
+)
+from bert_jax.data.parquet import parquet_rows
+from bert_jax.errors import UserError, throw
+from bert_jax.json_values import parse_json
 
 Lines = Iterable[tuple[int, str]]  # number, from 1, and text
+Refuse = Callable[[UserError], object]  # takes the error of a row: raises it, or skips the row
+
+_log = logging.getLogger(__name__)
+
+_QUOTED = r'"(?:[^"]|"")*+"'
+_QUOTED_RECORD = re.compile(rf'(?:(?:{_QUOTED}|[^"\t\r]*+)(?:\t|\Z))*+')
+_LONGEST_FIELD = 2**31 - 1  # characters; the csv module's own limit is 131,072
 
 
 class Row(NamedTuple):
@@ -23,7 +42,7 @@ class Row(NamedTuple):
     Attributes:
       place: file and line, or dataset and example, for messages.
       values: values by column: text from TSV, CSV and label-first files, otherwise as in the JSON
-        object or the TFDS example.
+        object, the Parquet file or the TFDS example.
     """
 
     place: str
@@ -53,13 +72,17 @@ def read_rows(
     format: str = "",
     encoding: str = "utf-8",
     data_dir: str = "",
+    refuse: Refuse = throw,
 ) -> Iterator[Row]:
     """The rows of `source`, in order.
 
     Formats:
       tsv: fields are separated by tabs and never quoted, as in GLUE's files.
+      quoted_tsv: separated by tabs and quoted as in CSV, as pandas and spreadsheets write it.
       csv: separated by commas and quoted where needed; a quoted field may have line breaks.
       jsonl: one JSON object per line.
+      json: a list of JSON objects, or one object per line.
+      parquet: see `bert_jax.data.parquet.parquet_rows`.
       label_first: one `LABEL text` per line, with columns `label`, `text` and `coarse_label`, which
         is the label up to its first colon (`NUM` of TREC's `NUM:date`).
 
@@ -67,12 +90,15 @@ def read_rows(
     columns are called "1", "2", ... Lines without any text are skipped.
 
     Args:
-      source: a file, or `tfds:NAME[:SPLIT]`, split `train` by default. In TFDS examples, bytes
-        become text and class labels their names, None for class -1 (no label).
+      source: a file, a glob of several, or `tfds:NAME[:SPLIT]`, split `train` by default. In TFDS
+        examples, bytes become text and class labels their names, None for class -1 (no label).
       columns: the columns that the caller will read.
-      format: one of the above; by default the file's suffix.
-      encoding: Python's name of the file's encoding; lines must end in a byte 10.
+      format: one of the above; by default the file's suffix. A file that ends in .tsv is quoted if
+        all of it follows the rules of quoting and some field needs its quotes.
+      encoding: Python's name of the encoding of text; lines must end in a byte 10.
       data_dir: where TFDS keeps its datasets; empty for its default.
+      refuse: called with the error of a row that cannot be read, by default to raise it; if it
+        returns, the row is left out.
 
     Raises:
       UserError: no such file or dataset, another format or encoding, a header without any of
@@ -81,21 +107,41 @@ def read_rows(
     if found := dataset_and_split(source):
         yield from _tfds_rows(*found, data_dir)
         return
-    path = epath.Path(source).expanduser()
-    format = format or suffixes(path)[0].removeprefix(".")
-    if format not in _FORMATS:
-        raise UserError(f"{path}: format {format!r} is none of {', '.join(_FORMATS)}; set `format`")
-    yield from _FORMATS[format](path, read_lines(path, encoding), columns)
+    for path in find_files(source):
+        for row in _rows_of(path, columns, format, encoding, refuse):
+            if isinstance(row, UserError):
+                refuse(row)
+            else:
+                yield row
 
 
-def read_lines(path: epath.Path, encoding: str) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of each line of a file, plain or compressed.
+def find_files(source: str) -> list[epath.Path]:
+    """The file, or the files that a glob matches, sorted.
 
     Raises:
-      UserError: no such file, or not in that encoding. The message names the line.
+      UserError: there is none.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
+    path = epath.Path(source).expanduser()
+    found = [path]
+    if glob.has_magic(source) and not path.exists():
+        found = sorted(glob_files(path))
+    if not found or not found[0].exists():
+        raise UserError(f"{source}: no such file")
+    if found[0].is_dir():
+        raise UserError(f"{source}: a folder; name a file, or several by a glob, {source}/*")
+    return found
+
+
+def read_lines(
+    path: epath.Path, encoding: str, refuse: Refuse = throw
+) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line of a file, plain or compressed.
+
+    A line in another encoding goes to `refuse`; see `read_rows`.
+
+    Raises:
+      UserError: an unknown encoding, or the file is damaged.
+    """
     try:
         ends_lines = b"\n".decode(encoding) == "\n"
     except (LookupError, UnicodeDecodeError):
@@ -104,34 +150,123 @@ def read_lines(path: epath.Path, encoding: str) -> Iterator[tuple[int, str]]:
         raise UserError(f"encoding: cannot read lines of {encoding!r}; convert {path} to utf-8")
     with path.open("rb") as file:
         remedy = "set `encoding` (latin-1?) or convert the file, for example with iconv -t utf-8"
-        yield from decoded_lines(path, file, encoding, remedy)
+        yield from decoded_lines(path, file, encoding, remedy, refuse)
 
 
-def _tsv_rows(path: epath.Path, lines: Lines, columns: Collection[str]) -> Iterator[Row]:
+def _rows_of(
+    path: epath.Path, columns: Collection[str], format: str, encoding: str, refuse: Refuse
+) -> Iterator[Row | UserError]:
+    """The rows of a file, and the errors of those that cannot be read."""
+    kind = format or suffixes(path)[0].removeprefix(".").lower()
+    if kind == "parquet":
+        for number, values in enumerate(parquet_rows(path), 1):
+            yield Row(f"{path}, row {number}", values)
+        return
+    if kind not in _TEXT_FORMATS:
+        known = ", ".join((*_TEXT_FORMATS, "parquet"))
+        raise UserError(f"{path}: format {kind!r} is none of {known}; set `format`")
+    if not format and kind == "tsv":
+        lines = read_lines(path, encoding, refuse=lambda error: None)  # is reported when read
+        kind = "quoted_tsv" if _is_quoted(path, lines, columns) else "tsv"
+    yield from _TEXT_FORMATS[kind](path, read_lines(path, encoding, refuse), columns)
+
+
+def _tsv_rows(
+    path: epath.Path, lines: Lines, columns: Collection[str]
+) -> Iterator[Row | UserError]:
     records = ((number, line.rstrip("\r\n").split("\t")) for number, line in lines)
     return _named(path, records, columns)
 
 
-def _csv_rows(path: epath.Path, lines: Lines, columns: Collection[str]) -> Iterator[Row]:
-    return _named(path, _csv_records(path, lines), columns)
+def _quoted_tsv_rows(
+    path: epath.Path, lines: Lines, columns: Collection[str]
+) -> Iterator[Row | UserError]:
+    return _named(path, _csv_records(path, lines, "\t"), columns)
 
 
-def _csv_records(path: epath.Path, lines: Lines) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader((line for _, line in lines), strict=True)
-    number = 1
+def _csv_rows(
+    path: epath.Path, lines: Lines, columns: Collection[str]
+) -> Iterator[Row | UserError]:
+    return _named(path, _csv_records(path, lines, ","), columns)
+
+
+def _csv_records(path: epath.Path, lines: Lines, separator: str) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(_LONGEST_FIELD)  # of the process: the module has no other way
+    first = last = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal first, last
+        for last, line in lines:
+            first = first or last
+            yield line
+
     try:
-        for fields in reader:
-            yield number, fields
-            number = reader.line_num + 1  # a record may take several lines
+        for fields in csv.reader(texts(), delimiter=separator, strict=True):
+            yield first, fields
+            first = 0  # a record may take several lines
     except csv.Error as error:
         raise UserError(
-            f"{path}, line {number}: not CSV ({error}); a quote inside a quoted field is doubled"
+            f"{path}, line {first}: not CSV ({error}); a quote inside a quoted field is doubled"
         ) from error
+
+
+def _is_quoted(path: epath.Path, lines: Lines, columns: Collection[str]) -> bool:
+    """Whether all of a TSV file follows the rules of quoting, and some field needs its quotes.
+
+    By these rules a field has quotes around it or none in it. A file that quotes every name of its
+    header needs them too. Lines that are complete records by themselves need none.
+    """
+    width, needed = 0, False
+    for number, record in _lines_of_records(lines):
+        text = "".join(record).rstrip("\r\n")
+        if not text.strip():
+            continue
+        follows = _QUOTED_RECORD.fullmatch(text) is not None
+        fields = _unquoted(text) if follows else []
+        if not width:
+            width = len(fields)
+            plain = any(field in columns for field in text.split("\t"))
+            needed = not plain and any(field in columns for field in fields)
+        if not follows or len(fields) != width:
+            if needed:
+                _log.warning(
+                    f"{path}, line {number}: quotes around some fields, but not by the rules here, "
+                    "so all quotes are read as text; set `format` to tsv or quoted_tsv"
+                )
+            return False
+        by_tabs = {line.count("\t") + 1 for line in record}
+        if len(record) == 1 or by_tabs != {width} or width == 1:
+            needed = needed or any(mark in field for field in fields for mark in '"\t\n')
+    return needed
+
+
+def _lines_of_records(lines: Lines) -> Iterator[tuple[int, list[str]]]:
+    """Number of the first line, and the lines, of each record with an even number of quotes.
+
+    The last one may have an odd number.
+    """
+    record: list[str] = []
+    is_open, first = False, 1
+    for number, line in lines:
+        first = first if record else number
+        record.append(line)
+        is_open ^= line.count('"') % 2 == 1
+        if not is_open:
+            yield first, record
+            record = []
+    if record:
+        yield first, record
+
+
+def _unquoted(text: str) -> list[str]:
+    """The fields of a record that follows the rules of quoting."""
+    csv.field_size_limit(_LONGEST_FIELD)
+    return next(csv.reader(io.StringIO(text), delimiter="\t"))
 
 
 def _named(
     path: epath.Path, records: Iterable[tuple[int, list[str]]], columns: Collection[str]
-) -> Iterator[Row]:
+) -> Iterator[Row | UserError]:
     """Rows from records, which are a line number and fields."""
     wanted = {column for column in columns if not column.isdecimal()}
     header, names = None, []
@@ -142,6 +277,8 @@ def _named(
         if header is None:
             names = [field.strip() for field in fields]
             header = not wanted.isdisjoint(names)
+            if twice := [name for name in wanted if names.count(name) > 1]:
+                raise UserError(f"{place}: two columns are called {twice[0]!r}")
             if header:
                 continue
             if len(wanted) == len(set(columns)):
@@ -152,42 +289,71 @@ def _named(
         if not header:
             names = [str(index + 1) for index in range(len(fields))]
         elif len(fields) > len(names):
-            raise UserError(
+            yield UserError(
                 f"{place}: {len(fields)} fields under a header of {len(names)}; "
                 "is there a separator inside a text?"
             )
+            continue
         yield Row(place, dict(zip(names, fields, strict=False)))  # `get` reports missing ones
 
 
-def _jsonl_rows(path: epath.Path, lines: Lines, columns: Collection[str]) -> Iterator[Row]:
+def _jsonl_rows(
+    path: epath.Path, lines: Lines, columns: Collection[str]
+) -> Iterator[Row | UserError]:
+    del columns
     for number, line in lines:
         if not line.strip():
             continue
         place = f"{path}, line {number}"
         try:
-            values = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{place}: not JSON ({error}); each line must be an object") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{place}: {type(values).__name__}, not an object with named values")
-        yield Row(place, values)
+            values = parse_json(line, place)
+        except UserError as error:
+            yield error
+        else:
+            yield _object(values, place)
 
 
-def _label_first_rows(path: epath.Path, lines: Lines, columns: Collection[str]) -> Iterator[Row]:
+def _json_rows(
+    path: epath.Path, lines: Lines, columns: Collection[str]
+) -> Iterator[Row | UserError]:
+    filled = itertools.dropwhile(lambda line: not line[1].strip(), lines)
+    first = next(filled, None)
+    if first is None or not first[1].lstrip().startswith("["):
+        yield from _jsonl_rows(path, itertools.chain([first] if first else [], filled), columns)
+        return
+    text = "".join([first[1], *(line for _, line in filled)])
+    for number, value in enumerate(parse_json(text, str(path)), 1):
+        yield _object(value, f"{path}, item {number}")
+
+
+def _object(value: Any, place: str) -> Row | UserError:
+    if not isinstance(value, dict):
+        return UserError(f"{place}: {type(value).__name__}, not an object with named values")
+    return Row(place, value)
+
+
+def _label_first_rows(
+    path: epath.Path, lines: Lines, columns: Collection[str]
+) -> Iterator[Row | UserError]:
+    del columns
     for number, line in lines:
         if not line.strip():
             continue
+        place = f"{path}, line {number}"
         label, space, text = line.strip().partition(" ")
-        if not space:
-            raise UserError(f"{path}, line {number}: no space between a label and a text")
-        values = {"label": label, "coarse_label": label.partition(":")[0], "text": text}
-        yield Row(f"{path}, line {number}", values)
+        if space:
+            coarse = label.partition(":")[0]
+            yield Row(place, {"label": label, "coarse_label": coarse, "text": text})
+        else:
+            yield UserError(f"{place}: no space between a label and a text")
 
 
-_FORMATS = {
+_TEXT_FORMATS = {
     "tsv": _tsv_rows,
     "csv": _csv_rows,
     "jsonl": _jsonl_rows,
+    "json": _json_rows,
+    "quoted_tsv": _quoted_tsv_rows,
     "label_first": _label_first_rows,
 }
 
