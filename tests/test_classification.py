@@ -314,6 +314,13 @@ def test_glue_files(tmp_path, name):
         assert (tmp_path / file).read_text() == f"index\tprediction\n{row}\n"
 
 
+def test_glue_files_are_never_quoted(tmp_path):
+    source = write(tmp_path, "train.tsv", 'sentence\tlabel\n"a ""b"" c"\t0\n')
+    assert [e.text_a for e in GLUE["sst2"].read(source)] == ['"a ""b"" c"']
+    task = ClassificationTask(text_a="sentence")
+    assert [e.text_a for e in task.read(source)] == ['a "b" c']
+
+
 def test_glue_has_data_and_submissions():
     assert GLUE.keys() == GLUE_FILES.keys()
     for name, task in GLUE.items():

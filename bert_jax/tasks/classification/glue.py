@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from etils import epath
+
+from bert_jax.data.documents import suffixes
 from bert_jax.tasks.classification.names import Names
 from bert_jax.tasks.classification.task import ClassificationTask
 
@@ -26,6 +29,10 @@ class GlueTask(ClassificationTask):
     test_labelled: bool = False
 
     submissions: ClassVar[Mapping[str, str]]
+
+    def _format_of(self, source: str) -> str:
+        is_tsv = suffixes(epath.Path(source))[0] == ".tsv"
+        return "tsv" if is_tsv else ""  # GLUE's files are never quoted
 
     def submission_name(self, source: str) -> str | None:
         return self.submissions.get(source.rpartition(":")[2])

@@ -71,7 +71,11 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
         f"metrics: for classes {', '.join(CLASS_METRICS)}; for regression "
         f"{', '.join(SCORE_METRICS)}; the first one picks the best model",
     )
-    format: str = field("", "tsv, csv, jsonl or label_first; empty to go by the file's suffix")
+    format: str = field(
+        "",
+        "tsv, quoted_tsv, csv, jsonl, json, parquet or label_first; empty to go by the file's "
+        "suffix, where a .tsv file is quoted if all of it is",
+    )
     encoding: str = field("utf-8", "encoding of files, by its Python name")
     skip_incomplete: bool = field(
         False, "skip rows that lack a column and log their number; otherwise they are an error"
@@ -150,10 +154,15 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
             read_score if self.regression else self._read_class,
             labelled=labelled,
             skip_incomplete=self.skip_incomplete,
-            format=self.format,
+            format=self.format or self._format_of(source),
             encoding=self.encoding,
             data_dir=self.data_dir,
         )
+
+    def _format_of(self, source: str) -> str:
+        """The format of a file if `format` does not say; empty to go by its suffix."""
+        del source
+        return ""
 
     def _read_class(self, label: Any, place: str) -> str:
         name = str(label).strip()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from etils import epath
 
 from bert_jax.errors import UserError
-from bert_jax.tasks.tables import read_lines, read_rows
+from bert_jax.tasks.tables import find_files, read_lines, read_rows
 from bert_jax.tasks.tagging.schemes import is_tag
 
 _NO_PREDICATE = ("-", "_", "O", "0", "")
@@ -70,7 +70,11 @@ def read_conll(source: str, columns: Columns, encoding: str) -> Iterator[Tagged]
     Raises:
       UserError: no such file, another encoding or number of columns. The message names the line.
     """
-    path = epath.Path(source).expanduser()
+    for path in find_files(source):
+        yield from _sentences(path, columns, encoding)
+
+
+def _sentences(path: epath.Path, columns: Columns, encoding: str) -> Iterator[Tagged]:
     lines = _words(path, read_lines(path, encoding), columns)
     for between, group in itertools.groupby(lines, key=lambda line: line is None):
         if between:
