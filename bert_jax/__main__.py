@@ -55,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise
-        install = "pip install 'bert-jax[gcs]'"
-        print(f"bert-jax {argv[0]}: error: gs:// needs gcsfs: {install}", file=sys.stderr)
+        print(f"bert-jax {argv[0]}: error: gs:// needs gcsfs: pip install gcsfs", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"bert-jax {argv[0]}: interrupted", file=sys.stderr)

@@ -17,7 +17,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self, TypeGuard, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeGuard, TypeVar
 
 from bert_jax.errors import UserError
 
@@ -184,7 +184,13 @@ def kind_in(
     return annotation.kind(values.pop("name"), f"{path}.name"), values
 
 
-def build(cls: type[T], given: Any, path: str = "config", default: Any = None) -> T:
+def build(
+    cls: type[T],
+    given: Any,
+    path: str = "config",
+    default: Any = None,
+    root: "Root | None" = None,
+) -> T:
     """Builds a group of fields from nested plain values and checks them.
 
     Fields that are not given have their defaults. A `Choice` is given as a mapping with a "name",
@@ -195,6 +201,7 @@ def build(cls: type[T], given: Any, path: str = "config", default: Any = None) -
       given: values of the fields.
       path: name of the group in messages.
       default: for a `Choice`, an instance of the kind to use if no kind is named.
+      root: the group that holds this one and all others, None for this one.
 
     Raises:
       UserError: a field is unknown or missing, has a wrong type, is out of its bounds or is none of
@@ -208,14 +215,15 @@ def build(cls: type[T], given: Any, path: str = "config", default: Any = None) -
         raise UserError(f"{path} must be a group of fields, not {given!r}")
     kind, values = kind_in(cls, given, default, path)
     known = fields_of(kind)
+    root = root or Root(path, kind)
     for name in values:
         if name not in known:
-            raise no_such_field(f"{path}.{name}", list(known))
+            raise no_such_field(f"{path}.{name}", list(known), root)
     made = {}
     for name, declared in known.items():
         if name in values:
             annotation = type_of(kind, name)
-            made[name] = _value(annotation, declared, values[name], f"{path}.{name}")
+            made[name] = _value(annotation, declared, values[name], f"{path}.{name}", root)
         elif declared.default is dataclasses.MISSING:
             raise UserError(f"{path}.{name} is missing: set it in the recipe")
     group = kind(**made)
@@ -225,18 +233,51 @@ def build(cls: type[T], given: Any, path: str = "config", default: Any = None) -
     return typing.cast(T, group)
 
 
-def no_such_field(path: str, known: Sequence[str]) -> UserError:
-    """The error for an unknown field; suggests a similar name."""
-    prefix, _, name = path.rpartition(".")
-    close = difflib.get_close_matches(name, known, n=1)
+class Root(NamedTuple):
+    """The outermost group of a configuration, and its path in messages."""
+
+    path: str
+    cls: type
+
+
+def no_such_field(path: str, known: Sequence[str], root: Root, *, sought: str = "") -> UserError:
+    """The error for an unknown field; suggests others.
+
+    Args:
+      path: path of the unknown field.
+      known: names of the fields of its group.
+      root: where to look for the field in other groups.
+      sought: name of the field in the group that `path` names; empty if `path` names the field.
+    """
+    group, _, name = path.rpartition(".")
+    places: dict[str, list[str]] = {}
+    for place in _paths(root.cls, root.path):
+        places.setdefault(place.rpartition(".")[2], []).append(place)
+    beside = [f"{group}.{each}" for each in difflib.get_close_matches(name, known, n=1)]
+    similar = difflib.get_close_matches(sought or name, places, n=1)
+    elsewhere = [place for each in similar for place in places[each]]
+    if not sought and name in places:
+        beside = []
+    found = " or ".join(beside or elsewhere)
     return UserError(
-        f"{path}: no such field" + (f"; did you mean {prefix}.{close[0]}?" if close else "")
+        f"{path}: no such field; "
+        + (f"did you mean {found}?" if found else "docs/config.md lists all fields")
     )
 
 
-def _value(annotation: Any, declared: dataclasses.Field[Any], value: Any, path: str) -> Any:
+def _paths(cls: type, path: str) -> Iterator[str]:
+    """Paths of all fields of a group and of the groups in it, of each `Choice` its default."""
+    for name, declared in fields_of(cls).items():
+        yield f"{path}.{name}"
+        if is_group(type_of(cls, name)):
+            yield from _paths(type(declared.default), f"{path}.{name}")
+
+
+def _value(
+    annotation: Any, declared: dataclasses.Field[Any], value: Any, path: str, root: Root
+) -> Any:
     if is_group(annotation):
-        return build(annotation, value, path, declared.default)
+        return build(annotation, value, path, declared.default, root)
     value = _plain_value(annotation, value, path)
     choices, bounds = declared.metadata.get("choices"), declared.metadata.get("bounds")
     if choices and value not in choices:

@@ -1,6 +1,6 @@
 """BERT pretraining with the published sizes and Google's recipe.
 
-    bert-jax pretrain --config=configs/bert.py:base --workdir=runs/base \\
+    bert-jax pretrain --config=bert:base --workdir=runs/base \\
         --config.data.store=stores/wikipedia
 
 The argument picks the size: tiny, mini, small, medium, base (default) or large. This recipe changes

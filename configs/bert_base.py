@@ -1,6 +1,6 @@
 """BERT-base by Google's recipe: 900,000 steps of 128 tokens, then 100,000 of 512.
 
-    bert-jax pretrain --config=configs/bert_base.py --workdir=runs/bert_base \\
+    bert-jax pretrain --config=bert_base --workdir=runs/bert_base \\
         --config.data.store=stores/wikipedia_and_books
 
 A shorter run: --config.phases[0].steps=90000 --config.phases[1].steps=10000 (quoted in zsh); warmup

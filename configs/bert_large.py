@@ -1,6 +1,6 @@
 """BERT-large by Google's recipe: 900,000 steps of 128 tokens, then 100,000 of 512.
 
-    bert-jax pretrain --config=configs/bert_large.py --workdir=runs/bert_large \\
+    bert-jax pretrain --config=bert_large --workdir=runs/bert_large \\
         --config.data.store=stores/wikipedia_and_books
 
 Source: Devlin et al. 2019, https://arxiv.org/abs/1810.04805, appendix A.2. Only the size differs

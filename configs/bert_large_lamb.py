@@ -1,6 +1,6 @@
 """BERT-large in 8,601 steps of up to 65,536 sequences, by NVIDIA's recipe with LAMB.
 
-    bert-jax pretrain --config=configs/bert_large_lamb.py --workdir=runs/bert_large_lamb \\
+    bert-jax pretrain --config=bert_large_lamb --workdir=runs/bert_large_lamb \\
         --config.data.store=stores/wikipedia_and_books
 
 Microbatches hold 4,096 rows of 128 tokens and 1,024 of 512, over all devices; to fit other

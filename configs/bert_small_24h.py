@@ -1,6 +1,6 @@
 """A small BERT in 24 hours on any machine: the learning rate follows the clock.
 
-    bert-jax pretrain --config=configs/bert_small_24h.py --workdir=runs/bert_small_24h \\
+    bert-jax pretrain --config=bert_small_24h --workdir=runs/bert_small_24h \\
         --config.data.store=stores/wikipedia_and_books
 
 The argument picks another size (:base). The schedule advances with the share of the hours that is

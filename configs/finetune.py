@@ -1,6 +1,6 @@
 """Fine-tuning by BERT's recipe: 3 epochs, warmup over a tenth, then a linear decay to 0.
 
-    bert-jax finetune --config=configs/finetune.py:classification --workdir=runs/mine \\
+    bert-jax finetune --config=finetune:classification --workdir=runs/mine \\
         --config.init_from=runs/base --config.task.train=train.tsv --config.task.dev=dev.tsv
 
 The argument is the task: classification, tagging, answering, or a GLUE task such as glue/sst2,

@@ -1,6 +1,6 @@
 """BERT-large as in MLPerf Training: 512 tokens, to a masked LM accuracy of 72 %.
 
-    bert-jax pretrain --config=configs/mlperf_large.py:448 --workdir=runs/mlperf_large \\
+    bert-jax pretrain --config=mlperf_large:448 --workdir=runs/mlperf_large \\
         --config.data.store=stores/mlperf --config.init_from=mlperf_checkpoint
 
 The argument picks the batch size: 256, 448 (default), 1536, 3072, 4096 or 4608. The run ends at the

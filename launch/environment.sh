@@ -28,7 +28,7 @@ environment() {
     echo "error: Python 3.11 or newer is needed; name one: PYTHON=/path/to/python3.11" >&2
     return 2
   fi
-  stamp="$("$python" --version) $(cat setup.cfg pyproject.toml | cksum) $extras"
+  stamp="$("$python" --version) $(cat setup.py setup.cfg pyproject.toml | cksum) $extras"
   if [[ $(cat "$directory/installed" 2>/dev/null) == "$stamp" ]]; then
     return
   fi

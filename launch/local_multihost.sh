@@ -3,7 +3,7 @@
 # devices.
 #
 #   bash launch/local_multihost.sh N VERB [ARGUMENTS]      N: 1, 2, 4 or 8
-#   bash launch/local_multihost.sh 2 pretrain --config=configs/quickstart.py \
+#   bash launch/local_multihost.sh 2 pretrain --config=quickstart \
 #     --workdir=workdir/two --config.data.store=workdir/quickstart/store
 #
 # Each line of output begins with the number of its process. On SIGTERM or Ctrl-C all processes save

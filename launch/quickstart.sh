@@ -22,7 +22,7 @@ echo "== 1/5 Preparing the corpus: State of the Union, 1790-2026"
 bert_jax prepare corpus:sotu --vocab-size=8192 --output="$workdir/store"
 
 echo "== 2/5 Pretraining"
-bert_jax pretrain --config=configs/quickstart.py --workdir="$workdir/run" \
+bert_jax pretrain --config=quickstart --workdir="$workdir/run" \
   --config.data.store="$workdir/store" "$@"
 
 echo "== 3/5 Evaluating on held-out documents"

@@ -101,6 +101,11 @@ FIELDS = {
     # names
     "modle.num_layers=2": r"config\.modle: no such field; did you mean config\.model\?",
     "model.num_layer=2": r"config\.model\.num_layer: .* mean config\.model\.num_layers\?",
+    "learning_rate=9": r"config\.learning_rate: .* mean config\.optimizer\.learning_rate\?",
+    "model.batch_size=9": r"config\.model\.batch_size: .* mean config\.data\.batch_size\?",
+    "warmup=9": r"config\.warmup: .* mean config\.optimizer\.warmup_steps\?",
+    "train.batch_size=9": r"config\.train: .* mean config\.data\.batch_size\?",
+    "lr=9": r"config\.lr: no such field; docs/config\.md lists all fields",
     "step=9": r"config\.step: .* mean config\.steps\?",
     "steps.more=9": r"config\.steps\.more: no such field",
     "model=tiny": r"config\.model is a group: set its fields, hidden_act, ",
@@ -223,6 +228,9 @@ COMMANDS = {
     "pretrain --workdir={tmp}/new": r"required: --config",
     "pretrain --config={configs}/bert.py": r"required: --workdir",
     "pretrain --config={configs}/brt.py --workdir={tmp}/new": r"brt\.py: no such file; recipes are",
+    "pretrain --config={tmp}/bert.py --workdir={tmp}/new": r"did you mean --config=bert\?",
+    "pretrain --config=brt:base --workdir={tmp}/new": r"no such recipe; did you mean --config=b",
+    "pretrain --config=bert:huge --workdir={tmp}/new": r"bert:huge: ValueError: unknown size",
     "pretrain --config={configs}/bert.py:huge --workdir={tmp}/new": (
         r"bert\.py:huge: ValueError: unknown size 'huge': use one of tiny, "
     ),

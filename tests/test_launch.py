@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted(path for path in (ROOT / "launch").rglob("*.sh"))
 TPU = {path.stem: path for path in SCRIPTS if path.parent.name == "tpu" and path.stem != "common"}
 ARGUMENTS = {
-    "babysit": ["--config=configs/bert_base.py", "--workdir=gs://bucket/runs/base"],
+    "babysit": ["--config=bert_base", "--workdir=gs://bucket/runs/base"],
     "profile": ["gs://bucket/runs/base"],
-    "run": ["--config=configs/bert_base.py", "--config.phases[0].steps=9", "--workdir=it's here"],
-    "xpk": ["--config=configs/bert_base.py"],
+    "run": ["--config=bert_base", "--config.phases[0].steps=9", "--workdir=it's here"],
+    "xpk": ["--config=bert_base"],
 }
 SETTINGS = {
     "TPU_PROJECT": "my-project",
@@ -180,7 +180,7 @@ def test_babysit_recreates_what_was_taken_away(cloud, sotu_store, tmp_path):
     environment = settings(cloud, TPU_SPOT="true")
     workdir = tmp_path / "run"
     arguments = [
-        "--config=configs/quickstart.py",
+        "--config=quickstart",
         f"--workdir={workdir}",
         f"--config.data.store={sotu_store}",
         "--config.model.vocab_size=1000",

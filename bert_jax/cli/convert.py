@@ -19,7 +19,7 @@ Convert a model between formats. SOURCE is one of
 
   a bert_jax workdir       from training or conversion, local or gs://
   a Hugging Face directory config.json, model.safetensors or pytorch_model.bin, tokenizer
-  a Google checkpoint      bert_config.json, bert_model.ckpt, vocab.txt; needs bert-jax[tf]
+  a Google checkpoint      bert_config.json, bert_model.ckpt, vocab.txt; needs TensorFlow
 
 Everything in SOURCE that is left out or changed is printed by name.
 """
@@ -83,4 +83,5 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_initialise(args.initialise)
     check_seed(args.seed)
+    flags.check_model(args.source)
     return args

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 
 from bert_jax.cli import flags, hosts
+from bert_jax.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -35,6 +36,12 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     hosts.add_arguments(parser)
     arguments = parser.parse_args(argv)
+    if hosts.is_alone(arguments):
+        flags.check_run(arguments.workdir)
+        if arguments.store and flags.is_missing(arguments.store):
+            raise UserError(f"--store={arguments.store}: {flags.FILES['data.store']}")
+        if arguments.data not in ("train", "dev", "test") and flags.is_missing(arguments.data):
+            raise UserError(f"--data={arguments.data}: no such file, and none of train, dev, test")
     hosts.connect(arguments)
 
     from bert_jax.api.evaluate import evaluate

@@ -27,6 +27,7 @@ def main(argv: Sequence[str]) -> None:
     arguments = parser.parse_args(argv)
     platforms = arguments.platforms.split(",")
     check_platforms(platforms)
+    flags.check_model(arguments.model)
 
     from bert_jax.api.export import export
 

@@ -11,14 +11,15 @@ def main(argv: Sequence[str]) -> int:
         prog="bert-jax finetune",
         description="Fine-tunes a trained BERT on a task: classification, regression, tagging or "
         "answering.",
-        epilog=stopping.HELP
+        epilog=flags.FIELDS_HELP
+        + stopping.HELP
         + "WORKDIR/best is the best model by the first metric on the dev examples.",
         allow_abbrev=False,
     )
     flags.add_config(
         parser,
-        "the recipe, for example configs/finetune.py:tagging; --config.FIELD=VALUE overrides "
-        "a field of it, for example --config.init_from=runs/base --config.epochs=4",
+        "the recipe, by name or as a file, for example finetune:tagging; --config.FIELD=VALUE "
+        "overrides a field, for example --config.init_from=runs/base --config.epochs=4",
     )
     flags.add_workdir(
         parser,
@@ -27,12 +28,16 @@ def main(argv: Sequence[str]) -> int:
     )
     hosts.add_arguments(parser)
     arguments, overrides = parser.parse_known_args(argv)
-    flags.check_recipe(arguments.config)
+    given = flags.config_arguments(arguments.config, overrides)
+    if hosts.is_alone(arguments):
+        flags.check_files(overrides)
 
-    from bert_jax.api.finetune import finetune
     from bert_jax.config.finetuning import FinetuneConfig
     from bert_jax.config.recipes import load_config
 
-    config = load_config(FinetuneConfig, [f"--config={arguments.config}", *overrides])
+    config = load_config(FinetuneConfig, given)
     hosts.connect(arguments)
+
+    from bert_jax.api.finetune import finetune
+
     return stopping.exit_code(finetune(config, arguments.workdir))

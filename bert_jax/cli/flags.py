@@ -1,20 +1,78 @@
-"""Flags that several verbs share, each verb with its own help text."""
+"""Flags that several verbs share, each verb with its own help text, and checks of their values.
+
+The checks say at once what would otherwise be found after jax and other large libraries are loaded.
+Files in object storage, and those of a run on several hosts, are left to the run.
+"""
 
 import argparse
-from pathlib import Path
+from collections.abc import Sequence
 
+from etils import epath
+
+from bert_jax.config.arguments import parse
 from bert_jax.errors import UserError
+from bert_jax.storage import UNFINISHED, is_remote, read_json
+
+# Fields that name a file or folder, and what to say if it does not exist.
+FILES = {
+    "data.store": "no token store there; make one with `bert-jax prepare`",
+    "init_from": "no model there",
+    "task.train": "no such file",
+    "task.dev": "no such file",
+    "task.test": "no such file",
+}
+
+FIELDS_HELP = (
+    "All fields, with defaults and meanings: docs/config.md, or python -m "
+    "bert_jax.config.reference, which prints it. "
+)
 
 
 def add_config(parser: argparse.ArgumentParser, help: str) -> None:
     """Adds --config. Overrides like --config.steps=9 are parsed by `load_config`."""
-    parser.add_argument("--config", required=True, metavar="FILE.py[:ARG]", help=help)
+    parser.add_argument("--config", required=True, metavar="RECIPE[:ARG]", help=help)
 
 
-def check_recipe(recipe: str) -> None:
-    """Raises UserError if the file of FILE.py[:ARG] does not exist, before anything is loaded."""
-    if not Path(recipe.partition(":")[0]).is_file():
-        raise UserError(f"--config={recipe}: no such file; recipes are in configs/")
+def config_arguments(recipe: str, overrides: Sequence[str]) -> list[str]:
+    """What `load_config` takes.
+
+    Raises:
+      UserError: there is no such recipe, or an override is none.
+    """
+    arguments = [f"--config={recipe}", *overrides]
+    parse(arguments)
+    return arguments
+
+
+def check_files(overrides: Sequence[str]) -> None:
+    """Raises UserError if an override names a file that does not exist."""
+    for override in overrides:
+        field, _, value = override.removeprefix("--config.").partition("=")
+        if field in FILES and is_missing(value):
+            raise UserError(f"config.{field}={value}: {FILES[field]}")
+
+
+def is_missing(path: str) -> bool:
+    """Whether a path is on a local disk and does not exist; not for tfds:NAME and patterns.
+
+    It exists if there is an unfinished store, or Google's checkpoint of which it is the prefix.
+    """
+    if not path or any(character in path for character in ":*?["):
+        return False
+    suffixes = ("", UNFINISHED, ".index")
+    return not any(epath.Path(f"{path}{suffix}").expanduser().exists() for suffix in suffixes)
+
+
+def check_run(workdir: str) -> None:
+    """Raises UserError if a local directory holds no run."""
+    if not is_remote(workdir):
+        read_json(epath.Path(workdir) / "config.json")
+
+
+def check_model(path: str) -> None:
+    """Raises UserError if there is nothing at the path of a model."""
+    if is_missing(path):
+        raise UserError(f"{path}: no model there, not even a directory")
 
 
 def add_workdir(parser: argparse.ArgumentParser, help: str) -> None:

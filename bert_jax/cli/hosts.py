@@ -29,14 +29,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def is_alone(arguments: argparse.Namespace) -> bool:
+    """Whether no flag says that there are other processes."""
+    return _process(arguments) == (None, None, None)
+
+
+def _process(arguments: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
+    return arguments.coordinator, arguments.num_processes, arguments.process_id
+
+
 def connect(arguments: argparse.Namespace) -> None:
     """Joins the other processes of the run, if there are any; see `parallel.hosts.connect`.
 
     Raises:
       UserError: the flags are incomplete or wrong, or `parallel.hosts.connect` raises it.
     """
-    address = (arguments.coordinator, arguments.num_processes, arguments.process_id)
-    if None in address and address != (None, None, None):
+    if None in _process(arguments) and not is_alone(arguments):
         raise UserError("--coordinator, --num-processes and --process-id belong together: give all")
     if arguments.process_id is not None and not 0 <= arguments.process_id < arguments.num_processes:
         raise UserError(

@@ -14,13 +14,14 @@ def main(argv: Sequence[str]) -> int:
         description="Compiles the training step of a recipe for TPU slices, none of which needs "
         "to be present, and prints memory, FLOPs, estimated step time, collectives and input "
         "rate. One plan for each phase of the recipe.",
-        epilog="example: bert-jax plan --config=configs/bert.py:large --topology=v5e:4x8 "
+        epilog=flags.FIELDS_HELP + "Example: bert-jax plan --config=bert:large --topology=v5e:4x8 "
         "--config.data.max_seq_length=512 --config.data.batch_size=1024",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     flags.add_config(
-        parser, "the recipe; --config.FIELD=VALUE overrides a field of it. No store is needed"
+        parser,
+        "the recipe of a pretraining run, by name or as a file; --config.FIELD=VALUE overrides a "
+        "field. No store is needed",
     )
     parser.add_argument(
         "--topology",
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", metavar="FILE.json", help="also write the plans to this file")
     arguments, overrides = parser.parse_known_args(argv)
-    flags.check_recipe(arguments.config)
+    given = flags.config_arguments(arguments.config, overrides)
 
     import jax
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.config.pretraining import PretrainConfig
     from bert_jax.config.recipes import load_config
 
-    config = load_config(PretrainConfig, [f"--config={arguments.config}", *overrides])
+    config = load_config(PretrainConfig, given)
     # Little is computed here, so leave any accelerator free for others. JAX's own cache cannot read
     # back programs compiled for absent devices.
     jax.config.update("jax_platforms", "cpu")

@@ -164,9 +164,10 @@ def _attention(arguments: argparse.Namespace) -> None:
     if page.suffix != ".html":
         raise UserError(f"--output={page}: the name must end in .html")
 
+    bert = _load(arguments)
+
     from bert_jax.report.attention_maps import MAX_TOKENS, draw_picture, write_page
 
-    bert = _load(arguments)
     pair = arguments.text_a, arguments.text_b
     text = arguments.text_a if arguments.text_b is None else pair
     tokens = bert.tokens(text)
@@ -303,6 +304,8 @@ def _add_model(task: argparse.ArgumentParser) -> None:
 
 
 def _load(arguments: argparse.Namespace) -> "TrainedBert":
+    flags.check_model(arguments.model)
+
     from bert_jax.inference.trained import load
 
     return load(arguments.model, arguments.step, compute_dtype=arguments.compute_dtype)

@@ -10,14 +10,15 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="bert-jax pretrain",
         description="Pretrains BERT: masked LM and next sentence prediction on a token store.",
-        epilog=stopping.HELP + "SIGUSR1: the next 5 steps are profiled into WORKDIR/profile.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=flags.FIELDS_HELP
+        + stopping.HELP
+        + "SIGUSR1: the next 5 steps are profiled into WORKDIR/profile.",
         allow_abbrev=False,
     )
     flags.add_config(
         parser,
-        "the recipe, for example configs/bert.py:base; --config.FIELD=VALUE overrides a field "
-        "of it, for example --config.steps=2000 --config.data.batch_size=64",
+        "the recipe, by name or as a file, for example bert:base or mine.py; --config.FIELD=VALUE "
+        "overrides a field, for example --config.steps=2000 --config.data.batch_size=64",
     )
     flags.add_workdir(
         parser,
@@ -25,12 +26,16 @@ def main(argv: Sequence[str]) -> int:
     )
     hosts.add_arguments(parser)
     arguments, overrides = parser.parse_known_args(argv)
-    flags.check_recipe(arguments.config)
+    given = flags.config_arguments(arguments.config, overrides)
+    if hosts.is_alone(arguments):
+        flags.check_files(overrides)
 
-    from bert_jax.api.pretrain import pretrain
     from bert_jax.config.pretraining import PretrainConfig
     from bert_jax.config.recipes import load_config
 
-    config = load_config(PretrainConfig, [f"--config={arguments.config}", *overrides])
+    config = load_config(PretrainConfig, given)
     hosts.connect(arguments)
+
+    from bert_jax.api.pretrain import pretrain
+
     return stopping.exit_code(pretrain(config, arguments.workdir))

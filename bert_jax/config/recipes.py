@@ -10,15 +10,24 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from bert_jax.config.arguments import ConfigArguments, parse, recipes_folder
 from bert_jax.config.saved import RENAMED, RENAMED_IN_PHASES, migrate
 from bert_jax.errors import UserError
-from bert_jax.fields import Choice, build, fields_of, is_group, no_such_field, to_plain, type_of
+from bert_jax.fields import (
+    Choice,
+    Root,
+    build,
+    fields_of,
+    is_group,
+    no_such_field,
+    to_plain,
+    type_of,
+)
 
 T = TypeVar("T")
 
@@ -48,19 +57,19 @@ def _default(cls: type, name: str) -> Any:
 
 
 def load_config(cls: type[T], arguments: Sequence[str]) -> T:
-    """Reads `--config=FILE.py[:ARGUMENT]` and `--config.field=value` overrides.
+    """Reads `--config=RECIPE[:ARGUMENT]` and `--config.field=value` overrides.
 
     Args:
       cls: what to read, `PretrainConfig` or `FinetuneConfig`.
       arguments: command-line arguments about the config only.
 
     Raises:
-      UserError: the file is missing or fails, or a field is unknown, of a wrong type or out of
+      UserError: the recipe is missing or fails, or a field is unknown, of a wrong type or out of
         range.
     """
-    path, argument, flags_given = _split(arguments)
-    fields = _run_recipe(path, argument)
-    overrides = [_Override.parse(flag).resolved(cls, fields) for flag in flags_given]
+    given = parse(arguments)
+    fields = _run_recipe(given)
+    overrides = [_Override.parse(flag).resolved(cls, fields) for flag in given.overrides]
     for override in overrides:
         if override.parts[-1] == "name":
             _choose_kind(cls, fields, override)
@@ -78,36 +87,11 @@ def _plain(value: Any) -> Any:
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
-def _split(arguments: Sequence[str]) -> tuple[Path, str | None, list[str]]:
-    """The file of a recipe, its argument, and the overrides."""
-    recipe, rest = "", list(arguments)
-    for index, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            following = arguments[index + 1 : index + 2]
-            recipe = value if equals else "".join(following)
-            rest = [*arguments[:index], *arguments[index + (1 if equals else 2) :]]
-            break
-    if not recipe:
-        raise UserError("--config=FILE.py is missing; recipes are in configs/")
-    name, colon, argument = recipe.partition(":")
-    if not Path(name).is_file():
-        raise UserError(f"--config={recipe}: no such file; recipes are in configs/")
-    for flag in rest:
-        if not flag.startswith("-"):
-            raise UserError(f"unexpected argument {flag!r}; see --help")
-        if not flag.startswith("--config."):
-            raise UserError(
-                f"unknown flag {flag.partition('=')[0]}: overrides look like --config.steps=1000"
-            )
-    return Path(name), argument if colon else None, rest
-
-
-def _run_recipe(path: Path, argument: str | None) -> ConfigDict:
+def _run_recipe(given: ConfigArguments) -> ConfigDict:
     """What `get_config` of the file returns."""
-    name = path if argument is None else f"{path}:{argument}"
-    # A recipe may import others from its directory, as a script can.
-    sys.path.insert(0, str(path.resolve().parent))
+    path, argument = given.recipe, given.argument
+    # A recipe may import others: those beside it, as a script can, and those of this package.
+    sys.path[:0] = [str(path.resolve().parent), str(recipes_folder())]
     try:
         spec = importlib.util.spec_from_file_location("recipe", path)
         assert spec is not None
@@ -116,12 +100,12 @@ def _run_recipe(path: Path, argument: str | None) -> ConfigDict:
         spec.loader.exec_module(module)
         config = module.get_config() if argument is None else module.get_config(argument)
     except UserError as error:
-        raise UserError(f"{name}: {error}") from error
+        raise UserError(f"{given.given}: {error}") from error
     except Exception as error:  # a recipe is code: it can raise anything
         reason = " ".join(str(error).split())
-        raise UserError(f"{name}: {type(error).__name__}: {reason}") from error
+        raise UserError(f"{given.given}: {type(error).__name__}: {reason}") from error
     finally:
-        sys.path.pop(0)
+        del sys.path[:2]
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         raise UserError(f"{path}: get_config() must return a ConfigDict, not {kind}")
@@ -164,10 +148,12 @@ class _Override(NamedTuple):
     def walk(self, cls: type, fields: ConfigDict) -> "Iterator[_Place]":
         """The places on the path to the field; creates groups that the recipe lacks."""
         path = "config"
+        root = Root(path, cls)
         for depth, part in enumerate(self.parts):
             if part.startswith("phases["):
                 fields, part = _phase(fields, part), ""
                 path = f"{path}.{self.parts[depth]}"
+                root = Root(path, cls)
                 if depth + 1 == len(self.parts):
                     raise _is_group(path, list(fields))
                 continue
@@ -175,12 +161,15 @@ class _Override(NamedTuple):
             known = fields_of(cls)
             is_name = part == "name" and issubclass(cls, Choice)
             if not is_name and part not in known:
-                raise no_such_field(f"{path}.{part}", list(known))
+                more = self.parts[depth + 1 :]
+                raise no_such_field(
+                    f"{path}.{part}", list(known), root, sought=more[-1] if more else ""
+                )
             annotation = str if is_name else type_of(cls, part)
             path = f"{path}.{part}"
             if not is_group(annotation):
                 if depth + 1 < len(self.parts):
-                    raise no_such_field(f"{path}.{self.parts[depth + 1]}", [])
+                    raise no_such_field(f"{path}.{self.parts[depth + 1]}", [], root)
                 return
             if part not in fields or isinstance(fields[part], str):
                 given = {"name": fields[part]} if part in fields else {}

@@ -47,7 +47,7 @@ def import_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError("Parquet needs pyarrow: pip install 'bert-jax[parquet]'") from error
+        raise UserError("Parquet needs pyarrow: pip install pyarrow") from error
     return pyarrow, parquet
 
 

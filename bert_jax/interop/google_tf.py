@@ -130,7 +130,5 @@ def _tensorflow() -> Any:
     try:
         import tensorflow
     except ImportError as error:
-        raise UserError(
-            "Google's checkpoints need TensorFlow: pip install 'bert-jax[tf]'"
-        ) from error
+        raise UserError("Google's checkpoints need TensorFlow: pip install tensorflow") from error
     return tensorflow

@@ -44,7 +44,7 @@ def topology_devices(name: str, num_slices: int = 1) -> list[Any]:
     if num_slices < 1:
         raise UserError(f"--slices must be at least 1, not {num_slices}")
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError('compiling for TPUs needs libtpu: pip install "bert-jax[tpu]"')
+        raise UserError("compiling for TPUs needs libtpu: pip install 'jax[tpu]'")
     # libtpu reads these when it is loaded. They stop it from looking for a TPU or a metadata
     # server, and let it run while another process uses it.
     os.environ.update(

@@ -2,7 +2,7 @@
 # Starts `bert-jax pretrain` on all workers, as a systemd unit: it outlives this connection, and
 # SIGTERM, from stop.sh or when the VM is taken away, reaches Python, which saves.
 #
-#   bash launch/tpu/run.sh [--dry-run] --config=configs/bert_base.py \
+#   bash launch/tpu/run.sh [--dry-run] --config=bert_base \
 #     --workdir=gs://BUCKET/runs/base --config.data.store=gs://BUCKET/stores/wikipedia
 #
 # A run that is already in the workdir is resumed.

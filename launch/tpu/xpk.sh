@@ -2,7 +2,7 @@
 # Runs `bert-jax pretrain` on a GKE cluster, for tpu7x and large pods. Kubernetes restarts it when a
 # node is taken away (SIGTERM, exit code 75 once it has saved) or a worker dies.
 #
-#   bash launch/tpu/xpk.sh [--dry-run] --config=configs/bert_large.py \
+#   bash launch/tpu/xpk.sh [--dry-run] --config=bert_large \
 #     --workdir=gs://BUCKET/runs/large --config.data.store=gs://BUCKET/stores/wikipedia
 #
 # Needs xpk (pip install xpk), Docker, and a cluster named TPU_CLUSTER, created once with
