@@ -1,5 +1,6 @@
 """Exported models: the same numbers, without the code that made them."""
 
+import hashlib
 import importlib.metadata
 import json
 import shutil
@@ -160,7 +161,7 @@ def test_what_an_older_version_exported_opens(exported, tmp_path):
     """Its manifest had all fields of the model in one group."""
     directory = tmp_path / "model"
     shutil.copytree(exported, directory)
-    manifest = json.loads((directory / "export.json").read_text())
+    manifest = as_version_1(json.loads((directory / "export.json").read_text()))
     model = manifest.pop("model") | manifest.pop("numerics") | {"position_embedding": "learned"}
     (directory / "export.json").write_text(json.dumps(manifest | {"model": model}))
     (model, functions), (expected, _) = map(read_exported, map(epath.Path, (directory, exported)))
@@ -202,9 +203,36 @@ def test_compiles_for_a_tpu(exported):
     assert "TPU" in program or ":T(" in program  # tiled layouts, which only TPUs have
 
 
+def as_version_1(manifest: dict) -> dict:
+    """Without the checksums that the first format did not have."""
+    names = {"params.npz", *(f"{name}.stablehlo" for name in manifest["functions"])}
+    files = {name: digest for name, digest in manifest["files"].items() if name in names}
+    manifest = {name: value for name, value in manifest.items() if name != "sha256"}
+    return manifest | {"version": 1, "files": files}
+
+
 def rewrite(directory: Path, **changes) -> None:
+    """Writes another manifest, with its checksum."""
     file = directory / "export.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    manifest = json.loads(file.read_text()) | changes
+    manifest["sha256"] = load_bert.digest_of(manifest)
+    file.write_text(json.dumps(manifest))
+
+
+def rewrite_version_1(directory: Path, **changes) -> None:
+    file = directory / "export.json"
+    file.write_text(json.dumps(as_version_1(json.loads(file.read_text())) | changes))
+
+
+def rewrite_params(directory: Path, change) -> None:
+    """Writes other parameters, with their checksum."""
+    with np.load(directory / "params.npz") as file:
+        arrays = dict(file)
+    change(arrays)
+    np.savez_compressed(directory / "params.npz", **arrays)
+    files = json.loads((directory / "export.json").read_text())["files"]
+    digest = hashlib.sha256((directory / "params.npz").read_bytes()).hexdigest()
+    rewrite(directory, files=files | {"params.npz": digest})
 
 
 BROKEN = {
@@ -214,12 +242,72 @@ BROKEN = {
         r"export.json: not JSON \(.*\); copy or export",
     ),
     "another format": (lambda d: rewrite(d, format="other"), "not the manifest of an exported"),
-    "newer": (lambda d: rewrite(d, version=2), "format version 2, this reads 1"),
+    "newer": (lambda d: rewrite(d, version=3), "format version 3, this reads 1 to 2"),
+    "changed manifest": (
+        lambda d: (d / "export.json").write_text(
+            (d / "export.json").read_text().replace('"neutral"', '"central"')
+        ),
+        "export.json: damaged or changed",
+    ),
+    "no checksums": (lambda d: rewrite(d, files={}), "no checksum of .*, vocab.txt$"),
+    "no checksums in version 1": (
+        lambda d: rewrite_version_1(d, files={}),
+        "no checksum of answer_span.stablehlo, .*params.npz",
+    ),
+    "version 1 without its checksum": (
+        lambda d: rewrite(d, version=1, files={}),
+        "no checksum of answer_span.stablehlo, .*params.npz",
+    ),
+    "file elsewhere": (
+        lambda d: rewrite_version_1(d, files={"a/../../params.npz": ""}),
+        "field files: 'a/../../params.npz' is not a file of",
+    ),
+    "absolute file": (
+        lambda d: rewrite_version_1(d, files={"/etc/passwd": ""}),
+        "field files: '/etc/passwd' is not a file of",
+    ),
+    "function elsewhere": (
+        lambda d: rewrite_version_1(d, functions={"../encoder": {}}),
+        "functions: '../encoder' is not the name of a function",
+    ),
+    "no encoder": (lambda d: rewrite(d, functions={}), "functions: attention, encoder missing"),
+    "labels of another type": (
+        lambda d: rewrite_version_1(d, labels=["a", 1]),
+        "field labels: 1 is not a name",
+    ),
+    "files of another type": (
+        lambda d: rewrite_version_1(d, files=["params.npz"]),
+        "field files: expected dict",
+    ),
+    "brackets": (lambda d: (d / "export.json").write_text("[" * 100_000), "export.json: not JSON"),
+    "bytes": (lambda d: (d / "export.json").write_bytes(b"\xff{}"), "export.json: not JSON"),
+    "an array that expands": (
+        lambda d: rewrite_params(
+            d, lambda arrays: arrays.update({"next_sentence/bias": np.zeros(10**7, np.float32)})
+        ),
+        r"params.npz: damaged \(next_sentence/bias is float32\(10000000,\), not float32\[2\]",
+    ),
+    "an array of objects": (
+        lambda d: rewrite_params(
+            d, lambda arrays: arrays.update({"next_sentence/bias": np.array([None, {}])})
+        ),
+        r"params.npz: damaged \(next_sentence/bias is object",
+    ),
+    "not finite": (
+        lambda d: rewrite_params(
+            d, lambda arrays: arrays["next_sentence/bias"].__setitem__(1, np.nan)
+        ),
+        "next_sentence/bias has values that are not finite numbers",
+    ),
+    "an array is missing": (
+        lambda d: rewrite_params(d, lambda arrays: arrays.pop("next_sentence/bias")),
+        "params.npz: damaged .*next_sentence/bias",
+    ),
     "no model": (
         lambda d: rewrite(d, model={"vocab_size": 1000}),
         r"cannot be restored into this model: .* is \(.*128.*\), but must be \(.*768.*\)",
     ),
-    "no files": (
+    "no fields": (
         lambda d: (d / "export.json").write_text('{"format": "bert_jax export", "version": 1}'),
         "export.json: files, functions, jax, labels, model, pad_id missing",
     ),
@@ -250,6 +338,25 @@ def test_broken(exported, tmp_path, what):
             load_bert.load(directory)
 
 
+def test_every_file_is_checked(exported, tmp_path):
+    """Also the vocabulary, whose words could be swapped without another sign."""
+    directory = tmp_path / "model"
+    shutil.copytree(exported, directory)
+    files = [
+        path for path in exported.rglob("*") if path.is_file() and "__pycache__" not in str(path)
+    ]
+    names = {path.relative_to(exported).as_posix() for path in files}
+    assert {"vocab.txt", "tokenizer_config.json", "load_bert.py", "export.json"} < names
+    for name in names:
+        whole = (directory / name).read_bytes()
+        (directory / name).write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+        for read_it in (load_bert.load, lambda path: read_exported(epath.Path(path))):
+            with pytest.raises((ValueError, UserError), match=f"{name}: (damaged|not JSON)"):
+                read_it(directory)
+        (directory / name).write_bytes(whole)
+    assert load_bert.load(directory).labels == ["negative", "neutral", "positive"]
+
+
 def test_program_of_another_jax(exported, tmp_path, monkeypatch):
     """What a JAX cannot read is said at once, and not when it is called."""
     directory = tmp_path / "model"
@@ -273,8 +380,13 @@ def test_program_of_another_jax(exported, tmp_path, monkeypatch):
     ],
 )
 def test_bad_arguments(exported, ids, message):
+    bert = load_bert.load(exported)
     with pytest.raises(ValueError, match=message):
-        load_bert.load(exported).encoder(ids)
+        bert.encoder(ids)
+    with pytest.raises(
+        ValueError, match=r"token_type_ids: the model has 2 token type\(s\), from 0"
+    ):
+        bert.encoder(np.ones((1, 5)), np.full((1, 5), 2))
 
 
 def test_missing_head(source, tmp_path):

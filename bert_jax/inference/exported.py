@@ -28,6 +28,7 @@ from bert_jax.fields import to_plain
 from bert_jax.inference import load_bert
 from bert_jax.inference.choices import DEFAULT_PLATFORMS, check_platforms
 from bert_jax.inference.functions import Function, part_functions
+from bert_jax.interop.configs import check_vocabulary
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.shapes import check_shapes, unpadded_shapes
 from bert_jax.model.architecture import Architecture
@@ -59,8 +60,9 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Function]]:
         raise UserError(str(error)) from error
     except UserError as error:
         raise UserError(f"{path / load_bert.MANIFEST}: {error}") from error
-    labels = tuple(manifest["labels"])
-    model = Portable(architecture, numerics, load_wordpiece(path), params, labels)
+    wordpiece = load_wordpiece(path)
+    check_vocabulary(path / load_bert.MANIFEST, architecture, wordpiece)
+    model = Portable(architecture, numerics, wordpiece, params, tuple(manifest["labels"]))
     check_shapes(path, unpadded_shapes(_structure(model), architecture), params)
     return model, functions
 
@@ -123,7 +125,6 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
         for path, array in flatten_dict(model.params, sep="/").items()
     }
     np.savez(directory / load_bert.PARAMS, **arrays)
-    files = [directory / load_bert.PARAMS]
     # The model works with any number of rows, so the padding rows can be left out.
     params = unflatten_dict(arrays, sep="/")
     functions = {}
@@ -133,8 +134,7 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
         precision = "float32" if numerics.compute_dtype == "float32" else None
         with jax.default_matmul_precision(precision):
             exported = export.export(jax.jit(function), platforms=platforms)(params, *arguments)
-        files.append(directory / f"{name}.stablehlo")
-        files[-1].write_bytes(exported.serialize())
+        (directory / f"{name}.stablehlo").write_bytes(exported.serialize())
         names = list(inspect.signature(function).parameters)[1:]
         functions[name] = {
             "arguments": dict(zip(names, map(_describe, arguments))),
@@ -150,10 +150,15 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
         # Each is called with the nested dict of parameters before these arguments.
         "functions": functions,
         "platforms": list(platforms),
-        "files": {file.name: _sha256(file) for file in files},
+        "files": {
+            file.relative_to(directory).as_posix(): _sha256(file)
+            for file in sorted(directory.rglob("*"))
+            if file.is_file()
+        },
         "jax": jax.__version__,
         "bert_jax": __version__,
     }
+    manifest["sha256"] = load_bert.digest_of(manifest)
     write_json(directory / load_bert.MANIFEST, manifest)
 
 

@@ -15,7 +15,8 @@ import importlib.util
 import json
 import pathlib
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +27,19 @@ from jax import export
 if importlib.util.find_spec("flatbuffers") is None:  # jax.export reads its files with it
     sys.path.append(str(pathlib.Path(__file__).parent / "vendor"))
 
-FORMAT, VERSION = "bert_jax export", 1
+# Version 1 has no checksum of the manifest, and none of the files in SINCE_2.
+FORMAT, VERSION, OLDEST = "bert_jax export", 2, 1
 MANIFEST, PARAMS = "export.json", "params.npz"
-FIELDS = {"version", "model", "labels", "pad_id", "functions", "files", "jax"}
+SINCE_2 = {"vocab.txt", "tokenizer_config.json", "load_bert.py"}
+FIELDS: dict[str, type] = {
+    "version": int,
+    "model": dict,
+    "labels": list,
+    "pad_id": int,
+    "functions": dict,
+    "files": dict,
+    "jax": str,
+}
 
 
 class Bert:
@@ -65,7 +76,8 @@ class Bert:
           [num_layers + 1, batch, length, hidden] fp32: the embeddings and every layer.
 
         Raises:
-          ValueError: `input_ids` are not two-dimensional, too long, or outside the vocabulary.
+          ValueError: `input_ids` are not two-dimensional, too long, or outside the vocabulary, or
+            `token_type_ids` are outside the model's token types.
         """
         input_ids = np.asarray(input_ids, np.int32)
         if input_ids.ndim != 2:
@@ -78,6 +90,9 @@ class Bert:
             raise ValueError(f"input_ids: beyond the vocabulary, which has {vocab_size} tokens")
         if token_type_ids is None:
             token_type_ids = np.zeros_like(input_ids)
+        types = self.architecture.get("type_vocab_size", 2)
+        if np.min(token_type_ids) < 0 or np.max(token_type_ids) >= types:
+            raise ValueError(f"token_type_ids: the model has {types} token type(s), from 0")
         if attention_mask is None:
             attention_mask = input_ids != self._pad_id
         position_ids = np.broadcast_to(np.arange(input_ids.shape[1]), input_ids.shape)
@@ -140,27 +155,18 @@ def read(directory: Any) -> Exported:
         with (directory / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise ValueError(f"{directory / name}: damaged; copy or export the model again")
-    params: dict[str, Any] = {}
-    with (directory / PARAMS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            *modules, leaf = name.split("/")
-            tree = params
-            for module in modules:
-                tree = tree.setdefault(module, {})
-            tree[leaf] = arrays[name]
-    functions: dict[str, Callable[..., jax.Array]] = {}
-    for name in manifest["functions"]:
-        serialized = bytearray((directory / f"{name}.stablehlo").read_bytes())
-        try:
-            exported = export.deserialize(serialized)
-            exported.mlir_module()  # else a newer JAX's program would fail only when called
-        except Exception as error:  # of several types, none specific to this
-            raise ValueError(
-                f"{directory}: jax {jax.__version__} cannot read what jax {manifest['jax']} wrote "
-                f"({' '.join(str(error).split())}): export the model again, or change jax"
-            ) from error
-        functions[name] = jax.jit(exported.call)
+    programs = {name: _read_program(directory, name, manifest) for name in manifest["functions"]}
+    params = _read_params(directory / PARAMS, _params_of(programs["encoder"]))
+    functions: dict[str, Callable[..., jax.Array]] = {
+        name: jax.jit(program.call) for name, program in programs.items()
+    }
     return Exported(manifest, params, functions)
+
+
+def digest_of(manifest: Mapping[str, Any]) -> str:
+    """sha256 of the fields of a manifest, without the field that holds it."""
+    fields = {name: value for name, value in manifest.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _read_manifest(directory: Any) -> dict[str, Any]:
@@ -169,15 +175,89 @@ def _read_manifest(directory: Any) -> dict[str, Any]:
         raise ValueError(f"{file}: no such file; is {directory} what `bert-jax export` wrote?")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); copy or export the model again") from error
+    except (ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file}: not JSON ({reason}); copy or export the model again") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise ValueError(f"{file}: not the manifest of an exported model")
-    if missing := FIELDS - manifest.keys():
+    if missing := FIELDS.keys() - manifest.keys():
         raise ValueError(f"{file}: {', '.join(sorted(missing))} missing; export the model again")
-    if manifest["version"] != VERSION:
+    for name, kind in FIELDS.items():
+        if type(manifest[name]) is not kind:
+            raise ValueError(f"{file}: field {name}: expected {kind.__name__}, got another type")
+    version = manifest["version"]
+    if not OLDEST <= version <= VERSION:
         raise ValueError(
-            f"{file}: format version {manifest['version']}, this reads {VERSION}: use the "
+            f"{file}: format version {version}, this reads {OLDEST} to {VERSION}: use the "
             f"load_bert.py beside it, or a newer bert_jax"
         )
+    signed = version >= 2 or "sha256" in manifest
+    if signed and manifest.get("sha256") != digest_of(manifest):
+        raise ValueError(f"{file}: damaged or changed; copy or export the model again")
+    if wrong := [label for label in manifest["labels"] if not isinstance(label, str)]:
+        raise ValueError(f"{file}: field labels: {wrong[0]!r} is not a name")
+    functions = manifest["functions"].keys()
+    if wrong := [name for name in functions if not name.isidentifier()]:
+        raise ValueError(f"{file}: field functions: {wrong[0]!r} is not the name of a function")
+    if missing := {"encoder", "attention"} - functions:
+        raise ValueError(f"{file}: field functions: {', '.join(sorted(missing))} missing")
+    for name in manifest["files"]:
+        if "\\" in name or {"", ".", ".."} & set(name.split("/")):
+            raise ValueError(f"{file}: field files: {name!r} is not a file of {directory}")
+    required = {PARAMS, *(f"{name}.stablehlo" for name in functions)}
+    if missing := (required | SINCE_2 if version >= 2 else required) - manifest["files"].keys():
+        raise ValueError(f"{file}: field files: no checksum of {', '.join(sorted(missing))}")
     return manifest
+
+
+def _read_program(directory: Any, name: str, manifest: dict[str, Any]) -> export.Exported:
+    serialized = bytearray((directory / f"{name}.stablehlo").read_bytes())
+    try:
+        program = export.deserialize(serialized)
+        program.mlir_module()  # else a newer JAX's program would fail only when called
+    except Exception as error:  # of several types, none specific to this
+        raise ValueError(
+            f"{directory}: jax {jax.__version__} cannot read what jax {manifest['jax']} wrote "
+            f"({' '.join(str(error).split())}): export the model again, or change jax"
+        ) from error
+    return program
+
+
+def _params_of(program: export.Exported) -> dict[str, Any]:
+    """The parameters that a program takes, as a nested dict of shapes."""
+    (params, *_), _ = jax.tree.unflatten(program.in_tree, program.in_avals)
+    return dict(params)
+
+
+def _read_params(file: Any, expected: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a file, each read only if it has the shape that the programs take."""
+    try:
+        with file.open("rb") as reader, zipfile.ZipFile(reader) as archive:
+            return _read_arrays(archive, expected)
+    except Exception as error:  # damaged bytes raise all kinds
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file}: damaged ({reason}); copy or export the model again") from error
+
+
+def _read_arrays(
+    archive: zipfile.ZipFile, expected: Mapping[str, Any], path: str = ""
+) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    for name, like in expected.items():
+        if isinstance(like, Mapping):
+            arrays[name] = _read_arrays(archive, like, f"{path}{name}/")
+            continue
+        member = archive.getinfo(f"{path}{name}.npy")
+        with archive.open(member) as reader:
+            if np.lib.format.read_magic(reader) != (1, 0):
+                raise ValueError(f"{path}{name} has another header than numpy writes")
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(reader)
+            # A small file may say that it expands to any size: nothing is read before this holds.
+            size = reader.tell() + like.size * dtype.itemsize
+            if (shape, dtype, member.file_size) != (like.shape, like.dtype, size):
+                raise ValueError(f"{path}{name} is {dtype}{shape}, not {like.str_short()}")
+            values = np.frombuffer(reader.read(), dtype)
+        if not np.isfinite(values).all():
+            raise ValueError(f"{path}{name} has values that are not finite numbers")
+        arrays[name] = values.reshape(shape, order="F" if fortran else "C")
+    return arrays
