@@ -297,9 +297,7 @@ def _plain_value(annotation: Any, value: Any, path: str) -> Any:
         raise UserError(
             f"{path} must be {annotation.__name__}, not {value!r} ({type(value).__name__})"
         )
-    if isinstance(annotation, types.UnionType | types.GenericAlias) and not _fits(
-        annotation, value
-    ):
+    if isinstance(annotation, types.UnionType | types.GenericAlias) and not fits(annotation, value):
         raise UserError(f"{path} must be {annotation}, not {value!r} ({type(value).__name__})")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{path} must be a finite number, not {value}")
@@ -310,15 +308,15 @@ def _as_tuple(value: Any) -> Any:
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
 
 
-def _fits(annotation: Any, value: Any) -> bool:
+def fits(annotation: Any, value: Any) -> bool:
     """Whether a value is of a type such as `str | tuple[str, ...]`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
-        return any(_fits(each, value) for each in arguments)
+        return any(fits(each, value) for each in arguments)
     if annotation is Any:
         return True
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(arguments[0], item) for item in value)
+        return isinstance(value, tuple) and all(fits(arguments[0], item) for item in value)
     if origin is not None:
         return isinstance(value, origin)
     return type(value) is annotation

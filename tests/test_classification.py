@@ -1,5 +1,6 @@
 """Classification and regression: what is read, what the model gets, what comes out."""
 
+import json
 import logging
 import math
 import random
@@ -216,7 +217,10 @@ def test_a_regression_has_no_classes():
     ("fields", "message"),
     [
         ({"metric_names": ("pearson",)}, "metric_names: pearson; a classification has accuracy"),
-        ({"regression": True}, "metric_names: accuracy; a regression has pearson, spearman"),
+        (
+            {"regression": True, "metric_names": ("accuracy",)},
+            "metric_names: accuracy; a regression has pearson, spearman",
+        ),
         ({"regression": True, "labels": ("a", "b")}, "labels: a regression has none"),
         ({"labels": ("a", ("b", "a"))}, "labels: two are spelled alike in a, b"),
         ({"labels": ("a", "b", "c"), "metric_names": ("f1",)}, "there are 3; take macro_f1"),
@@ -225,6 +229,70 @@ def test_a_regression_has_no_classes():
 def test_contradictory_tasks(fields, message):
     with pytest.raises(UserError, match=message):
         ClassificationTask(**fields)
+
+
+def test_metrics_follow_the_task():
+    assert ClassificationTask().metric_names == ("accuracy",)
+    assert ClassificationTask(regression=True).metric_names == ("pearson", "spearman")
+    assert GLUE["stsb"].metric_names == ("pearson", "spearman")
+
+
+@pytest.mark.parametrize("name", ["snli_1.0_dev.jsonl", "dev.tsv"])
+def test_a_dash_is_no_label(tmp_path, name):
+    """As in SNLI's and MultiNLI's own files; it counts neither in training nor in a score."""
+    rows = [("a", "b", "entailment"), ("c", "d", "-"), ("e", "f", "neutral")]
+    if name.endswith("jsonl"):
+        columns = ("sentence1", "sentence2", "gold_label")
+        text = "".join(json.dumps(dict(zip(columns, row))) + "\n" for row in rows)
+    else:
+        text = "sentence1\tsentence2\tgold_label\n" + "".join("\t".join(r) + "\n" for r in rows)
+    examples = GLUE["mnli"].read(write(tmp_path, name, text))
+    assert [e.label for e in examples] == ["entailment", None, "neutral"]
+    features = GLUE["mnli"].features(examples, WORDPIECE, 8)
+    assert features.labels.tolist() == [0, -1, 1]
+    assert features.counts["unlabelled"] == 1
+    assert GLUE["mnli"].metrics(np.array([0, 0, 0]), examples) == {"accuracy": 0.5}
+
+
+def test_what_a_dash_means_where_classes_are_found(tmp_path, caplog):
+    task = ClassificationTask()
+
+    def labels(*found):
+        text = "text\tlabel\n" + "".join(f"a\t{label}\n" for label in found)
+        examples = task.read(write(tmp_path, "a.tsv", text))
+        known = task.with_labels_of(examples)
+        return known.label_names, known.features(examples, WORDPIECE, 8).labels.tolist()
+
+    assert labels("yes", "-", "no") == (("no", "yes"), [1, -1, 0])
+    assert "label '-': taken for no label in 1 examples; if it is a class, list" in caplog.text
+    caplog.clear()
+    assert labels("+", "-", "0") == (("+", "-", "0"), [0, 1, 2])
+    assert labels("1", "-1", "0") == (("-1", "0", "1"), [2, 0, 1])
+    assert not caplog.text
+    assert labels("yes", "-") == (("-", "yes"), [1, 0])
+    assert labels("2", "1", "-1", "0") == (("-1", "0", "1", "2"), [3, 2, 0, 1])
+    assert "label '-1': taken for a class in 1 examples; if it is no label, list" in caplog.text
+    source = write(tmp_path, "a.tsv", "text\tlabel\na\t-\nb\tx\nc\t-1\n")
+    task = ClassificationTask(labels=("x", "-"))
+    assert [e.label for e in task.read(source)] == ["-", "x", None]
+
+
+@pytest.mark.parametrize(("label", "name"), [(1, "1"), (1.0, "1"), (" 1 ", "1"), (True, "True")])
+def test_labels_of_json_are_named(tmp_path, label, name):
+    row = json.dumps({"text": "a", "label": label})
+    (found,) = ClassificationTask().read(write(tmp_path, "a.jsonl", row))
+    assert found.label == name
+
+
+def test_labels_of_json_may_be_missing_or_wrong(tmp_path):
+    rows = '{"text": "a", "label": 1}\n{"text": "b", "label": NaN}\n{"text": "c", "label": null}\n'
+    source = write(tmp_path, "a.jsonl", rows)
+    assert [e.label for e in ClassificationTask().read(source)] == ["1", None, None]
+    assert [e.label for e in ClassificationTask(regression=True).read(source)] == [1.0, None, None]
+    for wrong in ("[1]", '{"a": 1}'):
+        source = write(tmp_path, "b.jsonl", f'{{"text": "a", "label": {wrong}}}')
+        with pytest.raises(UserError, match=r"b.jsonl, line 1: label .* neither text nor a number"):
+            ClassificationTask().read(source)
 
 
 @pytest.mark.parametrize(
@@ -312,6 +380,48 @@ def test_glue_files(tmp_path, name):
     for file in task.submissions.values():
         task.write_predictions(tmp_path / file, examples, np.array([0]))
         assert (tmp_path / file).read_text() == f"index\tprediction\n{row}\n"
+
+
+# Rows of the files of GLUE that the library `datasets` has, with the number of the last class.
+DATASETS = {
+    "cola": ({"sentence": "a b"}, 1),
+    "sst2": ({"sentence": "a b"}, 1),
+    "mrpc": ({"sentence1": "a", "sentence2": "b"}, 1),
+    "stsb": ({"sentence1": "a", "sentence2": "b"}, 2.5),
+    "qqp": ({"question1": "a", "question2": "b"}, 1),
+    "mnli": ({"premise": "a", "hypothesis": "b"}, 2),
+    "ax": ({"premise": "a", "hypothesis": "b"}, 2),
+    "qnli": ({"question": "a", "sentence": "b"}, 1),
+    "rte": ({"sentence1": "a", "sentence2": "b"}, 1),
+    "wnli": ({"sentence1": "a", "sentence2": "b"}, 1),
+}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "jsonl"])
+@pytest.mark.parametrize("name", DATASETS)
+def test_glue_as_datasets_has_it(tmp_path, name, suffix):
+    """Labels are numbers of classes, -1 where the server keeps them."""
+    texts, label = DATASETS[name]
+    rows = [texts | {"label": label, "idx": 7}, texts | {"label": -1 + 0 * label, "idx": 8}]
+    source = tmp_path / f"test-00000-of-00001.{suffix}"
+    if suffix == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), source)
+    elif suffix == "jsonl":
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        lines = [rows[0], *(row.values() for row in rows)]
+        source.write_text(
+            "".join(",\t"[suffix == "tsv"].join(map(str, line)) + "\n" for line in lines)
+        )
+    task = GLUE[name]
+    examples = task.read(str(source))
+    assert [e.index for e in examples] == ["7", "8"]
+    labels = task.features(examples, WORDPIECE, 8).labels.tolist()
+    assert labels == ([2.5, -1] if name == "stsb" else [label, -1])
+    submission = task.submission_name(str(source))
+    assert submission == task.submissions.get("test")
 
 
 def test_glue_files_are_never_quoted(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -11,6 +12,8 @@ from bert_jax.api.plan import abstract_batch, planned_step
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import Stage
 from bert_jax.config.recipes import load_config
+from bert_jax.errors import UserError
+from bert_jax.fields import fields_of, fits, type_of
 from bert_jax.report.flops import pretraining_flops_per_example
 from bert_jax.tasks import Task
 
@@ -99,3 +102,84 @@ def test_finetuning_recipe_builds(task):
     if task.startswith("glue/"):
         assert config.train == f"tfds:{task}:train"
         assert not config.test_labelled
+
+
+def other(kind: type, name: str) -> tuple[str, Any]:
+    """A value of a field that is not its default, on the command line and in a recipe."""
+    declared, annotation = fields_of(kind)[name], type_of(kind, name)
+    default, choices = declared.default, declared.metadata["choices"]
+    if name == "metric_names":
+        named = "spearman" if kind().regression else "macro_f1,accuracy"
+        return named, tuple(named.split(","))
+    if choices:
+        chosen = next(choice for choice in choices if choice != default)
+        return chosen, chosen
+    if annotation is bool:
+        return str(not default), not default
+    if annotation in (int, float):
+        return str(default + 3), default + 3
+    if annotation is str:
+        return "latin-1", "latin-1"
+    if fits(annotation, "b"):
+        return "b", "b"
+    return "b,c", ("b", "c")
+
+
+OPTIONS = [(task, name) for task, kind in Task.kinds().items() for name in fields_of(kind)]
+
+
+@pytest.mark.parametrize(("task", "name"), OPTIONS)
+def test_every_option_works_on_the_command_line_and_in_a_recipe(task, name, tmp_path):
+    kind = Task.kinds()[task]
+    text, value = other(kind, name)
+    needed = {"train": "a.tsv", "dev": "b.tsv"}
+    if name == "regression":  # has no classes, and other metrics
+        needed |= {"labels": "", "metric_names": ""}
+    if name == "labels" and task == "glue/stsb":
+        needed |= {"regression": "False"}
+    flags = [f"--config.task.{field}={of}" for field, of in needed.items() if field != name]
+    recipe = f"--config={CONFIGS / 'finetune.py'}:{task}"
+    for group in ("task", "task.options"):  # the second is of older versions
+        given = [recipe, "--config.init_from=m", *flags, f"--config.{group}.{name}={text}"]
+        assert getattr(load_config(FinetuneConfig, given).task, name) == value
+    own = tmp_path / "own.py"
+    own.write_text(
+        "import finetune\n\n\ndef get_config():\n"
+        f"    config = finetune.get_config({task!r})\n"
+        f"    config.task.{name} = {value!r}\n    return config\n"
+    )
+    found = load_config(FinetuneConfig, [f"--config={own}", "--config.init_from=m", *flags])
+    assert getattr(found.task, name) == value
+
+
+@pytest.mark.parametrize(
+    ("flag", "names"),
+    [
+        ("metric_names=f1,accuracy", ("f1", "accuracy")),
+        ("metric_names=f1", ("f1",)),
+        ("metric_names=", ("accuracy",)),
+        ("metric_names=('f1',)", ("f1",)),
+        ("labels=0,1", ("0", "1")),
+        ("labels=no, yes", ("no", "yes")),
+        ('labels=(("no", "0"), ("yes", "1"))', (("no", "0"), ("yes", "1"))),
+        ("labels=[['no', '0'], 'yes']", (("no", "0"), "yes")),
+        ("text_a=premise,sentence1", ("premise", "sentence1")),
+        ("text_a=#1 String", "#1 String"),
+        ("text_a=1", "1"),
+        ('text_a="a, b"', "a, b"),
+        ("text_a=('a, b', 'c')", ("a, b", "c")),
+        ("text_b=", ""),
+        ("index=id", "id"),
+    ],
+)
+def test_names_on_the_command_line(flag, names):
+    given = ["--config.init_from=m", "--config.task.train=a", "--config.task.dev=b"]
+    given = [f"--config={CONFIGS / 'finetune.py'}:classification", *given, f"--config.task.{flag}"]
+    task = load_config(FinetuneConfig, given).task
+    assert getattr(task, flag.partition("=")[0]) == names
+
+
+def test_names_that_are_none():
+    given = [f"--config={CONFIGS / 'finetune.py'}:classification", "--config.task.labels=(0, 1)"]
+    with pytest.raises(UserError, match=r"config.task.labels must be .*, not \(0, 1\) \(tuple\)"):
+        load_config(FinetuneConfig, given)

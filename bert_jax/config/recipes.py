@@ -5,6 +5,7 @@ A recipe starts from `defaults` and sets the fields that it changes. Values deri
 the recipe sets it or not.
 """
 
+import ast
 import contextlib
 import importlib.util
 import re
@@ -23,6 +24,7 @@ from bert_jax.fields import (
     Root,
     build,
     fields_of,
+    fits,
     is_group,
     no_such_field,
     to_plain,
@@ -76,7 +78,7 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
     for override in overrides:
         override.place(cls, fields)
     _check_phases(fields, overrides)
-    _apply(fields, overrides)
+    _apply(fields, [each for each in overrides if not each.set_names(cls, fields)])
     return build(cls, migrate(_plain(fields)))
 
 
@@ -192,6 +194,30 @@ class _Override(NamedTuple):
         *_, last = self.walk(cls, fields)
         if last.name not in last.fields and not last.is_kind:
             last.fields[last.name] = _default(last.cls, last.name)
+
+    def set_names(self, cls: type, fields: ConfigDict) -> bool:
+        """Sets a field of one or several names; returns whether it is one."""
+        *_, last = self.walk(cls, fields)
+        if last.is_kind:
+            return False
+        annotation = type_of(last.cls, last.name)
+        if not fits(annotation, ("name",)):
+            return False
+        names = _names(self.value or "")
+        if isinstance(names, str) and not fits(annotation, names):
+            names = (names,) if names else ()
+        with last.fields.ignore_type():
+            last.fields[last.name] = names
+        return True
+
+
+def _names(text: str) -> Any:
+    """A name; the names of a text such as `a,b`, or the value of a Python tuple, list or string."""
+    if text.startswith(("(", "[", "'", '"')):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return ast.literal_eval(text)
+    names = tuple(name.strip() for name in text.split(","))
+    return names[0] if len(names) == 1 else names
 
 
 class _Place(NamedTuple):

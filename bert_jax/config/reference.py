@@ -18,6 +18,10 @@ Every field of a recipe, with its default. `--config.GROUP.FIELD=VALUE` override
 with * may change when a run is resumed; the others may not. This page is generated from the
 declarations of the fields: `python -m bert_jax.config.reference > docs/config.md`.
 
+Several names are separated by commas: `--config.task.metric_names=f1,accuracy`. Names that hold a
+comma, and several spellings of a class, are given as a Python tuple:
+`--config.task.labels='(("no", "0"), ("yes", "1"))'`.
+
 Some groups come in several kinds. Their `name` picks one, as in `--config.optimizer.name=lamb`;
 each kind adds its own fields to those that all share. To use a kind of your own, name it
 `MODULE:CLASS`; see [extending.md](extending.md).

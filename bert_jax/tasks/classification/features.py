@@ -6,6 +6,7 @@ import numpy as np
 
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.tasks.classification.example import Example
+from bert_jax.tasks.classification.labels import is_known
 from bert_jax.tasks.features import Features, pair_ids
 
 
@@ -36,7 +37,7 @@ def make_features(
         labels=labels,
         counts={
             "examples": len(examples),
-            "unlabelled": sum(example.label is None for example in examples),
+            "unlabelled": int(np.sum(~is_known(labels))),
             "truncated": sum(n > 0 for n in cut),
             "tokens_cut": sum(cut),
             "empty_texts": a_ids.count([]) + b_ids.count([]),

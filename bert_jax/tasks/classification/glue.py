@@ -1,15 +1,17 @@
 """The tasks of GLUE (Wang et al. 2018, https://arxiv.org/abs/1804.07461).
 
-They read TFDS and GLUE's own files. Classes are in TFDS's order.
+They read TFDS, GLUE's own files, and those of the library `datasets`. Classes are in their order,
+which is the same in TFDS and `datasets`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from etils import epath
 
-from bert_jax.data.documents import suffixes
+from bert_jax.data.documents import dataset_and_split, suffixes
 from bert_jax.tasks.classification.names import Names
 from bert_jax.tasks.classification.task import ClassificationTask
 
@@ -23,19 +25,23 @@ class GlueTask(ClassificationTask):
     """A task whose test examples are scored by GLUE's server.
 
     Attributes:
-      submissions: TFDS test split -> name of its prediction file.
+      submissions: test split -> name of its prediction file.
     """
 
     test_labelled: bool = False
 
     submissions: ClassVar[Mapping[str, str]]
+    _has_numbers: ClassVar[bool] = True  # those of `datasets`
 
     def _format_of(self, source: str) -> str:
         is_tsv = suffixes(epath.Path(source))[0] == ".tsv"
         return "tsv" if is_tsv else ""  # GLUE's files are never quoted
 
     def submission_name(self, source: str) -> str | None:
-        return self.submissions.get(source.rpartition(":")[2])
+        if found := dataset_and_split(source):
+            return self.submissions.get(found[1])
+        # test.tsv, or test-00000-of-00001.parquet
+        return self.submissions.get(re.split("[-.]", epath.Path(source).name)[0])
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,6 @@ class Stsb(GlueTask, name="glue/stsb"):
     text_b: Names = _SENTENCE_2
     label: Names = ("label", "score")
     regression: bool = True
-    metric_names: tuple[str, ...] = ("pearson", "spearman")
 
     submissions: ClassVar[Mapping[str, str]] = {"test": "STS-B.tsv"}
 

@@ -1,6 +1,7 @@
 """Reads examples of classification and regression from tables."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +33,7 @@ class Columns:
 def read_examples(
     source: str,
     columns: Columns,
-    read_label: Callable[[Any, str], str | float],
+    read_label: Callable[[Any, str], str | float | None],
     *,
     labelled: bool,
     skip_incomplete: bool,
@@ -45,7 +46,8 @@ def read_examples(
     Args:
       source: as in `read_rows`.
       columns: columns of the source; an example without an index gets its number, from 0.
-      read_label: makes a label from a value that is not empty and its place, for messages.
+      read_label: makes a label from a value that is not empty and its place, for messages; None if
+        it stands for no label.
       labelled: whether labels are read; False ignores any.
       skip_incomplete: leave out rows that lack a column, and log how many.
       format, encoding, data_dir: as in `read_rows`.
@@ -82,7 +84,7 @@ def read_examples(
 def _example(
     row: Row,
     columns: Columns,
-    read_label: Callable[[Any, str], str | float] | None,
+    read_label: Callable[[Any, str], str | float | None] | None,
     default_index: str,
 ) -> Example:
     label = row.get(*all_of(columns.label)) if read_label else None
@@ -97,7 +99,9 @@ def _example(
 
 
 def _says_something(label: Any) -> bool:
-    return label is not None and bool(str(label).strip())
+    if label is None or (isinstance(label, float) and math.isnan(label)):
+        return False
+    return bool(str(label).strip())
 
 
 def _text(row: Row, names: Names) -> str:

@@ -18,7 +18,9 @@ from bert_jax.tasks.classification.features import make_features
 from bert_jax.tasks.classification.labels import (
     Classes,
     class_labels,
+    found_classes,
     is_known,
+    read_class,
     read_score,
     score_labels,
 )
@@ -53,7 +55,8 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
     text_b: Names = field("", "column of the second text of a pair; empty for single texts")
     label: Names = field(
         "label",
-        "column of the label; an empty label, null, or class -1 of TFDS means not known",
+        "column of the label; an empty label or null means not known, and so do `-` (SNLI) and -1 "
+        "unless a class is called so",
     )
     index: Names = field(
         ("idx", "index"),
@@ -67,9 +70,10 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
     )
     regression: bool = field(False, "labels are numbers")
     metric_names: tuple[str, ...] = field(
-        ("accuracy",),
+        (),
         f"metrics: for classes {', '.join(CLASS_METRICS)}; for regression "
-        f"{', '.join(SCORE_METRICS)}; the first one picks the best model",
+        f"{', '.join(SCORE_METRICS)}; the first one picks the best model; none = accuracy, or both "
+        "for regression",
     )
     format: str = field(
         "",
@@ -82,8 +86,12 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
     )
 
     predictions_suffix: ClassVar[str] = ".tsv"
+    _has_numbers: ClassVar[bool] = False  # whether files may have the numbers of the classes
 
     def __post_init__(self) -> None:
+        if not self.metric_names:
+            names = tuple(SCORE_METRICS) if self.regression else ("accuracy",)
+            object.__setattr__(self, "metric_names", names)  # so that it is saved and compared
         if self.regression and self.labels:
             raise UserError("labels: a regression has none; drop them or set regression=False")
         if unknown := [name for name in self.metric_names if name not in self._metrics]:
@@ -131,10 +139,10 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
         """
         if self.regression or self.labels:
             return self
-        found = {str(example.label) for example in examples if example.label is not None}
+        found = found_classes(examples)
         if len(found) < 2:
-            raise UserError(f"{either(self.label)}: all training examples have {found.pop()!r}")
-        return self.with_labels(sorted(found))
+            raise UserError(f"{either(self.label)}: all training examples have {found[0]!r}")
+        return self.with_labels(found)
 
     def read(self, source: str, *, labelled: bool = True) -> list[Example]:
         """The examples of a file or of `tfds:NAME[:SPLIT]`, in order.
@@ -164,11 +172,13 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
         del source
         return ""
 
-    def _read_class(self, label: Any, place: str) -> str:
-        name = str(label).strip()
-        if self.labels:
-            self._classes.number(name, place)
-        return name
+    def _read_class(self, label: Any, place: str) -> str | None:
+        name = read_class(label, place)
+        if not self.labels:
+            return name
+        if self._has_numbers and not self._classes.has(name) and name.isdecimal():
+            name = dict(enumerate(self._classes.names)).get(int(name), name)
+        return name if self._classes.number(name, place) >= 0 else None
 
     def features(
         self, examples: Sequence[Example], wordpiece: WordPiece, max_seq_length: int
