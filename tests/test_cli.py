@@ -19,10 +19,10 @@ ROOT = Path(__file__).parents[1]
 HELP = {
     "prepare": ("Tokenise a corpus once", "corpus:sotu", "--vocab-size N", "examples:"),
     "pretrain": (
-        *("Pretrains BERT", "--config FILE.py[:ARG]", "--workdir DIR", "Exit code 75"),
+        *("Pretrains BERT", "--config RECIPE[:ARG]", "--workdir DIR", "Exit code 75"),
         f"the next {PROFILED_STEPS} steps are profiled",
     ),
-    "finetune": ("Fine-tunes", "--config FILE.py[:ARG]", "--workdir DIR", "Exit code 75", "best"),
+    "finetune": ("Fine-tunes", "--config RECIPE[:ARG]", "--workdir DIR", "Exit code 75", "best"),
     "convert": ("SOURCE is one of", "--to", "--initialise PART,...", "--no-strict", "--uncased"),
     "evaluate": ("held-out documents", "--workdir DIR", "--step N", "--store DIR"),
     "predict": ("fill-mask", "guess the words behind [MASK]"),

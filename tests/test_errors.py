@@ -251,7 +251,7 @@ COMMANDS = {
     "predict fill-mask --model={made}/run [MASK]" + 63 * ",": r"has 66 tokens, .* 64 positions: s",
     "predict fill-mask --model={made}/run --top-k=1001 [MASK]": r"top_k=1001: must be from 1 to",
     "predict translate": r"invalid choice: 'translate' \(choose from '?fill-mask",
-    "plot {made}/run": r"run/metrics\.jsonl: no such file; is .*/run the --workdir",
+    "plot {made}/run": r"run/metrics\.jsonl: no such file; is .*/run the directory",
     # sources
     "prepare {tmp}/gone.txt --output={tmp}/new": r"gone\.txt: no such file or folder",
     "prepare {made}/store/manifest.json --output={tmp}/new": r"documents come as \.txt or \.jsonl",
@@ -432,7 +432,7 @@ def test_store_of_another_vocabulary(made, tmp_path, fails):
     other = [made / "text.jsonl", f"--output={tmp_path / 'other'}", "--vocab-size=900"]
     assert main(["prepare", *map(str, other), "--workers=1"]) == 0
     message = fails("evaluate", f"--workdir={made / 'run'}", f"--store={tmp_path / 'other'}")
-    assert message.endswith(f"prepare it with --vocab={made / 'run'}")
+    assert message.endswith(f"prepare it with `bert-jax prepare --vocab={made / 'run'}`")
 
 
 def test_one_document_has_no_pairs_and_the_mistake_can_be_corrected(made, tmp_path, fails):

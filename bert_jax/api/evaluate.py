@@ -79,7 +79,7 @@ def _evaluate_pretraining(
         if store.wordpiece.vocab_hash != load_wordpiece(workdir).vocab_hash:
             raise UserError(
                 f"{store.path} has another vocabulary than {workdir}: "
-                f"prepare it with --vocab={workdir}"
+                f"prepare it with `bert-jax prepare --vocab={workdir}`"
             )
     check_same(config, store)
     mesh = make_mesh()

@@ -47,7 +47,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="bert-jax convert",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=flags.HelpFormatter,
     )
     add = parser.add_argument
     add("source", metavar="SOURCE")

@@ -14,6 +14,9 @@ def main(argv: Sequence[str]) -> None:
         description="Scores a checkpoint of pretraining on held-out documents, always with the "
         "same examples and masks, or one of fine-tuning on the examples of a split. Baselines "
         "that ignore the context are printed beside the scores.",
+        formatter_class=flags.HelpFormatter,
+        epilog="examples:\n  bert-jax evaluate --workdir=runs/base\n"
+        "  bert-jax evaluate --workdir=runs/sst2 --data=test --json",
     )
     flags.add_workdir(parser, "directory of the training run")
     flags.add_step(parser, "checkpoint to score (default: the newest, or the best of fine-tuning)")

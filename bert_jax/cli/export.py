@@ -12,7 +12,8 @@ def main(argv: Sequence[str]) -> None:
         prog="bert-jax export",
         description="Writes a model as StableHLO with its parameters, its vocabulary and "
         "load_bert.py, which runs it with only jax and numpy, for any batch size and length.",
-        epilog="example: bert-jax export --model=runs/base --output=exported",
+        formatter_class=flags.HelpFormatter,
+        epilog="example:\n  bert-jax export --model=runs/base --output=exported",
     )
     flags.add_model(parser, "a training run, or any model that convert reads")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new directory")

@@ -11,9 +11,12 @@ def main(argv: Sequence[str]) -> int:
         prog="bert-jax finetune",
         description="Fine-tunes a trained BERT on a task: classification, regression, tagging or "
         "answering.",
+        formatter_class=flags.HelpFormatter,
         epilog=flags.FIELDS_HELP
         + stopping.HELP
-        + "WORKDIR/best is the best model by the first metric on the dev examples.",
+        + "WORKDIR/best is the best model by the first metric on the dev examples.\n\nexample:\n"
+        "  bert-jax finetune --config=finetune:tagging --workdir=runs/ner "
+        "--config.init_from=runs/base --config.task.train=train.conll --config.task.dev=dev.conll",
         allow_abbrev=False,
     )
     flags.add_config(

@@ -5,22 +5,34 @@ Files in object storage, and those of a run on several hosts, are left to the ru
 """
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 
 from etils import epath
 
 from bert_jax.config.arguments import parse
 from bert_jax.errors import UserError
+from bert_jax.interop.choices import no_model
 from bert_jax.storage import UNFINISHED, is_remote, read_json
 
 # Fields that name a file or folder, and what to say if it does not exist.
 FILES = {
     "data.store": "no token store there; make one with `bert-jax prepare`",
-    "init_from": "no model there",
     "task.train": "no such file",
     "task.dev": "no such file",
     "task.test": "no such file",
 }
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps lines at the width of the terminal; keeps indented ones, which are to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(
+            line if line.startswith(" ") else textwrap.fill(line, width, initial_indent=indent)
+            for line in text.splitlines()
+        )
+
 
 FIELDS_HELP = (
     "All fields, with defaults and meanings: docs/config.md, or python -m "
@@ -48,7 +60,9 @@ def check_files(overrides: Sequence[str]) -> None:
     """Raises UserError if an override names a file that does not exist."""
     for override in overrides:
         field, _, value = override.removeprefix("--config.").partition("=")
-        if field in FILES and is_missing(value):
+        if field == "init_from":
+            check_model(value)
+        elif field in FILES and is_missing(value):
             raise UserError(f"config.{field}={value}: {FILES[field]}")
 
 
@@ -72,7 +86,7 @@ def check_run(workdir: str) -> None:
 def check_model(path: str) -> None:
     """Raises UserError if there is nothing at the path of a model."""
     if is_missing(path):
-        raise UserError(f"{path}: no model there, not even a directory")
+        raise no_model(path)
 
 
 def add_workdir(parser: argparse.ArgumentParser, help: str) -> None:

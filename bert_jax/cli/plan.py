@@ -14,8 +14,10 @@ def main(argv: Sequence[str]) -> int:
         description="Compiles the training step of a recipe for TPU slices, none of which needs "
         "to be present, and prints memory, FLOPs, estimated step time, collectives and input "
         "rate. One plan for each phase of the recipe.",
-        epilog=flags.FIELDS_HELP + "Example: bert-jax plan --config=bert:large --topology=v5e:4x8 "
-        "--config.data.max_seq_length=512 --config.data.batch_size=1024",
+        formatter_class=flags.HelpFormatter,
+        epilog=flags.FIELDS_HELP
+        + "\n\nexample:\n  bert-jax plan --config=bert:large --topology=v5e:4x8 "
+        "--config.data.batch_size=1024",
         allow_abbrev=False,
     )
     flags.add_config(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
+from bert_jax.cli import flags
 from bert_jax.errors import UserError
 
 
@@ -13,6 +14,8 @@ def main(argv: Sequence[str]) -> None:
         prog="bert-jax plot",
         description="Draws losses and accuracies of one or more training runs over their steps; "
         "dashed lines are baselines that ignore the context.",
+        formatter_class=flags.HelpFormatter,
+        epilog="example:\n  bert-jax plot runs/base runs/another --output=compare.png",
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="directory of a run")
     parser.add_argument(

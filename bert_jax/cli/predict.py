@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
         _add_answer,
     ):
         add_task(tasks)
+    for task in tasks.choices.values():
+        task.formatter_class = flags.HelpFormatter
     arguments = parser.parse_args(argv)
     arguments.run(arguments)
 
@@ -48,7 +50,7 @@ def _add_fill_mask(tasks: Any) -> None:
         "fill-mask",
         help="guess the words behind [MASK]",
         description="Guesses the words behind every [MASK] of a text.",
-        epilog="example: bert-jax predict fill-mask --model=runs/quickstart "
+        epilog="example:\n  bert-jax predict fill-mask --model=runs/quickstart "
         '"The president of the United [MASK]."',
     )
     task.set_defaults(run=_fill_mask)
@@ -72,7 +74,7 @@ def _add_next_sentence(tasks: Any) -> None:
         "next-sentence",
         help="print the probability that B follows A",
         description="Prints pairs of texts as JSON lines, with the probability that B follows A.",
-        epilog="example: printf 'Let us begin.\\tLet us go forward.\\n' | "
+        epilog="example:\n  printf 'Let us begin.\\tLet us go forward.\\n' | "
         "bert-jax predict next-sentence --model=runs/quickstart",
     )
     task.set_defaults(run=_next_sentence)
@@ -92,7 +94,7 @@ def _add_features(tasks: Any) -> None:
         "features",
         help="turn texts into vectors",
         description="Turns texts, or pairs of texts, into vectors, one line at a time.",
-        epilog="example: bert-jax predict features --model=runs/quickstart sentences.txt "
+        epilog="example:\n  bert-jax predict features --model=runs/quickstart sentences.txt "
         "--output=sentences.npy",
     )
     task.set_defaults(run=_features)
@@ -147,7 +149,7 @@ def _add_attention(tasks: Any) -> None:
         help="draw attention maps",
         description="Writes an HTML page to explore the attention of a text, or of a pair of "
         "texts, and beside it a PNG of all heads of all layers.",
-        epilog="example: bert-jax predict attention --model=runs/quickstart "
+        epilog="example:\n  bert-jax predict attention --model=runs/quickstart "
         '"Let us begin." "Let us go forward." --output=attention.html',
     )
     task.set_defaults(run=_attention)
@@ -187,7 +189,7 @@ def _add_classify(tasks: Any) -> None:
         help="classify or score texts",
         description="Classifies or scores texts, or pairs of texts, with a fine-tuned classifier "
         "or regression. Prints them as JSON lines with the results.",
-        epilog="example: bert-jax predict classify --model=runs/sst2/best reviews.txt",
+        epilog="example:\n  bert-jax predict classify --model=runs/sst2/best reviews.txt",
     )
     task.set_defaults(run=_classify)
     _add_model(task)
@@ -213,7 +215,7 @@ def _add_tag(tasks: Any) -> None:
         help="find entities in texts",
         description="Prints texts as JSON lines, with the entities that a fine-tuned tagger finds, "
         "their characters (start, end) and scores.",
-        epilog="example: bert-jax predict tag --model=runs/ner/best articles.txt",
+        epilog="example:\n  bert-jax predict tag --model=runs/ner/best articles.txt",
     )
     task.set_defaults(run=_tag)
     _add_model(task)
@@ -239,7 +241,7 @@ def _add_answer(tasks: Any) -> None:
         help="answer questions from a text",
         description="Prints questions (text_a) on a context (text_b) as JSON lines, with the "
         "answer in the context, its characters (start, end) and its probability.",
-        epilog="example: printf 'Who spoke?\\tThe president spoke.\\n' | "
+        epilog="example:\n  printf 'Who spoke?\\tThe president spoke.\\n' | "
         "bert-jax predict answer --model=runs/squad/best",
     )
     task.set_defaults(run=_answer)

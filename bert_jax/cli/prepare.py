@@ -57,7 +57,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="bert-jax prepare",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=flags.HelpFormatter,
     )
     add = parser.add_argument
     add("sources", nargs="+", metavar="SOURCE")

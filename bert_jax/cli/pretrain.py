@@ -10,9 +10,12 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="bert-jax pretrain",
         description="Pretrains BERT: masked LM and next sentence prediction on a token store.",
+        formatter_class=flags.HelpFormatter,
         epilog=flags.FIELDS_HELP
         + stopping.HELP
-        + "SIGUSR1: the next 5 steps are profiled into WORKDIR/profile.",
+        + "SIGUSR1: the next 5 steps are profiled into WORKDIR/profile.\n\nexample:\n"
+        "  bert-jax pretrain --config=bert:base --workdir=runs/base "
+        "--config.data.store=stores/mine",
         allow_abbrev=False,
     )
     flags.add_config(

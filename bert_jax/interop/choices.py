@@ -3,6 +3,7 @@
 Imports nothing heavy, so that options are checked before anything is loaded.
 """
 
+import re
 from collections.abc import Iterable
 
 from bert_jax.errors import UserError
@@ -19,6 +20,20 @@ ARCHITECTURES = {  # class -> its parts besides the encoder
 }
 # Parts that can start at random.
 INITIALISED = ("pooler", "masked_lm", "next_sentence", "answer_span")
+HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # NAME or OWNER/NAME
+
+
+def no_model(path: str) -> UserError:
+    """The error for a path without a model; for what may be a name of the Hub, how to fetch it."""
+    fetch = (
+        "; to fetch it from the Hugging Face Hub: pip install huggingface_hub, then "
+        f"hf download {path} --include '*.json' --include '*.txt' --include '*.safetensors' "
+        f"--local-dir {path}"
+    )
+    return UserError(
+        f"{path}: no model there, neither config.json (of bert_jax or Hugging Face) nor "
+        f"bert_config.json (of Google){fetch if HUB_NAME.fullmatch(path) else ''}"
+    )
 
 
 def check_format(name: str) -> None:

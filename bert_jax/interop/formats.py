@@ -6,6 +6,7 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.interop import google_tf, huggingface, workdir
+from bert_jax.interop.choices import no_model
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
 from bert_jax.storage import is_remote, read_json
@@ -45,10 +46,7 @@ def read(
     elif (path / google_tf.CONFIG_FILE).exists() or google_tf.is_checkpoint(path):
         reader = google_tf.read_google
     else:
-        raise UserError(
-            f"{path}: no model there, neither {huggingface.CONFIG_FILE} (of bert_jax or "
-            f"Hugging Face) nor {google_tf.CONFIG_FILE} (of Google)"
-        )
+        raise no_model(str(path))
     if is_remote(path):
         raise UserError(f"{path}: only workdirs are read from object storage; copy it to a disk")
     return reader(path, lowercase=lowercase, strict=strict, report=report)

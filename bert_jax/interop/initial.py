@@ -48,7 +48,7 @@ def initial_params(
         raise UserError(
             f"config.init_from={config.init_from}: its vocabulary of {_describe(source.wordpiece)} "
             f"is not that of the data, {_describe(wordpiece)}: "
-            f"prepare the data with --vocab={config.init_from}"
+            f"prepare the data with `bert-jax prepare --vocab={config.init_from}`"
         )
     theirs, ours = flatten(to_plain(source.architecture)), flatten(to_plain(config.model))
     changed = [name for name in theirs if name not in FREE and theirs[name] != ours.get(name)]

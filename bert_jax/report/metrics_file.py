@@ -16,7 +16,7 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     """
     path = epath.Path(workdir) / "metrics.jsonl"
     if not path.exists():
-        raise UserError(f"{path}: no such file; is {workdir} the --workdir of a training run?")
+        raise UserError(f"{path}: no such file; is {workdir} the directory of a training run?")
     lines = []
     for text in path.read_text().splitlines():
         try:
