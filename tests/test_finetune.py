@@ -19,6 +19,7 @@ from bert_jax.config.recipes import load_config
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.fields import build
+from bert_jax.inference.fine_tuned import task_of
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import read_workdir, write_workdir
 from bert_jax.model.heads import (
@@ -187,6 +188,8 @@ def test_a_task_is_learned(task, model, tmp_path, capsys):
         "test": pytest.approx(results["test"]["metrics"], abs=1e-6),
         "baseline": results["test"]["baseline"],
     }
+    kept = task_of(read_workdir(workdir / "best"))
+    assert (type(kept), kept.max_seq_length) == (type(config.task), 32)
     (written,) = workdir.glob("test_predictions*")
     again = tmp_path / "again"
     source = f"--data={tmp_path}/test.{SUFFIX[task]}"

@@ -24,7 +24,7 @@ from bert_jax.interop.initial import without_parts
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
 from bert_jax.interop.workdir import write_workdir
-from bert_jax.model.heads import HEADS, parts_of
+from bert_jax.model.heads import HEADS, PRETRAINING, parts_of
 from bert_jax.model.model import build_model
 from bert_jax.storage import is_remote
 
@@ -77,6 +77,9 @@ def convert(
     _check_unused(target)
     model = formats.read(source, step, lowercase=lowercase, strict=strict, report=report)
     model = _with_parts(model, architecture, initialise, seed, report)
+    if model.task and to != "bert_jax":
+        length = model.task["max_seq_length"]
+        report(f"left out: how the task was read (max_seq_length={length}, ...), no field for it")
     _write(target, model, to, report)
     return parts_of(model.params)
 
@@ -120,7 +123,8 @@ def _with_parts(
         report(f"initialised: {', '.join(initialise)} (random, seed {seed})")
     has_labels = any(part in wanted and head.has_labels for part, head in HEADS.items())
     labels = model.labels if has_labels else ()
-    return model._replace(params=params, labels=labels)
+    has_task = any(part in wanted for part in HEADS if part not in PRETRAINING)
+    return model._replace(params=params, labels=labels, task=model.task if has_task else None)
 
 
 def _write(target: epath.Path, model: Portable, to: str, report: Report) -> None:

@@ -1,20 +1,28 @@
 """Scores checkpoints: of pretraining on held-out documents, of fine-tuning on examples."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from etils import epath
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from bert_jax.api.pretrain import check_same, stage_model
+from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.config.recipes import with_overrides
 from bert_jax.config.saved import is_finetuning, read_finetune_config, read_pretrain_config
 from bert_jax.data.stores import open_store
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.evaluation.heldout import HeldOut
+from bert_jax.evaluation.predictions import Predicted, check_path, write
 from bert_jax.evaluation.task_scores import Examples, TaskScores
+from bert_jax.fields import build, to_plain
+from bert_jax.inference.fine_tuned import task_of
 from bert_jax.interop.formats import read
+from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import check_params
 from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
@@ -23,21 +31,25 @@ from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.storage import read_json
+from bert_jax.tasks import Task
+from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, latest_step
+
+_log = logging.getLogger(__name__)
 
 
 class Evaluated(NamedTuple):
     """Scores of a checkpoint.
 
     Attributes:
-      split: "heldout" for pretraining, `data` for fine-tuning.
-      step: step of the checkpoint.
+      split: "heldout" for pretraining, `data` for a task.
+      step: step of the checkpoint; None for a model without any.
       scores: scores by metric; losses in nats, accuracies in [0, 1].
       baselines: scores of a guess that ignores the context, for some metrics.
     """
 
     split: str
-    step: int
+    step: int | None
     scores: Mapping[str, float]
     baselines: Mapping[str, float]
 
@@ -49,24 +61,34 @@ def evaluate(
     store: str | None = None,
     data: str = "dev",
     predictions: epath.PathLike | None = None,
+    overrides: Sequence[str] = (),
 ) -> Evaluated:
-    """Scores a checkpoint: of pretraining on held-out documents, of fine-tuning on examples.
+    """Scores a checkpoint: of pretraining on held-out documents, of a task on examples.
 
     Args:
-      workdir: directory of the training run.
+      workdir: directory of a training run, or of any model with the head of a task, such as a
+        classifier of Hugging Face.
       step: checkpoint to score; None for the newest, or the best of fine-tuning.
       store: for pretraining, store whose held-out documents to score on; None for the run's.
-      data: for fine-tuning, "train", "dev", "test", or another file or tfds:NAME:SPLIT.
-      predictions: for fine-tuning, file to write predictions to; labels are then not read.
+      data: for a task, "train", "dev" or "test" of the run, or another file or tfds:NAME:SPLIT.
+      predictions: for a task, file to write predictions to; labels are then not read. See
+        `bert_jax.evaluation.predictions.write`.
+      overrides: for a task, `--config.task.FIELD=VALUE`, as `finetune` takes them.
 
     Raises:
       UserError: there is no such checkpoint or data, or they do not fit together.
     """
     workdir = epath.Path(workdir)
     with hosts.agreement():
-        is_task = is_finetuning(read_json(workdir / "config.json"))
-    if is_task:
-        return _evaluate_task(workdir, step, data, predictions)
+        config_file = workdir / "config.json"
+        fields = read_json(config_file) if config_file.exists() else {}
+        if wrong := [flag for flag in overrides if not flag.startswith("--config.task.")]:
+            raise UserError(f"{wrong[0]}: only fields of the task, --config.task.FIELD=VALUE")
+    if "data" not in fields:
+        return _evaluate_task(workdir, step, data, predictions, overrides)
+    with hosts.agreement():
+        if predictions or overrides:
+            raise UserError(f"{workdir} is a pretraining run, which has no task to predict")
     return _evaluate_pretraining(workdir, step, store)
 
 
@@ -89,21 +111,31 @@ def _evaluate_pretraining(
 
 
 def _evaluate_task(
-    workdir: epath.Path, step: int | None, data: str, predictions_path: epath.PathLike | None
+    workdir: epath.Path,
+    step: int | None,
+    data: str,
+    predictions_path: epath.PathLike | None,
+    overrides: Sequence[str],
 ) -> Evaluated:
     with hosts.agreement():
-        config = read_finetune_config(workdir / "config.json")
-        checkpoint = workdir if step is not None else workdir / "best"
+        config_file, checkpoint, config = workdir / "config.json", workdir, None
+        if config_file.exists() and is_finetuning(read_json(config_file)):
+            config = read_finetune_config(config_file)
+            if step is None and (workdir / "best").exists():
+                checkpoint = workdir / "best"
+        if predictions_path is not None:
+            check_path(epath.Path(predictions_path))
         model = read(checkpoint, step)
-        task = config.task.with_labels(model.labels)
+        task = _task(model, config, overrides)
         splits = {split: getattr(task, split) for split in ("train", "dev", "test")}
         source = splits.get(data, data)
         if not source:
-            raise UserError(f"--data={data}: the run had none; name a file")
+            raise UserError(f"--data={data}: {workdir} says of none; name a file")
         labelled = predictions_path is None
         examples = task.read(source, labelled=labelled)
-        features = task.features(examples, model.wordpiece, task.max_seq_length)
-        baseline = task.baseline(task.read(task.train), examples) if labelled else {}
+        limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
+        features = task.features(examples, model.wordpiece, limit)
+        baseline = _baseline(task, examples) if labelled else {}
     mesh = make_mesh()
     structure = build_model(
         model.architecture,
@@ -119,15 +151,52 @@ def _evaluate_task(
         model.numerics,
         mesh,
         pad_id=model.wordpiece.pad_id,
-        batch_size=4 * config.batch_size,
+        batch_size=4 * (config.batch_size if config else FinetuneConfig.batch_size),
     )
-    params = rules.put_params(model.params, mesh, structure.axes)
-    metrics, predictions = score(params)
-    if predictions_path and hosts.is_primary():
-        task.write_predictions(epath.Path(predictions_path), examples, predictions)
-    found = latest_step(checkpoint) if step is None else step
-    assert found is not None  # `read` found it
-    return Evaluated(data, found, metrics, baseline)
+    found = score(rules.put_params(model.params, mesh, structure.axes))
+    if predictions_path is not None and hosts.is_primary():
+        write(epath.Path(predictions_path), task, Predicted(found.logits, features, examples))
+    step = latest_step(checkpoint) if step is None else step
+    return Evaluated(data, step, found.metrics, baseline)
+
+
+def _task(model: Portable, config: FinetuneConfig | None, overrides: Sequence[str]) -> AnyTask:
+    """The task that the model was fine-tuned on or that its head is for, with overrides."""
+    fields = to_plain(task_of(model))
+    if config:
+        fields = to_plain(config.task) | settings(fields)
+    given = ConfigDict({"task": _with_tuples(fields)})
+    changed = with_overrides(FinetuneConfig, given, overrides)["task"]
+    task: AnyTask = build(Task, changed, "config.task")  # type: ignore[type-abstract]
+    task = task.with_labels(model.labels)
+    if task.head.part not in model.params:
+        raise UserError(f"config.task.name={task.called()}: the model has no {task.head.part}")
+    names = task.label_names
+    in_other_order = names != model.labels and {*names} == {*model.labels}
+    if names and (len(names) != model.outputs or in_other_order):
+        raise UserError(
+            f"config.task.labels: must be the model's {model.outputs}, in their order: "
+            f"{', '.join(model.labels)}"
+        )
+    return task
+
+
+def _with_tuples(value: Any) -> Any:
+    """Plain values whose lists are tuples, as recipes have them."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _baseline(task: AnyTask, examples: Sequence[Any]) -> dict[str, float]:
+    if not task.train:
+        return {}
+    try:
+        train = task.read(task.train)
+    except UserError as error:  # it may have moved, and the scores do not need it
+        _log.warning(f"no baseline, since the training examples cannot be read: {error}")
+        return {}
+    return task.baseline(train, examples)
 
 
 class Trained(NamedTuple):

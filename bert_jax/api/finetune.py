@@ -39,7 +39,7 @@ from bert_jax.report.metrics_file import read_metrics
 from bert_jax.storage import read_json, write_json
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
-from bert_jax.tasks.protocol import AnyTask
+from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, latest_step
 from bert_jax.train.hooks import Evaluate, KeepBest, Log, save
 from bert_jax.train.metrics import MetricsWriter
@@ -194,7 +194,7 @@ class Setup(NamedTuple):
         return cls(source, task, data, mesh, model, program, scores, steps)
 
     def description(self, config: FinetuneConfig) -> Plain:
-        """The content of a run's `config.json`."""
+        """The part of a run's `config.json` that a resumed run is compared with."""
         labels = self.task.label_names
         return describe(config, self.source.architecture, config.numerics, labels)
 
@@ -209,8 +209,9 @@ def train_once(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> boo
             if has_run(workdir):
                 changed = differences(saved_description(workdir), description)
                 check_same_run(workdir, changed, identity, free_to_change(config))
+            described = description | {"task": settings(to_plain(task))}
             for directory in (workdir, workdir / "best"):
-                claim_workdir(directory, description, identity, setup.source.wordpiece)
+                claim_workdir(directory, described, identity, setup.source.wordpiece)
 
     features = data["train"].features
     batches = training_batches(config, setup.source.wordpiece, task, features, setup.mesh)
@@ -362,7 +363,7 @@ def report(workdir: epath.Path, setup: Setup) -> None:
         if split not in data:
             continue
         examples = data[split].examples
-        metrics, predictions = setup.scores[split](params)
+        metrics, predictions, _ = setup.scores[split](params)
         if hosts.is_primary():
             name = task.submission_name(getattr(task, split))
             name = name or f"{split}_predictions{task.predictions_suffix}"

@@ -12,13 +12,25 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="bert-jax evaluate",
         description="Scores a checkpoint of pretraining on held-out documents, always with the "
-        "same examples and masks, or one of fine-tuning on the examples of a split. Baselines "
-        "that ignore the context are printed beside the scores.",
+        "same examples and masks; or a fine-tuned model, also one of Hugging Face, on examples of "
+        "its task. Baselines that ignore the context are printed beside the scores.",
         formatter_class=flags.HelpFormatter,
-        epilog="examples:\n  bert-jax evaluate --workdir=runs/base\n"
-        "  bert-jax evaluate --workdir=runs/sst2 --data=test --json",
+        epilog="--config.task.FIELD=VALUE reads the examples with another field of the task, as in "
+        "finetune.
+
+examples:
+  bert-jax evaluate --workdir=runs/base
+"
+        "  bert-jax evaluate --workdir=runs/sst2 --data=test --json
+"
+        "  bert-jax evaluate --workdir=downloaded-tagger --data=dev.conll "
+        "--config.task.tag_column=4",
+        allow_abbrev=False,
     )
-    flags.add_workdir(parser, "directory of the training run")
+    flags.add_workdir(
+        parser,
+        "directory of a training run, or of a model with a head of a task",
+    )
     flags.add_step(parser, "checkpoint to score (default: the newest, or the best of fine-tuning)")
     parser.add_argument(
         "--store",
@@ -29,16 +41,20 @@ def main(argv: Sequence[str]) -> None:
         "--data",
         default="dev",
         metavar="SOURCE",
-        help="for fine-tuning: train, dev, test, or another file or tfds:NAME:SPLIT (default: dev)",
+        help="for a task: train, dev or test of the run, or another file or tfds:NAME:SPLIT "
+        "(default: dev)",
     )
     parser.add_argument(
         "--predictions",
         metavar="PATH",
-        help="for fine-tuning: write the predictions there, and do not read labels",
+        help="for a task: write the predictions there, and do not read labels; .jsonl and .csv "
+        "have probabilities, files with any other suffix the format of the task's benchmark",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     hosts.add_arguments(parser)
-    arguments = parser.parse_args(argv)
+    arguments, overrides = parser.parse_known_args(argv)
+    if wrong := [flag for flag in overrides if not flag.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
     if hosts.is_alone(arguments):
         flags.check_run(arguments.workdir)
         if arguments.store and flags.is_missing(arguments.store):
@@ -56,13 +72,17 @@ def main(argv: Sequence[str]) -> None:
         store=arguments.store,
         data=arguments.data,
         predictions=arguments.predictions,
+        overrides=overrides,
     )
     if not is_primary():
+        return
+    if arguments.predictions and not arguments.json:
+        print(arguments.predictions)
         return
     if arguments.json:
         print(json.dumps({"step": step, split: scores, "baseline": baselines}))
         return
-    print(f"{f'step {step}':<20}{'model':>10}{'baseline':>10}")
+    print(f"{'' if step is None else f'step {step}':<20}{'model':>10}{'baseline':>10}")
     for name, value in scores.items():
         baseline = f"{baselines[name]:>10.4f}" if name in baselines else ""
         print(f"{name:<20}{value:>10.4f}{baseline}")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bert_jax.fields import Plain
     from bert_jax.inference.trained import TrainedBert
     from bert_jax.tasks.answering.decoding import Prediction
+    from bert_jax.tasks.classification.decoding import Verdict
     from bert_jax.tasks.tagging.plain_text import Entity
 
 T = TypeVar("T")
@@ -194,11 +195,16 @@ def _add_classify(tasks: Any) -> None:
     task.set_defaults(run=_classify)
     _add_model(task)
     _add_input(task, default="text", formats=("text", "tsv", "jsonl"))
+    _add_max_seq_length(task, "tokens to which longer texts are cut", "the model's positions")
 
 
 def _classify(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments), _load(arguments)
-    for line, found in _with_results(lines, bert.classify):
+
+    def classify(texts: Iterator[Any]) -> Iterator["Verdict"]:
+        return bert.classify(texts, arguments.max_seq_length)
+
+    for line, found in _with_results(lines, classify):
         if isinstance(found, float):
             said: Plain = {"score": round(found, 6)}
         else:
@@ -220,7 +226,7 @@ def _add_tag(tasks: Any) -> None:
     task.set_defaults(run=_tag)
     _add_model(task)
     _add_input(task, default="text", formats=("text", "jsonl"))
-    _add_max_seq_length(task, 128)
+    _add_max_seq_length(task, "tokens of the windows into which long texts are cut", "128")
 
 
 def _tag(arguments: argparse.Namespace) -> None:
@@ -247,16 +253,17 @@ def _add_answer(tasks: Any) -> None:
     task.set_defaults(run=_answer)
     _add_model(task)
     _add_input(task, default="tsv", formats=("tsv", "jsonl"))
-    _add_max_seq_length(task, 384)
+    _add_max_seq_length(task, "tokens of the windows into which long texts are cut", "384")
     task.add_argument(
-        "--unanswerable", action="store_true", help="there may be no answer, as in SQuAD 2.0"
+        "--unanswerable",
+        action=argparse.BooleanOptionalAction,
+        help="whether there may be no answer, as in SQuAD 2.0 (default: as in fine-tuning)",
     )
     task.add_argument(
         "--null-threshold",
         type=float,
-        default=0.0,
         metavar="X",
-        help="margin by which no answer must outscore the best one (default: 0)",
+        help="margin by which no answer must outscore the best one (default: as in fine-tuning)",
     )
 
 
@@ -282,14 +289,12 @@ def _answer(arguments: argparse.Namespace) -> None:
     _report_skipped(lines)
 
 
-def _add_max_seq_length(task: argparse.ArgumentParser, default: int) -> None:
+def _add_max_seq_length(task: argparse.ArgumentParser, help: str, otherwise: str) -> None:
     task.add_argument(
         "--max-seq-length",
         type=int,
-        default=default,
         metavar="N",
-        help="tokens of the windows into which long texts are cut; best as in training "
-        f"(default: {default})",
+        help=f"{help} (default: as in fine-tuning, or {otherwise} if that is not known)",
     )
 
 

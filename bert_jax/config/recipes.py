@@ -21,6 +21,7 @@ from bert_jax.config.saved import RENAMED, RENAMED_IN_PHASES, migrate
 from bert_jax.errors import UserError
 from bert_jax.fields import (
     Choice,
+    Plain,
     Root,
     build,
     fields_of,
@@ -70,8 +71,21 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
         range.
     """
     given = parse(arguments)
-    fields = _run_recipe(given)
-    overrides = [_Override.parse(flag).resolved(cls, fields) for flag in given.overrides]
+    return build(cls, with_overrides(cls, _run_recipe(given), given.overrides))
+
+
+def with_overrides(cls: type, fields: ConfigDict, flags_given: Sequence[str]) -> Plain:
+    """Nested plain values of the group `cls` after overrides.
+
+    Args:
+      cls: class of the group.
+      fields: its values, or some of them; changed in place.
+      flags_given: `--config.field=value` each.
+
+    Raises:
+      UserError: a field is unknown, or a value of a wrong type.
+    """
+    overrides = [_Override.parse(flag).resolved(cls, fields) for flag in flags_given]
     for override in overrides:
         if override.parts[-1] == "name":
             _choose_kind(cls, fields, override)
@@ -79,7 +93,7 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
         override.place(cls, fields)
     _check_phases(fields, overrides)
     _apply(fields, [each for each in overrides if not each.set_names(cls, fields)])
-    return build(cls, migrate(_plain(fields)))
+    return migrate(_plain(fields))
 
 
 def _plain(value: Any) -> Any:

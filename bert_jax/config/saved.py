@@ -11,8 +11,10 @@ from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, build
+from bert_jax.json_values import typed
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.storage import read_json
+from bert_jax.tasks.protocol import settings
 from bert_jax.train.optimizers import Optimizer
 
 T = TypeVar("T")
@@ -120,6 +122,20 @@ def read_model_config(path: epath.Path) -> tuple[Architecture, Numerics, tuple[s
         if not isinstance(labels, list):
             raise UserError(f"labels must be a list of names, not {labels!r}")
         return *model_config(fields), tuple(labels)
+
+
+def read_task(path: epath.Path) -> Plain | None:
+    """The task of a fine-tuned model, from the `config.json` of any workdir; None without one.
+
+    It has the fields of a `Task` that predictions depend on, as plain values.
+    """
+    fields = read_json(path)
+    task = fields.get("task")
+    if task is None and isinstance(run := fields.get("finetune"), dict):
+        task = migrate(run).get("task")  # of versions that did not write it apart
+    if task is None:
+        return None
+    return settings(typed(task, dict[str, Any], f"{path}: task"))
 
 
 def model_config(fields: Mapping[str, Any]) -> tuple[Architecture, Numerics]:

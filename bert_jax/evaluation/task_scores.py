@@ -31,10 +31,17 @@ class Examples(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Loss and metrics of a split, and its predictions."""
+    """Scores of a split.
+
+    Attributes:
+      metrics: metrics of the task, and loss.
+      predictions: as from `Task.predictions`.
+      logits: outputs of the head for each sequence of the features.
+    """
 
     metrics: dict[str, float]
     predictions: Any
+    logits: list[np.ndarray]
 
 
 class TaskScores:
@@ -92,9 +99,10 @@ class TaskScores:
         examples, features, labelled = self._data
         predictions = self._task.predictions(outputs, features, examples)
         if not labelled:
-            return Scores({}, predictions)
+            return Scores({}, predictions, outputs)
         loss = means(add_sums(jax.device_get(sums)), FineTuning.heads)["loss"]
-        return Scores(self._task.metrics(predictions, examples) | {"loss": loss}, predictions)
+        metrics = self._task.metrics(predictions, examples) | {"loss": loss}
+        return Scores(metrics, predictions, outputs)
 
     def _results(self, params: Params) -> Iterator[tuple[Batch, tuple[jax.Array, Metrics]]]:
         sharding = rules.batch_sharding(self._mesh)

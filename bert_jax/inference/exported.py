@@ -62,7 +62,8 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Function]]:
         raise UserError(f"{path / load_bert.MANIFEST}: {error}") from error
     wordpiece = load_wordpiece(path)
     check_vocabulary(path / load_bert.MANIFEST, architecture, wordpiece)
-    model = Portable(architecture, numerics, wordpiece, params, tuple(manifest["labels"]))
+    labels, task = tuple(manifest["labels"]), manifest.get("task")  # older ones have no task
+    model = Portable(architecture, numerics, wordpiece, params, labels, task)
     check_shapes(path, unpadded_shapes(_structure(model), architecture), params)
     return model, functions
 
@@ -146,6 +147,7 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
         "model": to_plain(model.architecture),
         "numerics": to_plain(numerics),
         "labels": list(model.labels),
+        "task": model.task,
         "pad_id": model.wordpiece.pad_id,
         # Each is called with the nested dict of parameters before these arguments.
         "functions": functions,

@@ -53,11 +53,14 @@ class Bert:
     Attributes:
       architecture: plain values by field name, such as "hidden_size".
       labels: names of the classes of a classifier.
+      task: how texts were read in fine-tuning, plain values by name, such as "max_seq_length", the
+        tokens to which longer texts were cut; None if that is not known.
     """
 
     def __init__(self, exported: "Exported"):
         self.architecture = exported.manifest["model"]
         self.labels = exported.manifest["labels"]
+        self.task = exported.manifest.get("task")
         self._pad_id = exported.manifest["pad_id"]
         self._functions = exported.functions
         self._params = jax.device_put(exported.params)

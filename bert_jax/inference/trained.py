@@ -5,7 +5,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import jax
 import numpy as np
@@ -18,21 +18,23 @@ from bert_jax.inference import programs
 from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
 from bert_jax.inference.devices import Devices
 from bert_jax.inference.exported import is_exported, read_exported
+from bert_jax.inference.fine_tuned import known_task, task_as
 from bert_jax.inference.functions import Function, part_functions
 from bert_jax.inference.texts import Text, checked, excerpt
 from bert_jax.interop.formats import read
 from bert_jax.interop.portable import Portable
 from bert_jax.model.heads import MASKED_LM, NEXT_SENTENCE, SEQUENCE_CLASSIFIER, Head, parts_of
 from bert_jax.model.model import build_model
+from bert_jax.tasks import AnsweringTask, ClassificationTask, TaggingTask
+from bert_jax.tasks.answering.decoding import Prediction
+from bert_jax.tasks.answering.example import Question
+from bert_jax.tasks.classification.decoding import Verdict, verdict
 from bert_jax.tasks.features import pair_ids
-
-if TYPE_CHECKING:
-    from bert_jax.tasks.answering.decoding import Prediction
-    from bert_jax.tasks.protocol import AnyTask
-    from bert_jax.tasks.tagging.plain_text import Entity
+from bert_jax.tasks.protocol import AnyTask
+from bert_jax.tasks.tagging.example import Sentence
+from bert_jax.tasks.tagging.plain_text import Entity, find_entities, split_words
 
 T = TypeVar("T")
-Verdict = dict[str, float] | float  # probability of each class by name, or a score
 # Texts or questions that are cut into windows together.
 EXAMPLES_PER_CHUNK = 256
 
@@ -108,9 +110,7 @@ class TrainedBert:
         limit = model.architecture.max_position_embeddings
         self._devices = Devices(model.wordpiece.pad_id, limit)
         self.params = self._devices.put_params(model.params)
-        self._verdict: Callable[[np.ndarray], Verdict] = (
-            functools.partial(_probabilities, model.labels) if model.labels else _score
-        )
+        self._model = model._replace(params={})
 
         def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
             return jax.jit(functools.partial(function, self.functions), static_argnames=static)
@@ -255,11 +255,22 @@ class TrainedBert:
         return _like(texts, self._devices.run(examples, start, finish))
 
     @overload
-    def classify(self, texts: Iterator[Text]) -> Iterator[Verdict]: ...
+    def classify(
+        self, texts: Iterator[Text], max_seq_length: int | None = ...
+    ) -> Iterator[Verdict]: ...
     @overload
-    def classify(self, texts: Sequence[Text]) -> list[Verdict]: ...
-    def classify(self, texts: Iterable[Text]) -> list[Verdict] | Iterator[Verdict]:
+    def classify(
+        self, texts: Sequence[Text], max_seq_length: int | None = ...
+    ) -> list[Verdict]: ...
+    def classify(
+        self, texts: Iterable[Text], max_seq_length: int | None = None
+    ) -> list[Verdict] | Iterator[Verdict]:
         """Classifies texts or pairs with a fine-tuned classifier.
+
+        Args:
+          texts: strings or pairs; only what the model was fine-tuned on, if that is known.
+          max_seq_length: tokens to which longer texts are cut; None = as in fine-tuning, or the
+            model's positions if that is not known.
 
         Returns:
           For each text the probability of every class by name, the most probable first; for a
@@ -268,80 +279,93 @@ class TrainedBert:
         Raises:
           UserError: the model has no sequence_classifier.
         """
-        logits = self.logits_stream(SEQUENCE_CLASSIFIER, self._tokenized(checked(texts)))
-        return _like(texts, map(self._verdict, logits))
+        self.require(*SEQUENCE_CLASSIFIER.parts)
+        task = task_as(self._model, ClassificationTask, max_seq_length=max_seq_length)
+        known = isinstance(known_task(self._model), ClassificationTask)
+        takes_pairs = bool(task.text_b)
+        some = checked(texts, text=not (known and takes_pairs), pair=takes_pairs or not known)
+        examples = self._tokenized(some, self._limit(task))
+        logits = self.logits_stream(SEQUENCE_CLASSIFIER, examples)
+        return _like(texts, (verdict(each, self.labels) for each in logits))
 
     @overload
-    def tag(self, texts: Iterator[str], max_seq_length: int = ...) -> Iterator[list["Entity"]]: ...
-    @overload
-    def tag(self, texts: Sequence[str], max_seq_length: int = ...) -> list[list["Entity"]]: ...
     def tag(
-        self, texts: Iterable[str], max_seq_length: int = 128
-    ) -> list[list["Entity"]] | Iterator[list["Entity"]]:
+        self, texts: Iterator[str], max_seq_length: int | None = ...
+    ) -> Iterator[list[Entity]]: ...
+    @overload
+    def tag(self, texts: Sequence[str], max_seq_length: int | None = ...) -> list[list[Entity]]: ...
+    def tag(
+        self, texts: Iterable[str], max_seq_length: int | None = None
+    ) -> list[list[Entity]] | Iterator[list[Entity]]:
         """The entities that a fine-tuned tagger finds, with their characters and scores.
 
         Args:
           texts: strings; words are split at white space and punctuation.
-          max_seq_length: tokens of the windows that a longer text is cut into, best as in training.
+          max_seq_length: tokens of the windows that a longer text is cut into; None = as in
+            fine-tuning, or 128 if that is not known.
 
         Raises:
           UserError: the model has no token_classifier.
         """
-        # Imports scikit-learn, which takes a second, so only this method waits for it.
-        from bert_jax.tasks.tagging.example import Sentence
-        from bert_jax.tasks.tagging.plain_text import find_entities, split_words
-        from bert_jax.tasks.tagging.task import TaggingTask
 
-        scheme = "BIOES" if any(label.startswith("S-") for label in self.labels) else "BIO"
-        task = TaggingTask(labels=self.labels, scheme=scheme)
-
-        def entities() -> Iterator[list["Entity"]]:
+        def entities() -> Iterator[list[Entity]]:
             for some in _chunks(checked(texts, pair=False)):
                 words = [split_words(self.wordpiece, text) for text in some]
                 sentences = [
                     Sentence([text[start:end] for start, end in spans], None, excerpt(text))
                     for text, spans in zip(some, words)
                 ]
-                predictions = self._predictions(task, sentences, max_seq_length)
-                yield from map(find_entities, some, words, predictions)
+                yield from map(find_entities, some, words, self._predictions(task, sentences))
 
+        task = task_as(self._model, TaggingTask, max_seq_length=max_seq_length)
         self.require(*task.head.parts)
         return _like(texts, entities())
 
     @overload
     def answer(
-        self, questions: Iterator[tuple[str, str]], max_seq_length: int = ..., **options: Any
-    ) -> Iterator["Prediction"]: ...
+        self,
+        questions: Iterator[tuple[str, str]],
+        max_seq_length: int | None = ...,
+        **options: Any,
+    ) -> Iterator[Prediction]: ...
     @overload
     def answer(
-        self, questions: Sequence[tuple[str, str]], max_seq_length: int = ..., **options: Any
-    ) -> list["Prediction"]: ...
+        self,
+        questions: Sequence[tuple[str, str]],
+        max_seq_length: int | None = ...,
+        **options: Any,
+    ) -> list[Prediction]: ...
     def answer(
-        self, questions: Iterable[tuple[str, str]], max_seq_length: int = 384, **options: Any
-    ) -> list["Prediction"] | Iterator["Prediction"]:
+        self,
+        questions: Iterable[tuple[str, str]],
+        max_seq_length: int | None = None,
+        **options: Any,
+    ) -> list[Prediction] | Iterator[Prediction]:
         """Answers to questions from their contexts, with their characters and probabilities.
 
         Args:
           questions: pairs of a question and the context to find its answer in.
-          max_seq_length: tokens of the windows that a longer context is cut into, best as in
-            training.
-          **options: fields of `bert_jax.tasks.AnsweringTask`, such as `unanswerable`.
+          max_seq_length: tokens of the windows that a longer context is cut into; None = as in
+            fine-tuning, or 384 if that is not known.
+          **options: fields of `bert_jax.tasks.AnsweringTask`, such as `unanswerable`, to set
+            otherwise than in fine-tuning.
 
         Raises:
-          UserError: the model has no answer_span.
+          UserError: the model has no answer_span, or an option does not exist.
         """
-        from bert_jax.tasks.answering.example import Question
-        from bert_jax.tasks.answering.task import AnsweringTask
 
-        task = AnsweringTask(**options)
-
-        def answers() -> Iterator["Prediction"]:
+        def answers() -> Iterator[Prediction]:
             for some in _chunks(checked(questions, text=False)):
                 asked = [Question(str(number), *pair) for number, pair in enumerate(some)]
-                yield from self._predictions(task, asked, max_seq_length)
+                yield from self._predictions(task, asked)
 
+        task = task_as(self._model, AnsweringTask, max_seq_length=max_seq_length, **options)
         self.require(*task.head.parts)
         return _like(questions, answers())
+
+    def _limit(self, task: AnyTask) -> int:
+        """Tokens of the task's sequences: no more than the model's positions."""
+        return min(task.max_seq_length, self.architecture.max_position_embeddings)
 
     def logits_stream(self, head: Head, examples: Iterable[Example]) -> Iterator[np.ndarray]:
         """Yields the logits of a head that reads texts or their tokens, one text after the other.
@@ -366,11 +390,8 @@ class TrainedBert:
 
         return self._devices.run(examples, start, finish)
 
-    def _predictions(
-        self, task: "AnyTask", examples: Sequence[Any], max_seq_length: int
-    ) -> Sequence[Any]:
-        limit = min(max_seq_length, self.architecture.max_position_embeddings)
-        features = task.features(examples, self.wordpiece, limit)
+    def _predictions(self, task: AnyTask, examples: Sequence[Any]) -> Sequence[Any]:
+        features = task.features(examples, self.wordpiece, self._limit(task))
         windows = map(Example, features.input_ids, features.b_start)
         return task.predictions(list(self.logits_stream(task.head, windows)), features, examples)
 
@@ -388,7 +409,7 @@ class TrainedBert:
 
     def tokenize(self, text: Text) -> Example:
         """A text or pair as the model takes it, cut to its positions."""
-        return self._tokenize(text)[0]
+        return self._tokenize(text, self.architecture.max_position_embeddings)[0]
 
     def tokens(self, text: Text) -> list[str]:
         """The tokens of a text or pair, [CLS] and [SEP] included; `encode` has a vector of each."""
@@ -409,10 +430,9 @@ class TrainedBert:
             raise UserError(f"layer {wrong[0]}: there are 0 (embeddings) to {count - 1}")
         return tuple(layer % count for layer in layers)
 
-    def _tokenize(self, text: Text) -> tuple[Example, int]:
+    def _tokenize(self, text: Text, limit: int) -> tuple[Example, int]:
         """The text, and how many of its tokens were cut off."""
         a_ids, *others = self.wordpiece.encode([text] if isinstance(text, str) else text)
-        limit = self.architecture.max_position_embeddings
         ids, b_start, lost = pair_ids(self.wordpiece, a_ids, others[0] if others else None, limit)
         return Example(ids, b_start), lost
 
@@ -432,16 +452,16 @@ class TrainedBert:
             )
         return Example(np.array(ids, np.int32), len(ids))
 
-    def _tokenized(self, texts: Iterable[Text]) -> Iterator[Example]:
+    def _tokenized(self, texts: Iterable[Text], limit: int | None = None) -> Iterator[Example]:
+        limit = self.architecture.max_position_embeddings if limit is None else limit
         cut, first = 0, ""
         for number, text in enumerate(texts, 1):
-            example, lost = self._tokenize(text)
+            example, lost = self._tokenize(text, limit)
             if lost:
                 cut += 1
                 first = first or f"number {number}, {excerpt(text)}"
             yield example
         if cut:
-            limit = self.architecture.max_position_embeddings
             _log.warning(f"{cut} of {number} texts cut to {limit} tokens; the first is {first}")
 
 
@@ -464,16 +484,6 @@ def _exact(function: Function) -> Function:
             return function(*arguments)
 
     return exact
-
-
-def _probabilities(labels: Sequence[str], logits: np.ndarray) -> Verdict:
-    odds = np.exp(logits - logits.max())
-    named = zip(labels, (odds / odds.sum()).tolist(), strict=True)
-    return dict(sorted(named, key=lambda item: -item[1]))
-
-
-def _score(logits: np.ndarray) -> Verdict:
-    return float(logits.item())
 
 
 def _like(texts: Iterable[Any], results: Iterator[T]) -> list[T] | Iterator[T]:

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from bert_jax.data.wordpiece import WordPiece
+from bert_jax.fields import Plain
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.heads import HEADS
 from bert_jax.model.parameters import Params
@@ -18,6 +19,8 @@ class Portable(NamedTuple):
       params: nested dict of fp32 numpy arrays, those of `BertWithHeads` with the parts that
         `bert_jax.model.heads.parts_of` finds; the vocabulary is padded.
       labels: names of the classes of a classifier.
+      task: the task that it was fine-tuned on, as plain values without its data; None if that is
+        not known. `bert_jax.fields.build(Task, task)` makes a `Task` of it.
     """
 
     architecture: Architecture
@@ -25,6 +28,7 @@ class Portable(NamedTuple):
     wordpiece: WordPiece
     params: Params
     labels: tuple[str, ...] = ()
+    task: Plain | None = None
 
     @property
     def outputs(self) -> int:

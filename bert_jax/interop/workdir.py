@@ -2,7 +2,7 @@
 
 from etils import epath
 
-from bert_jax.config.saved import read_model_config
+from bert_jax.config.saved import read_model_config, read_task
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.fields import to_plain
 from bert_jax.interop.configs import check_vocabulary
@@ -35,7 +35,8 @@ def read_workdir(
         params, _ = checkpoints.read_params(step)
     wordpiece = load_wordpiece(path, lowercase=lowercase)
     check_vocabulary(path / CONFIG_FILE, architecture, wordpiece)
-    model = Portable(architecture, numerics, wordpiece, params, labels)
+    task = read_task(path / CONFIG_FILE)
+    model = Portable(architecture, numerics, wordpiece, params, labels, task)
     structure = build_model(architecture, numerics, parts=parts_of(params), outputs=model.outputs)
     check_params(path, structure, params)
     return model
@@ -51,6 +52,7 @@ def write_workdir(path: epath.Path, model: Portable) -> None:
         "model": to_plain(model.architecture),
         "numerics": to_plain(model.numerics),
         "labels": list(model.labels),
+        **({"task": model.task} if model.task else {}),
     }
     write_json(path / CONFIG_FILE, config)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from bert_jax.data.wordpiece import WordPiece
+from bert_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,14 @@ def pair_ids(
     Returns:
       The ids, int32, at most `max_seq_length`; where token type 1 begins (the length without B);
       how many tokens were cut.
+
+    Raises:
+      UserError: `max_seq_length` leaves no room beside the special tokens.
     """
     num_a, num_b = len(a_ids), len(b_ids or ())
     room = max_seq_length - (2 if b_ids is None else 3)
+    if room < 0:
+        raise UserError(f"max_seq_length: {max_seq_length} leaves no room for the special tokens")
     b_kept = min(num_b, max(room // 2, room - num_a))
     a_kept = min(num_a, room - b_kept)
     ids = [wordpiece.cls_id, *a_ids[:a_kept], wordpiece.sep_id]

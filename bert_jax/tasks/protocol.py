@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax.data.wordpiece import WordPiece
-from bert_jax.fields import POSITIVE, Choice, field
+from bert_jax.fields import POSITIVE, Choice, Plain, field
 from bert_jax.model.heads import Head
 from bert_jax.tasks.features import Features
 
@@ -195,6 +195,22 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
           predictions: as from `predictions`.
         """
 
+    def records(
+        self,
+        logits: Sequence[np.ndarray],
+        features: SomeFeatures,
+        examples: Sequence[Example],
+    ) -> list[Plain]:
+        """The prediction for each example with its probabilities, as values of a JSON object.
+
+        Args:
+          logits: as for `predictions`.
+          features: the sequences.
+          examples: the examples that `features` was made from.
+        """
+        predictions = self.predictions(logits, features, examples)
+        return [{"prediction": np.asarray(each).tolist()} for each in predictions]
+
     def submission_name(self, source: str) -> str | None:
         """The benchmark's name for the predictions on a source; None if it has none."""
         del source
@@ -202,3 +218,9 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
 
 
 AnyTask = Task[Any, Any, Any]  # with any type parameters
+
+
+def settings(fields: Plain) -> Plain:
+    """The plain values of a `Task` without those about its data: what predictions depend on."""
+    data = {"train", "dev", "test", "test_labelled", "data_dir"}
+    return {name: value for name, value in fields.items() if name not in data}

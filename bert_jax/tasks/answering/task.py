@@ -8,14 +8,14 @@ import numpy as np
 from etils import epath
 
 from bert_jax.data.wordpiece import WordPiece
-from bert_jax.fields import POSITIVE, field
+from bert_jax.fields import POSITIVE, Plain, field
 from bert_jax.model.heads import ANSWER_SPAN, Head
 from bert_jax.tasks.answering.decoding import Decoder, Prediction
 from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.answering.features import AnsweringFeatures, make_features
 from bert_jax.tasks.answering.metrics import guess, squad_metrics
 from bert_jax.tasks.answering.reader import read_questions
-from bert_jax.tasks.answering.writer import write_answers
+from bert_jax.tasks.answering.writer import answer_fields, write_answers
 from bert_jax.tasks.protocol import Task
 
 
@@ -103,6 +103,19 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
             n_best_size=self.n_best_size,
         )
         return decoder(logits, features, examples)
+
+    def records(
+        self,
+        logits: Sequence[np.ndarray],
+        features: AnsweringFeatures,
+        examples: Sequence[Question],
+    ) -> list[Plain]:
+        """`id` of each question, then the fields of `writer.answer_fields`."""
+        predictions = self.predictions(logits, features, examples)
+        return [
+            {"id": example.id} | answer_fields(prediction)
+            for example, prediction in zip(examples, predictions, strict=True)
+        ]
 
     def metrics(
         self, predictions: Sequence[Prediction], examples: Sequence[Question]

@@ -4,11 +4,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
+Verdict = dict[str, float] | float  # probability of each class by name, best first; or a score
+
 
 def likeliest_classes(logits: Sequence[np.ndarray]) -> np.ndarray:
     """int32 [n], from n logits [num_labels]."""
     best: np.ndarray = np.stack(logits).argmax(axis=-1).astype(np.int32)
     return best
+
+
+def verdict(logits: np.ndarray, labels: Sequence[str]) -> Verdict:
+    """What logits [num_labels] say, or [1] of a regression, which has no labels."""
+    if not labels:
+        return float(logits.item())
+    odds = np.exp(logits - logits.max())
+    named = zip(labels, (odds / odds.sum()).tolist(), strict=True)
+    return dict(sorted(named, key=lambda item: -item[1]))
 
 
 def scores(logits: Sequence[np.ndarray]) -> np.ndarray:

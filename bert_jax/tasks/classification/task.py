@@ -10,9 +10,9 @@ from etils import epath
 
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
-from bert_jax.fields import field
+from bert_jax.fields import Plain, field
 from bert_jax.model.heads import SEQUENCE_CLASSIFIER, SEQUENCE_REGRESSION, Head
-from bert_jax.tasks.classification.decoding import likeliest_classes, scores
+from bert_jax.tasks.classification.decoding import likeliest_classes, scores, verdict
 from bert_jax.tasks.classification.example import Example
 from bert_jax.tasks.classification.features import make_features
 from bert_jax.tasks.classification.labels import (
@@ -34,7 +34,7 @@ from bert_jax.tasks.classification.metrics import (
 )
 from bert_jax.tasks.classification.names import Names, either
 from bert_jax.tasks.classification.reader import Columns, read_examples
-from bert_jax.tasks.classification.writer import write_tsv
+from bert_jax.tasks.classification.writer import verdict_fields, write_tsv
 from bert_jax.tasks.features import Features
 from bert_jax.tasks.protocol import ClassScores, Task
 
@@ -195,6 +195,16 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
         """The most likely class of each example, int32 [n], or its score, float32 [n]."""
         del features, examples
         return scores(logits) if self.regression else likeliest_classes(logits)
+
+    def records(
+        self, logits: Sequence[np.ndarray], features: Features, examples: Sequence[Example]
+    ) -> list[Plain]:
+        """`index` of each example, then the fields of `writer.verdict_fields`."""
+        del features
+        return [
+            {"index": example.index} | verdict_fields(verdict(each, self.label_names))
+            for example, each in zip(examples, logits, strict=True)
+        ]
 
     def metrics(self, predictions: np.ndarray, examples: Sequence[Example]) -> dict[str, float]:
         """Each of `metric_names`, over the examples whose label is known."""

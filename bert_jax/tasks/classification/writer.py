@@ -1,11 +1,26 @@
-"""Writes predicted classes and scores."""
+"""Writes predicted classes, their probabilities, and scores."""
 
 from collections.abc import Sequence
 
 from etils import epath
 
+from bert_jax.fields import Plain
 from bert_jax.storage import write_text
+from bert_jax.tasks.classification.decoding import Verdict
 from bert_jax.tasks.classification.example import Example
+
+
+def verdict_fields(found: Verdict) -> Plain:
+    """What a classifier says of a text, as values of a JSON object.
+
+    For classes `label`, the most probable one, its `probability`, and the `probabilities` of all by
+    name, best first; for a regression its `score`. All have 6 decimals.
+    """
+    if isinstance(found, float):
+        return {"score": round(found, 6)}
+    rounded = {label: round(probability, 6) for label, probability in found.items()}
+    label = next(iter(rounded))
+    return {"label": label, "probability": rounded[label], "probabilities": rounded}
 
 
 def write_tsv(path: epath.PathLike, examples: Sequence[Example], said: Sequence[str]) -> None:

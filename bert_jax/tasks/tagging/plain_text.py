@@ -32,6 +32,12 @@ def split_words(wordpiece: WordPiece, text: str) -> list[tuple[int, int]]:
     return [(int(offsets[first, 0]), int(offsets[last - 1, 1])) for first, last in bounds]
 
 
+def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The words as a text with a space between them, and (start, end) of each."""
+    ends = itertools.accumulate(len(word) + 1 for word in words)
+    return " ".join(words), [(end - 1 - len(word), end - 1) for word, end in zip(words, ends)]
+
+
 def find_entities(
     text: str, words: Sequence[tuple[int, int]], prediction: Prediction
 ) -> list[Entity]:

@@ -10,7 +10,7 @@ from etils import epath
 from bert_jax.data.documents import dataset_and_split
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
-from bert_jax.fields import field
+from bert_jax.fields import Plain, field
 from bert_jax.model.heads import TOKEN_CLASSIFIER, Head
 from bert_jax.tasks.protocol import ClassScores, Task
 from bert_jax.tasks.tagging.decoding import Prediction, likeliest_tags
@@ -19,7 +19,7 @@ from bert_jax.tasks.tagging.features import TaggingFeatures, make_features
 from bert_jax.tasks.tagging.metrics import commonest_tags, scores, scores_of_types, share_of_o
 from bert_jax.tasks.tagging.reader import Columns, Tagged, read_conll, read_tfds
 from bert_jax.tasks.tagging.schemes import SCHEMES, check_known, checked, tags_of
-from bert_jax.tasks.tagging.writer import write_conll
+from bert_jax.tasks.tagging.writer import tag_fields, write_conll
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,16 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     ) -> list[Prediction]:
         """The most likely tag of each word, which need not fit its neighbours."""
         return likeliest_tags(logits, features, examples, self.labels)
+
+    def records(
+        self,
+        logits: Sequence[np.ndarray],
+        features: TaggingFeatures,
+        examples: Sequence[Sentence],
+    ) -> list[Plain]:
+        """The fields of `writer.tag_fields` for each sentence."""
+        predictions = self.predictions(logits, features, examples)
+        return [*map(tag_fields, examples, predictions)]
 
     def metrics(
         self, predictions: Sequence[Prediction], examples: Sequence[Sentence]

@@ -1,0 +1,83 @@
+"""The task that a trained model was fine-tuned on, which says how it reads texts."""
+
+from typing import Any, TypeVar
+
+from bert_jax.errors import UserError
+from bert_jax.fields import Plain, build, to_plain
+from bert_jax.interop.portable import Portable
+from bert_jax.tasks import AnsweringTask, ClassificationTask, TaggingTask, Task
+from bert_jax.tasks.protocol import AnyTask
+
+SomeTask = TypeVar("SomeTask", bound=AnyTask)
+
+KINDS: tuple[type[AnyTask], ...] = (ClassificationTask, TaggingTask, AnsweringTask)
+
+
+def known_task(model: Portable) -> AnyTask | None:
+    """The task that a model was fine-tuned on, without its data; None if that is not known.
+
+    Raises:
+      UserError: its class cannot be imported, or its fields are damaged.
+    """
+    if model.task is None:
+        return None
+    task: AnyTask = build(Task, model.task, "task")  # type: ignore[type-abstract]
+    return task.with_labels(model.labels)
+
+
+def task_as(model: Portable, kind: type[SomeTask], **changes: Any) -> SomeTask:
+    """The task that a model was fine-tuned on, with the model's labels.
+
+    If that is not known, or of another kind, it is a `kind` with default fields.
+
+    Args:
+      model: any model.
+      kind: a class of tasks.
+      **changes: fields to set; those that are None stay as they are.
+
+    Raises:
+      UserError: as `known_task`; a field does not exist or has a wrong value; `max_seq_length` is
+        more than the model's positions.
+    """
+    changes = {name: value for name, value in changes.items() if value is not None}
+    positions = model.architecture.max_position_embeddings
+    if changes.get("max_seq_length", 0) > positions:
+        raise UserError(
+            f"max_seq_length={changes['max_seq_length']}: the model has {positions} positions"
+        )
+    known, fields = known_task(model), _defaults(model, kind)
+    if isinstance(known, kind):
+        kind, fields = type(known), to_plain(known)
+    elif known is not None:
+        fields["max_seq_length"] = known.max_seq_length
+    task = build(kind, {"name": kind.called(), **fields, **changes}, "task")
+    return task.with_labels(model.labels)
+
+
+def task_of(model: Portable) -> AnyTask:
+    """The task that a model was fine-tuned on, or else the one that its head is for.
+
+    Raises:
+      UserError: as `known_task`; or the model has no head of a task.
+    """
+    if known := known_task(model):
+        return known
+    for kind in KINDS:
+        task = task_as(model, kind)
+        if task.head.part in model.params:
+            return task
+    heads = ", ".join(kind().head.part for kind in KINDS)
+    raise UserError(f"the model has no head of a task, none of {heads}: fine-tune it")
+
+
+def _defaults(model: Portable, kind: type[AnyTask]) -> Plain:
+    """Fields of a task that nothing is known about but the model's labels."""
+    fields: Plain = {}
+    if issubclass(kind, ClassificationTask):
+        fields["max_seq_length"] = model.architecture.max_position_embeddings
+        if not model.labels:
+            fields |= {"regression": True, "metric_names": ["pearson", "spearman"]}
+    elif issubclass(kind, TaggingTask):
+        is_bioes = any(label.startswith("S-") for label in model.labels)
+        fields["scheme"] = "BIOES" if is_bioes else "BIO"
+    return fields
