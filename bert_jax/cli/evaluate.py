@@ -16,13 +16,8 @@ def main(argv: Sequence[str]) -> None:
         "its task. Baselines that ignore the context are printed beside the scores.",
         formatter_class=flags.HelpFormatter,
         epilog="--config.task.FIELD=VALUE reads the examples with another field of the task, as in "
-        "finetune.
-
-examples:
-  bert-jax evaluate --workdir=runs/base
-"
-        "  bert-jax evaluate --workdir=runs/sst2 --data=test --json
-"
+        "finetune.\n\nexamples:\n  bert-jax evaluate --workdir=runs/base\n"
+        "  bert-jax evaluate --workdir=runs/sst2 --data=test --json\n"
         "  bert-jax evaluate --workdir=downloaded-tagger --data=dev.conll "
         "--config.task.tag_column=4",
         allow_abbrev=False,
