@@ -2,12 +2,14 @@
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
 from bert_jax import __version__
 from bert_jax.errors import TrainingDiverged, UserError
 
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 VERBS = {
     "prepare": "tokenise documents into a store to train from",
     "pretrain": "train BERT on a token store",
@@ -27,12 +29,15 @@ USAGE = "\n".join(
         "       bert-jax VERB --help",
         "",
         *(f"  {verb:<10} {purpose}" for verb, purpose in VERBS.items()),
+        "",
+        "exit codes: 0 done, 2 an error in arguments or files, 75 stopped and saved (the same",
+        "command resumes), 130 interrupted; all of them in docs/troubleshooting.md",
     ]
 )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; returns its exit code, 2 for a user error."""
+    """Runs a verb; returns its exit code, as docs/troubleshooting.md lists them."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -43,10 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Libraries log internals through absl; what a user must know is printed.
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
-        return importlib.import_module(f"bert_jax.cli.{argv[0]}").main(argv[1:]) or 0
+        code: int = importlib.import_module(f"bert_jax.cli.{argv[0]}").main(argv[1:]) or 0
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"bert-jax {argv[0]}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
     except OSError as error:
         if error.filename is None:  # no path that the user could correct
             raise

@@ -1,6 +1,8 @@
 """The command line, from help to a trained model in use."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +77,21 @@ def test_as_a_process():
     assert process.returncode == 2
     assert process.stderr.startswith("bert-jax plot: error: none/metrics.jsonl: no such file")
     assert process.stderr.count("\n") == 1
+
+
+def test_a_reader_may_end_early(capfd, monkeypatch):
+    """As in `bert-jax predict ... | head`; the rest of the output goes nowhere."""
+
+    def write(argv):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    keep = os.dup(1)
+    monkeypatch.setattr("bert_jax.cli.plot.main", write)
+    try:
+        assert main(["plot", "run"]) == 141
+    finally:
+        os.dup2(keep, 1)
+    assert capfd.readouterr().err == ""
 
 
 def write_metrics(workdir: Path, *, pairs: bool = True) -> None:

@@ -30,7 +30,7 @@ from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Axes, Params
 from bert_jax.objective.finetuning import FineTuning
-from bert_jax.parallel import hosts, rules
+from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.report.confusion import draw_confusion
@@ -74,6 +74,7 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     for name, (examples, features, _) in data.items():
         counts = ", ".join(f"{count:,} {what}" for what, count in features.counts.items() if count)
         hosts.print_once(f"{name}: {len(examples):,} examples ({counts})")
+    cpu.advise()
     setup = Setup.build(config, source, task, data)
     if config.seeds == 1:
         return train_once(config, workdir, setup)

@@ -19,7 +19,7 @@ from bert_jax.evaluation.heldout import HeldOut, bound_objective
 from bert_jax.fields import resumable
 from bert_jax.interop.initial import initial_params, replace_params
 from bert_jax.model.model import Model, build_model
-from bert_jax.parallel import hosts, rules
+from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.report.curves import draw_curves
@@ -211,6 +211,7 @@ def describe(parts: list[Part], store: Store) -> None:
     hosts.print_once(
         f"{count:,} parameters on {mesh.size} {kind} device(s), mesh {dict(mesh.shape)}"
     )
+    cpu.advise()
     hosts.print_once(store.summary)
     for part in parts:
         config = part.stage.config
