@@ -146,7 +146,10 @@ def import_object(name: str, path: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}={name!r}: cannot be imported ({error})") from error
+        where = (
+            "; PYTHONPATH must name its folder" if isinstance(error, ModuleNotFoundError) else ""
+        )
+        raise UserError(f"{path}={name!r}: cannot be imported ({error}){where}") from error
     return found
 
 

@@ -144,7 +144,7 @@ def test_in_a_browser(bert, tmp_path):
     (tmp_path / "page.html").write_text(page)
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     command += [f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path / 'page.html'}"]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=1800).stdout
     found = json.loads(html.unescape(dom.partition("FOUND")[2].partition("END")[0]))
     tokens = bert.tokens(text)
     a_length = bert.tokenize(text).b_start

@@ -208,7 +208,7 @@ def test_babysit_recreates_what_was_taken_away(cloud, sotu_store, tmp_path):
         profile = launch("profile", str(workdir), str(tmp_path / "fetched"), **environment)
         assert profile.returncode == 0, profile.stderr
         cloud.preempt()
-        assert babysit.wait(200) == 0
+        assert babysit.wait(1800) == 0
     finally:
         babysit.kill()
     traces = tmp_path / "fetched" / "profile" / "plugins" / "profile" / "latest"
@@ -239,7 +239,7 @@ def test_babysit_recreates_what_was_taken_away(cloud, sotu_store, tmp_path):
     assert launch("status", **environment).returncode == 1
 
 
-def wait_for(condition, process: subprocess.Popen, seconds: float = 200):
+def wait_for(condition, process: subprocess.Popen, seconds: float = 1800):
     deadline = time.monotonic() + seconds
     while True:
         try:

@@ -131,7 +131,7 @@ def test_killed_midway(prepared, tmp_path):
     assert not output.exists()
     with pytest.raises(UserError, match="not finished"):
         open_store(output)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 600
     while any(alive(int(pid)) for pid in children.split()) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [pid for pid in children.split() if alive(int(pid))], "workers outlive the run"
