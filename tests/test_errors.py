@@ -137,8 +137,8 @@ FIELDS = {
     "mesh.data=0": r"config\.mesh sizes must be positive",
     "mesh.fsdp=-1": r"config\.mesh sizes must be positive, at most one of them -1",
     "optimizer.name=nowhere:Lion": (
-        r"config\.optimizer\.name='nowhere:Lion': cannot be imported \(No module named 'nowhere'\); "
-        "PYTHONPATH must name its folder"
+        r"config\.optimizer\.name='nowhere:Lion': cannot be imported "
+        r"\(No module named 'nowhere'\); PYTHONPATH must name its folder"
     ),
     "optimizer.name=os:path": r"config\.optimizer\.name='os:path': must be a class derived from Op",
     "optimizer.power=2": r"config\.optimizer\.power: no such field",
