@@ -62,6 +62,7 @@ def test_another_request_for_the_same_folder_is_refused(prepared, corpus, tmp_pa
     for change, message in (
         (("--vocab-size", 3000), r"other --vocab-size \(2000 there, 3000 now\); choose another"),
         (("--cased",), r"other --cased \(False there, True now\)"),
+        (("--no-strip-accents",), r"other --strip-accents \(None there, False now\)"),
         (("--unwrap", "--heldout", 0.1), r"other --heldout \(.*\), --unwrap \(.*\);"),
     ):
         with pytest.raises(UserError, match=message):
@@ -70,6 +71,22 @@ def test_another_request_for_the_same_folder_is_refused(prepared, corpus, tmp_pa
     other.write_text(corpus.read_text().replace("Congress", "congress"))
     with pytest.raises(UserError, match="other sources; choose"):
         run(other, *same[1:])
+
+
+def test_case_and_accents_apart(tmp_path, capsys):
+    text = tmp_path / "a.txt"
+    text.write_text("Élan É. E elan é.\n\n" * 4, encoding="utf-8")
+    for flags, there, summary in (
+        ((), ["elan", "elan"], "uncased\n"),
+        (("--lowercase", "--no-strip-accents"), ["élan", "elan"], "uncased, accents kept"),
+        (("--no-lowercase", "--strip-accents"), ["Elan", "elan"], "cased, accents stripped"),
+        (("--cased",), ["Élan", "elan"], "cased\n"),
+    ):
+        output = tmp_path / "-".join(["store", *flags])
+        run(text, "--output", output, "--vocab-size", 100, "--workers", 1, *flags)
+        wordpiece = open_store(output).wordpiece
+        assert [wordpiece.vocab[ids[0]] for ids in wordpiece.encode(["Élan", "elan"])] == there
+        assert summary in capsys.readouterr().out
 
 
 def test_takes_the_vocabulary_of_another_store(prepared, tmp_path, capsys):

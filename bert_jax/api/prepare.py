@@ -31,6 +31,7 @@ def prepare(
     vocab: epath.PathLike | None = None,
     vocab_size: int = 30522,
     lowercase: bool | None = None,
+    strip_accents: bool | None = None,
     heldout: float = 0.05,
     text_field: str = "text",
     document_per_file: bool = False,
@@ -48,8 +49,10 @@ def prepare(
       vocab: a vocab.txt, or a folder with one or with a tokenizer.json; None trains a vocabulary on
         the training documents.
       vocab_size: tokens in a vocabulary that is trained.
-      lowercase: whether to lower-case and strip accents; None for the casing of a given vocabulary,
-        or True if one is trained.
+      lowercase: whether to lower-case; None for the casing of a given vocabulary, or True if one
+        is trained.
+      strip_accents: whether to drop accents; None for what a given vocabulary says, or, if one is
+        trained, for what `train_wordpiece` finds right.
       heldout: share of the documents kept for evaluation, at least two.
       text_field: field of the text in JSONL or TFDS.
       document_per_file: each .txt file is one document; blank lines in it end paragraphs.
@@ -75,10 +78,16 @@ def prepare(
     wordpiece = None
     vocabulary: Plain
     if vocab is not None:
-        wordpiece = read_wordpiece(epath.Path(vocab), lowercase=lowercase)
+        wordpiece = read_wordpiece(
+            epath.Path(vocab), lowercase=lowercase, strip_accents=strip_accents
+        )
         vocabulary = {"vocab": wordpiece.vocab_hash}
     else:
-        vocabulary = {"vocab_size": vocab_size, "cased": lowercase is False}
+        vocabulary = {
+            "vocab_size": vocab_size,
+            "cased": lowercase is False,
+            "strip_accents": strip_accents,
+        }
     provenance = {  # everything that determines the content of the store, for its manifest
         "sources": [source.fingerprint() for source in found],
         "options": vocabulary
@@ -102,6 +111,7 @@ def prepare(
             (text for text in documents if document_hash(text) >= bound),
             vocab_size=vocab_size,
             lowercase=lowercase is not False,
+            strip_accents=strip_accents,
         )
     return write_store(
         output,

@@ -105,10 +105,13 @@ def add_step(parser: argparse.ArgumentParser, help: str) -> None:
 
 
 def add_casing(parser: argparse.ArgumentParser, *, cased: str, uncased: str) -> None:
-    """Adds --cased or --uncased, which set `lowercase` to False or True; None without either."""
+    """Adds --cased or --uncased, which set `lowercase` to False or True; None without either.
+
+    --no-lowercase and --lowercase are other names of them.
+    """
     casing = parser.add_mutually_exclusive_group()
-    for flag, action, help in (
-        ("--cased", "store_false", cased),
-        ("--uncased", "store_true", uncased),
+    for names, action, help in (
+        (("--cased", "--no-lowercase"), "store_false", cased),
+        (("--uncased", "--lowercase"), "store_true", uncased),
     ):
-        casing.add_argument(flag, dest="lowercase", action=action, default=None, help=help)
+        casing.add_argument(*names, dest="lowercase", action=action, default=None, help=help)

@@ -79,8 +79,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     flags.add_casing(
         parser,
-        cased="keep case and accents",
-        uncased="lower-case and strip accents (default if a vocabulary is trained)",
+        cased="keep case and, without --strip-accents, accents",
+        uncased="lower-case the text (default if a vocabulary is trained)",
+    )
+    add(
+        "--strip-accents",
+        action=argparse.BooleanOptionalAction,
+        help="drop accents: café becomes cafe, but also か becomes the same as が and में as म"
+        " (default: if uncased; where a vocabulary is trained, unless accents are parts of letters"
+        " in 1%% of the words)",
     )
     add(
         "--heldout",
@@ -116,6 +123,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _print_summary(store: "TokenStore") -> None:
     casing = "uncased" if store.wordpiece.lowercase else "cased"
+    if store.wordpiece.strip_accents not in (None, store.wordpiece.lowercase):
+        casing += f", accents {'stripped' if store.wordpiece.strip_accents else 'kept'}"
     print(f"vocabulary: {len(store.wordpiece.vocab):,} tokens, {casing}\n")
     columns = "{:10}{:>12}{:>14}{:>16}{:>10}{:>17}"
     print(columns.format("", "documents", "sentences", "tokens", "unknown", "tokens per word"))

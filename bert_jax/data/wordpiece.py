@@ -5,9 +5,11 @@ BERT (Devlin et al. 2019, https://arxiv.org/abs/1810.04805; Schuster and Nakajim
 Hugging Face's format: `BertTokenizerFast.from_pretrained` reads what is saved here.
 """
 
+import dataclasses
 import hashlib
 import itertools
 import json
+import logging
 import re
 import unicodedata
 from collections import Counter
@@ -28,9 +30,16 @@ from tokenizers import (
 )
 
 from bert_jax.errors import UserError
+from bert_jax.storage import read_json
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCAB_FILE, CONFIG_FILE = "vocab.txt", "tokenizer_config.json"
+_LOG = logging.getLogger(__name__)
+_MAX_CACHED_CHARACTERS = 1000
+# Unicode's spaces and tabs, not its line separators: bert-base-chinese has those as tokens.
+_BLANKS = "\t\v\f" + "".join(c for c in map(chr, range(0x3001)) if unicodedata.category(c) == "Zs")
+# Names of the marks that are accents or optional points. Others are parts of their letters.
+_ACCENT = re.compile("(?!COMBINING KATAKANA)COMBINING|ARABIC|HEBREW|SYRIAC|VARIATION")
 
 
 @dataclass(frozen=True)
@@ -38,13 +47,13 @@ class WordPiece:
     """A vocabulary and how text is normalised before it is looked up.
 
     Attributes:
-      vocab: token of each id.
+      vocab: token of each id. Of equal tokens the last is used, as in other loaders.
       lowercase: whether the vocabulary is uncased.
       tokenize_chinese_chars: whether each CJK ideograph is a word.
       strip_accents: whether accents are dropped; None: exactly if `lowercase`, as in the original.
 
     Raises:
-      UserError: the vocabulary lacks a special token or has a token twice.
+      UserError: the vocabulary lacks a special token or has a line break in a token.
     """
 
     vocab: tuple[str, ...]
@@ -55,9 +64,8 @@ class WordPiece:
     def __post_init__(self) -> None:
         if missing := [token for token in SPECIAL_TOKENS if token not in self.vocab]:
             raise UserError(f"vocabulary: {', '.join(missing)} missing; is this a BERT vocabulary?")
-        if len(self._ids) != len(self.vocab):
-            token, times = Counter(self.vocab).most_common(1)[0]
-            raise UserError(f"vocabulary: {token!r} occurs {times} times; tokens must be unique")
+        if broken := [token for token in self.vocab if "\n" in token or "\r" in token]:
+            raise UserError(f"vocabulary: line break in {broken[0]!r}, which no vocab.txt can hold")
 
     @cached_property
     def _ids(self) -> dict[str, int]:
@@ -81,6 +89,10 @@ class WordPiece:
         punctuation = r"!-/:-@\[-`{-~"
         ideographs = "\u3400-\u4dbf\u4e00-\u9fff" if self.tokenize_chinese_chars else ""
         return re.compile(rf"[^ \t\n\r{punctuation}{ideographs}]+|[{punctuation}{ideographs}]")
+
+    def _split(self, text: str) -> list[str]:
+        """The words of normalised text."""
+        return [word for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
     @cached_property
     def _ids_of(self) -> "_Memo":
@@ -155,7 +167,8 @@ class WordPiece:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text, without the case, accents and spacing that `encode` dropped."""
-        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        used = [self._ids[self.vocab[i]] for i in ids]  # of equal tokens the library has one
+        return self._tokenizer.decode(used, skip_special_tokens=False)
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes vocab.txt and tokenizer_config.json into `directory`."""
@@ -185,19 +198,36 @@ class _Memo(dict[str, list[int]]):
         self.tokenizer = tokenizer
 
     def __missing__(self, text: str) -> list[int]:
-        if len(self) == 200_000:  # about 50 MB
-            self.clear()
-        ids = self[text] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if len(text) <= _MAX_CACHED_CHARACTERS:
+            if len(self) == 200_000:  # about 50 MB
+                self.clear()
+            self[text] = ids
         return ids
 
 
-def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> WordPiece:
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """What a tokenizer_config.json may say, of Hugging Face's fields."""
+
+    do_lower_case: bool | None = None
+    tokenize_chinese_chars: bool | None = None
+    strip_accents: bool | None = None
+
+
+def load_wordpiece(
+    path: epath.PathLike, *, lowercase: bool | None = None, strip_accents: bool | None = None
+) -> WordPiece:
     """Loads a vocabulary from a folder with a vocab.txt, or from the file (one token per line).
+
+    Blanks around a token and a byte order mark are dropped. Of equal lines the last is used.
 
     Args:
       path: as saved by `WordPiece.save` or Hugging Face, or any vocab.txt of BERT.
       lowercase: required if the tokenizer_config.json beside it does not say; otherwise it must
         agree.
+      strip_accents: whether accents are dropped; must agree with tokenizer_config.json. None for
+        what it says, or else exactly if the vocabulary is uncased.
 
     Raises:
       UserError: no such file, not a BERT vocabulary, or unknown or contradictory casing.
@@ -207,64 +237,158 @@ def load_wordpiece(path: epath.PathLike, *, lowercase: bool | None = None) -> Wo
     if not file.exists():
         raise UserError(f"{file}: no such vocabulary file")
     try:
-        vocab = tuple(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+        text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file}: not UTF-8 text ({error}): it must hold one token per line"
         ) from error
+    lines = text.removeprefix("\ufeff").removesuffix("\n").split("\n")
+    vocab = tuple(line.strip(_BLANKS) for line in lines)
+    _warn_of_repeated(vocab, file)
     config_file = file.parent / CONFIG_FILE
-    try:
-        config = json.loads(config_file.read_text()) if config_file.exists() else {}
-    except ValueError as error:
-        raise UserError(f"{config_file}: not JSON ({error})") from error
-    for name in ("do_lower_case", "tokenize_chinese_chars", "strip_accents"):
-        if not isinstance(config, dict) or config.get(name) not in (None, True, False):
-            raise UserError(f"{config_file}: must be an object whose {name} is true or false")
-    configured: bool | None = config.get("do_lower_case")
-    uncased = configured if lowercase is None else lowercase
-    if uncased is None:
+    config = read_json(config_file, TokenizerConfig) if config_file.exists() else TokenizerConfig()
+    if lowercase is None and config.do_lower_case is None:
         raise UserError(
-            f"{file}: cased or uncased? {CONFIG_FILE} does not say; pass --cased or --uncased"
+            f"{file}: cased or uncased? No {CONFIG_FILE} says it. "
+            'Write {"do_lower_case": true} (uncased) or false (cased) into one beside it; '
+            "`bert-jax prepare` and `bert-jax convert` also take --uncased or --cased"
         )
-    if None not in (lowercase, configured) and lowercase != configured:
-        raise UserError(f"{config_file}: do_lower_case is {configured}; the flag says the opposite")
+    check_agrees(lowercase, config.do_lower_case, f"{config_file}: do_lower_case")
+    strips = config.do_lower_case if config.strip_accents is None else config.strip_accents
+    check_agrees(strip_accents, strips, f"{config_file}: strip_accents")
+    uncased = bool(config.do_lower_case if lowercase is None else lowercase)
+    new = strips is None and strip_accents is not None and strip_accents != uncased
     try:
         return WordPiece(
             vocab,
             lowercase=uncased,
-            tokenize_chinese_chars=config.get("tokenize_chinese_chars") is not False,
-            strip_accents=config.get("strip_accents"),
+            tokenize_chinese_chars=config.tokenize_chinese_chars is not False,
+            strip_accents=strip_accents if new else config.strip_accents,
         )
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
 
 
+def check_agrees(asked: bool | None, says: bool | None, place: str) -> None:
+    """Raises UserError if a user asks for the opposite of what a file says."""
+    if None not in (asked, says) and asked != says:
+        raise UserError(f"{place} is {str(says).lower()}; the flag says the opposite")
+
+
+def _warn_of_repeated(vocab: Sequence[str], file: epath.Path) -> None:
+    repeated = [token for token, n in Counter(vocab).items() if n > 1 and token]
+    if repeated:
+        lines = [str(line) for line, token in enumerate(vocab, 1) if token == repeated[0]]
+        _LOG.warning(
+            f"{file}: {repeated[0]!r} stands in lines {' and '.join(lines)}, and the last one is "
+            f"used; {len(repeated):,} such tokens in all"
+        )
+
+
 _MAX_COUNTED_PIECES = 5_000_000  # about a gigabyte
 _MAX_TRAINING_WORDS = 50_000_000
 _RAREST_CHARACTER = 5e-8  # share of the text
+_MAX_WORD_CHARACTERS = 100  # longer words are [UNK]
+_LETTER_MARKS = 0.01  # share of words whose letters stripping would change, from which it is off
 
 
-def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool = True) -> WordPiece:
+def train_wordpiece(
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    lowercase: bool = True,
+    strip_accents: bool | None = None,
+) -> WordPiece:
     """Trains a vocabulary of at most `vocab_size` tokens by byte-pair merging.
 
     Ids 0 to 4 are [PAD] [UNK] [CLS] [SEP] [MASK]; then come single characters, by falling
-    frequency, and merges, in the order they were made. The same texts give the same vocabulary in
-    any process. Memory is bounded: past five million different words, words seen once are dropped.
+    frequency, and merges, in the order they were made. Characters take up to half of the
+    vocabulary, and all that merges leave. The same texts give the same vocabulary in any process.
+    Memory is bounded: past five million different words, words seen once are dropped.
 
     Args:
       texts: read once.
       vocab_size: maximum size, reached if enough words occur twice.
-      lowercase: lower-case the text and strip accents; otherwise text is left as it is.
+      lowercase: lower-case the text.
+      strip_accents: drop accents. None: if `lowercase`, but not where they are parts of letters, as
+        in Japanese and Hindi, in at least 1 % of the words.
 
     Raises:
       UserError: no text, or `vocab_size` leaves no room beside the special tokens.
     """
     if vocab_size < 2 * len(SPECIAL_TOKENS):
         raise UserError(f"vocab_size: {vocab_size} leaves no room for words; take 1000 or more")
-    words = _count_words(texts, lowercase)
+    pieces = _count_pieces(texts)
+    if strip_accents is None and lowercase and _letters_have_marks(pieces):
+        strip_accents = False
+    if strip_accents == lowercase:
+        strip_accents = None  # as the original has it
+    empty = WordPiece(SPECIAL_TOKENS, lowercase, strip_accents=strip_accents)
+    words = _count_words(pieces, empty)
     if not words:
         raise UserError("no text to train a vocabulary on: check the sources")
-    alphabet = _alphabet(words, vocab_size)
+    alphabet = _alphabet(words, vocab_size // 2)  # half of the vocabulary is left for merges
+    vocab = _merge(words, alphabet, vocab_size)
+    larger = _alphabet(words, len(alphabet) + vocab_size - len(vocab))
+    if larger != alphabet:
+        vocab = _merge(words, larger, vocab_size)
+    return dataclasses.replace(empty, vocab=vocab)
+
+
+def _count_pieces(texts: Iterable[str]) -> Counter[str]:
+    """Pieces of the texts, of one or more words each; they end where words end."""
+    empty = WordPiece(SPECIAL_TOKENS, lowercase=False)
+    pieces: Counter[str] = Counter()
+    for text in texts:
+        found = empty._cut.findall(text)
+        if max(map(len, found), default=0) > _MAX_CACHED_CHARACTERS:  # text without blanks
+            words = itertools.chain.from_iterable(map(empty._split, found))
+            found = [word for word in words if len(word) <= _MAX_CACHED_CHARACTERS]
+        pieces.update(found)
+        if len(pieces) > _MAX_COUNTED_PIECES:
+            pieces = Counter({piece: n for piece, n in pieces.items() if n > 1})
+    return pieces
+
+
+def _letters_have_marks(pieces: Counter[str]) -> bool:
+    """Whether stripping accents would change letters in many words; logs what is done if in any."""
+    marked = {c for c in set().union(*pieces) if any(map(_is_letter_mark, _decomposed(c)))}
+    found = [piece for piece in pieces if not marked.isdisjoint(piece)]
+    if not found:
+        return False
+    share = sum(pieces[piece] for piece in found) / pieces.total()
+    example = max(found, key=pieces.__getitem__)
+    kept = share >= _LETTER_MARKS
+    _LOG.warning(
+        f"{share:.2%} of the words have marks that are parts of letters, not accents, such as "
+        f"{example[:20]!r}. Accents are {'kept' if kept else 'stripped'}; "
+        f"prepare --{'' if kept else 'no-'}strip-accents does the opposite"
+    )
+    return kept
+
+
+def _decomposed(character: str) -> str:
+    return unicodedata.normalize("NFD", character)
+
+
+def _is_letter_mark(character: str) -> bool:
+    """Whether it is a mark that accent stripping drops, but no accent: a vowel sign of Hindi."""
+    return unicodedata.category(character) == "Mn" and not _ACCENT.match(
+        unicodedata.name(character, "")
+    )
+
+
+def _count_words(pieces: Counter[str], empty: WordPiece) -> Counter[str]:
+    words: Counter[str] = Counter()
+    for piece, n in pieces.items():
+        for word in empty._split(empty._tokenizer.normalizer.normalize_str(piece)):
+            if len(word) <= _MAX_WORD_CHARACTERS:
+                words[word] += n
+    return words
+
+
+def _merge(words: Counter[str], alphabet: Sequence[str], vocab_size: int) -> tuple[str, ...]:
+    """Special tokens, `alphabet`, and merges as long as there is room and a pair occurs twice."""
     # The trainer numbers the characters in the order of a randomly seeded hash table, and breaks
     # ties between merges by those numbers. Characters declared as special tokens keep our order.
     trainer = trainers.WordPieceTrainer(
@@ -276,7 +400,8 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool = 
     )
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    known = {word: n for word, n in words.items() if set(word) <= set(alphabet)}
+    characters = set(alphabet)
+    known = {word: n for word, n in words.items() if characters.issuperset(word)}
     # The trainer takes words, not counts. A large corpus would take hours without this cap.
     scale = -(-sum(known.values()) // _MAX_TRAINING_WORDS)
     repeated = itertools.chain.from_iterable(
@@ -286,26 +411,11 @@ def train_wordpiece(texts: Iterable[str], *, vocab_size: int, lowercase: bool = 
         iter(lambda: " ".join(itertools.islice(repeated, 1000)), ""), trainer
     )
     ids = tokenizer.get_vocab()
-    return WordPiece(tuple(sorted(ids, key=ids.__getitem__)), lowercase)
+    return tuple(sorted(ids, key=ids.__getitem__))
 
 
-def _count_words(texts: Iterable[str], lowercase: bool) -> Counter[str]:
-    empty = WordPiece(SPECIAL_TOKENS, lowercase)
-    pieces: Counter[str] = Counter()
-    for text in texts:
-        pieces.update(empty._cut.findall(text))
-        if len(pieces) > _MAX_COUNTED_PIECES:
-            pieces = Counter({piece: n for piece, n in pieces.items() if n > 1})
-    words: Counter[str] = Counter()
-    for piece, n in pieces.items():
-        normal = empty._tokenizer.normalizer.normalize_str(piece)
-        for word, _ in empty._tokenizer.pre_tokenizer.pre_tokenize_str(normal):
-            words[word] += n
-    return words
-
-
-def _alphabet(words: Counter[str], vocab_size: int) -> list[str]:
-    """Characters of `words`, each followed by its '##' form where it was seen inside a word."""
+def _alphabet(words: Counter[str], room: int) -> list[str]:
+    """Commonest characters of `words`, each followed by its '##' form if seen inside a word."""
     first: Counter[str] = Counter()
     inside: Counter[str] = Counter()
     for word, n in words.items():
@@ -317,7 +427,7 @@ def _alphabet(words: Counter[str], vocab_size: int) -> list[str]:
     alphabet: list[str] = []
     for character in sorted(counts, key=lambda c: (-counts[c], c)):
         pieces = [character, f"##{character}"] if character in inside else [character]
-        if counts[character] < rarest or len(alphabet) + len(pieces) > vocab_size // 2:
-            break  # rarer ones become [UNK]; half of the vocabulary is left for merges
+        if counts[character] < rarest or len(alphabet) + len(pieces) > room:
+            break  # rarer ones become [UNK]
         alphabet += pieces
     return alphabet

@@ -11,7 +11,9 @@ from bert_jax.data.wordpiece import (
     SPECIAL_TOKENS,
     UNK,
     VOCAB_FILE,
+    TokenizerConfig,
     WordPiece,
+    check_agrees,
     load_wordpiece,
 )
 from bert_jax.errors import UserError
@@ -37,19 +39,22 @@ NORMALIZER = {
 }
 
 
-def read_wordpiece(path: epath.Path, *, lowercase: bool | None = None) -> WordPiece:
+def read_wordpiece(
+    path: epath.Path, *, lowercase: bool | None = None, strip_accents: bool | None = None
+) -> WordPiece:
     """The vocabulary of a tokenizer.json, a vocab.txt or both.
 
     Args:
       path: local directory.
       lowercase: whether the vocabulary is uncased; required if no file says, else must agree.
+      strip_accents: whether accents are dropped, if no file says; else must agree.
 
     Raises:
       UserError: not a vocabulary of BERT, or the files contradict each other or `lowercase`.
     """
     file, config_file = path / TOKENIZER_FILE, path / CONFIG_FILE
     if not file.exists():
-        return load_wordpiece(path, lowercase=lowercase)
+        return load_wordpiece(path, lowercase=lowercase, strip_accents=strip_accents)
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
@@ -63,31 +68,32 @@ def read_wordpiece(path: epath.Path, *, lowercase: bool | None = None) -> WordPi
                 raise UserError(f"{file}: {section}.{name} is {found!r}; BERT's is {value!r}")
     ids = fields["model"]["vocab"]
     vocab = tuple(sorted(ids, key=ids.get))
-    if sorted(ids.values()) != list(range(tokenizer.get_vocab_size(with_added_tokens=True))):
-        raise UserError(f"{file}: the ids of the vocabulary are not 0, 1, ... {len(vocab) - 1}")
-
-    configured = read_json(config_file) if config_file.exists() else {}
+    configured = TokenizerConfig()
+    if config_file.exists():
+        configured = read_json(config_file, TokenizerConfig)
     options: dict[str, Any] = {}
     for name, theirs in NORMALIZER.items():
-        here, there = fields["normalizer"][theirs], configured.get(name)
+        here, there = fields["normalizer"][theirs], getattr(configured, name)
         if None not in (here, there) and here != there:
             raise UserError(
                 f"{path}: {name} is {there} in {CONFIG_FILE}, but {here} in {TOKENIZER_FILE}"
             )
         options[name] = there if here is None else here
-    if lowercase not in (None, options["do_lower_case"]):
-        raise UserError(
-            f"{path}: do_lower_case is {options['do_lower_case']}; the flag says the opposite"
-        )
+    uncased, strips = options["do_lower_case"], options["strip_accents"]
+    check_agrees(lowercase, uncased, f"{path}: do_lower_case")
+    check_agrees(strip_accents, uncased if strips is None else strips, f"{path}: strip_accents")
     if (path / VOCAB_FILE).exists():
-        beside = load_wordpiece(path, lowercase=options["do_lower_case"])
-        if beside.vocab != vocab:
+        vocab = load_wordpiece(path, lowercase=uncased).vocab
+        if {token: id_ for id_, token in enumerate(vocab)} != ids:
             raise UserError(f"{path}: {VOCAB_FILE} and {TOKENIZER_FILE} differ in vocabulary")
+    # A token that vocab.txt has twice leaves a gap between the ids.
+    if tokenizer.get_vocab_size() != len(ids) or max(ids.values()) != len(vocab) - 1:
+        raise UserError(f"{file}: the ids of the vocabulary are not 0, 1, ... {len(vocab) - 1}")
     return WordPiece(
         vocab,
-        lowercase=options["do_lower_case"],
+        lowercase=uncased,
         tokenize_chinese_chars=options["tokenize_chinese_chars"],
-        strip_accents=options["strip_accents"],
+        strip_accents=strips,
     )
 
 
