@@ -5,6 +5,7 @@ atomic renaming of folders, so this package does not use them there.
 """
 
 import contextlib
+import glob
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,21 @@ def files_below(folder: epath.Path) -> Iterator[epath.Path]:
             yield from files_below(path)
         else:
             yield path
+
+
+def glob_files(pattern: epath.Path) -> Iterator[epath.Path]:
+    """The files and folders that a pattern matches.
+
+    Raises:
+      UserError: `**` in object storage.
+    """
+    if not is_remote(pattern):
+        return map(epath.Path, glob.glob(str(pattern), recursive=True))
+    if "**" in pattern.parts:
+        raise UserError(f"{pattern}: no ** in object storage; name the folder for all files below")
+    scheme, _, rest = str(pattern).partition("://")
+    bucket, _, rest = rest.partition("/")
+    return epath.Path(f"{scheme}://{bucket}").glob(rest)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,8 @@ ONLY_IN = {
     "grain": {"bert_jax.data.batches"},
     "google": {"bert_jax.data.tfrecords"},  # google.protobuf
     "google_crc32c": {"bert_jax.data.tfrecords"},
-    "tensorflow_datasets": {"bert_jax.data.documents", "bert_jax.corpora.sotu"},
+    "tensorflow_datasets": {"bert_jax.data.tfds", "bert_jax.corpora.sotu"},
+    "huggingface_hub": {"bert_jax.data.hub"},
     "tokenizers": {
         "bert_jax.data.wordpiece",
         "bert_jax.data.store",

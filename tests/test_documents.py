@@ -1,6 +1,7 @@
 """Reading documents: every format, and what goes wrong with each."""
 
 import bz2
+import dataclasses
 import gzip
 import json
 import logging
@@ -11,7 +12,13 @@ import sys
 import pytest
 
 from bert_jax.data import documents
-from bert_jax.data.documents import find_sources, read_documents, zstd
+from bert_jax.data.documents import (
+    SkippedRecords,
+    find_sources,
+    read_documents,
+    source_fingerprint,
+)
+from bert_jax.data.lines import zstd
 from bert_jax.errors import UserError
 
 TEXTS = ["One.\nTwo.", "Três, 四。", "Five."]
@@ -107,14 +114,36 @@ def test_carried_corpus_has_its_licence():
     ("name", "content", "message"),
     [
         ("none.txt", None, "no such file or folder"),
-        ("*.csv", None, r"no \.txt or \.jsonl file there"),
-        ("a.pdf", b"%PDF", r"documents come as \.txt or \.jsonl"),
+        ("*.csv", None, "no file with documents there: .txt, .jsonl, .csv or .tsv"),
+        ("a.pdf", b"%PDF", "documents come as .txt, .jsonl, .csv or .tsv, plain or .gz"),
+        ("a.parquet.gz", b"", "documents come as .txt"),
         ("a.txt", b"good\nbad \xff\n", r"a\.txt, line 2: byte 5 of the line is not UTF-8"),
+        ("a.txt", "Wörter".encode("utf-16"), "line 1: UTF-16, as its byte order mark says"),
+        ("a.txt", b"one\n" + "two\n".encode("utf-16le"), "line 2: mostly NUL bytes: UTF-16, or"),
+        ("a.txt", b"One.\n\nTwo.\n" + b"\0" * 4096, "line 4: mostly NUL bytes: .* damaged file"),
         ("a.txt.gz", b"not gzip", r"a\.txt\.gz: damaged or cut short"),
+        ("a.txt.gz", b"", r"a\.txt\.gz: damaged or cut short: an empty file"),
+        ("a.txt.gz", lzma.compress(b"x"), "holds .xz data; unpack it, or give it that suffix"),
+        ("a.txt", gzip.compress(b"x"), "holds .gz data"),
+        ("a.jsonl", zstd.compress(b"x"), "holds .zst data"),
+        ("a.csv", bz2.compress(b"x"), "holds .bz2 data"),
+        ("a.txt", bz2.compress(b""), "holds .bz2 data"),
+        ("a.jsonl", b"PAR1....", "holds .parquet data"),
+        ("a.csv.gz", b"PK\x03\x04..", "holds .zip data"),
         ("a.jsonl", b'{"text": "x"}\n{"text"', r"a\.jsonl, line 2: not JSON"),
         ("a.jsonl", b'{"body": "x"}', r"no text field 'text' in \[body\]; pass --text-field"),
         ("a.jsonl", b'["x"]', r"no text field 'text' in \[list\]"),
         ("a.jsonl", b'{"text": 3}', "field 'text' is int, not text"),
+        ("a.jsonl", b"[" * 100_000, "line 1: not usable JSON .brackets nested too deeply"),
+        ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1: not JSON .*4300 digits"),
+        ("a.jsonl", rb'{"text": "cut \ud83d"}', r"a.jsonl, line 1: \\ud83d is half a character"),
+        ("a.jsonl", b'{"text": "a\0b"}', "line 1: not JSON"),
+        ("a.csv", b"id,body\n1,x\n", r"line 1: none of the columns text in \[id, body\]"),
+        ("a.csv", b"id,text\n1,a, b\n", "line 2: 3 fields under a header of 2"),
+        ("a.csv", b"id,text\n1\n", r"line 2: no text field 'text' in \[id\]"),
+        ("a.csv", b'id,text\n1,"cut\nshort', "line 2: not CSV"),
+        ("a.csv", b"id,text\n1,caf\xe9\n", "line 2: byte 6 of the line is not UTF-8"),
+        ("a.parquet", b"PAR1", "a.parquet: not Parquet, or damaged"),
         ("corpus:moby-dick", None, "no such corpus"),
     ],
 )
@@ -123,6 +152,248 @@ def test_bad_input(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         read(name if ":" in name else tmp_path / name)
+
+
+def test_what_looks_damaged_and_is_not(tmp_path):
+    """Characters of Unicode that other readers take for line breaks or blanks."""
+    odd = "One\u2028two\x85three\x0bfour\ufefffive\x1csix\u3000seven"
+    records = [json.dumps({"text": odd}, ensure_ascii=False), json.dumps({"text": "a\0b 😀"})]
+    (tmp_path / "a.jsonl").write_text("\ufeff" + "\r\n\r\n\ufeff".join(records), encoding="utf-8")
+    assert read(tmp_path / "a.jsonl") == [odd, "a\0b 😀"]
+    (tmp_path / "b.txt").write_bytes(f"{odd}\r\n \r\nTwo\0 words\r\n".encode())
+    assert read(tmp_path / "b.txt") == [odd, "Two\0 words"]
+    for empty in ("c.txt", "c.jsonl", "c.csv"):
+        (tmp_path / empty).write_bytes(b"")
+        assert read(tmp_path / empty) == []
+    (tmp_path / "c.txt.gz").write_bytes(gzip.compress(b""))
+    assert read(tmp_path / "c.txt.gz") == []
+    (tmp_path / "BZh9.txt").write_text("BZh9 is how bzip2 begins.\n")
+    assert read(tmp_path / "BZh9.txt") == ["BZh9 is how bzip2 begins."]
+
+
+def test_file_names_of_any_kind(tmp_path):
+    for name in ("a\nb.txt", "[1] x?.txt", "ünï*.jsonl"):
+        (tmp_path / name).write_text('{"text": "x"}')
+        assert read(tmp_path / name) == ["x" if name.endswith("jsonl") else '{"text": "x"}']
+        assert find_sources([str(tmp_path / name)])[0].fingerprint()["name"] == name
+
+
+BAD = {
+    "a.txt": b"One.\n\nTwo.\nTw\xff.\nTwo.\n\n\xff\xff\n\n" + b"\0" * 100 + b"\nThree.\n\n",
+    "a.jsonl": b"""{"text": "One."}
+{"text": null}
+{"text": "cut sho
+[1, 2]
+{"text": "Two."}
+{"text": "\xff"}
+{"text": "\\ud83d"}
+{"body": "x"}
+{"text": "Three."}
+"""
+    + b"[" * 100_000,
+    "a.csv": b'id,text\n1,One.\n2,too,many\n3\n4,"Two,\n""2""."\n5,caf\xe9\n6,Three.\n',
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "count", "first"),
+    [
+        ("a.txt", ["One.", "Two.\nTwo.", "Three."], 3, "line 4: byte 3 of the line is not UTF-8"),
+        ("a.jsonl", ["One.", "Two.", "Three."], 7, "line 2: field 'text' is NoneType, not text"),
+        ("a.csv", ["One.", 'Two,\n"2".', "Three."], 3, "line 3: 3 fields under a header of 2"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["", ".zst"])
+def test_bad_records_are_skipped_and_counted(tmp_path, caplog, name, texts, count, first, suffix):
+    path = tmp_path / f"{name}{suffix}"
+    path.write_bytes(zstd.compress(BAD[name]) if suffix else BAD[name])
+    skipped = SkippedRecords()
+    assert read(path, refuse=skipped) == texts
+    assert skipped.count == count
+    messages = [record.message for record in caplog.records]
+    assert messages[0].startswith(f"skipped: {path}, {first}")
+    assert len(messages) == 3
+    assert read(path, refuse=skipped) == texts
+    assert skipped.count == 2 * count
+    with pytest.raises(UserError, match=first):
+        read(path)
+
+
+def write_parquet(path, columns, **options):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path, **options)
+
+
+def test_tables(tmp_path):
+    pages = [{"body": text} for text in TEXTS]
+    columns = {"id": [1, 2, 3], "page": pages, "n": [[1], [], [3]]}
+    write_parquet(tmp_path / "a.parquet", columns, row_group_size=2)
+    assert read(tmp_path / "a.parquet", text_field="page/body") == TEXTS
+    assert read(tmp_path / "a.parquet", text_field="page/body", unwrap=True) == [
+        " ".join(text.split()) for text in TEXTS
+    ]
+    with pytest.raises(UserError, match=r"row 1: no text field 'text' in \[id, page, n\]"):
+        read(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="row 1: field 'id' is int, not text"):
+        read(tmp_path / "a.parquet", text_field="id")
+    write_parquet(tmp_path / "b.parquet", {"text": [b"One.", None, b"Tw\xc3\xb6.", b"\xff"]})
+    skipped = SkippedRecords()
+    assert read(tmp_path / "b.parquet", refuse=skipped) == ["One.", "Twö."]
+    assert skipped.count == 2
+
+    long = "word " * 100_000
+    (tmp_path / "a.csv").write_text(f'id,text\n1,"{long}\nTwo ""2""."\n\n2,b\n', encoding="utf-8")
+    assert read(tmp_path / "a.csv") == [f'{long}\nTwo "2".', "b"]
+    (tmp_path / "a.tsv.gz").write_bytes(gzip.compress(b'text\tid\nHe said "no".\t1\n'))
+    assert read(tmp_path / "a.tsv.gz") == ['He said "no".']
+    (tmp_path / "b.csv").write_text("1,One.\n2,Two.\n")
+    assert read(tmp_path / "b.csv", text_field="2") == ["One.", "Two."]
+
+    def found():
+        return [source.name for source in find_sources([str(tmp_path)])]
+
+    assert found() == ["a.parquet", "b.parquet"]
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.txt").write_text("One.")
+    assert found() == ["sub/a.txt"]
+    assert len(find_sources([str(tmp_path / "*.[ct]sv*")])) == 3
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache of the Hugging Face Hub with a dataset of two folders; there is no network."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    dataset = tmp_path / "datasets--wikimedia--wikipedia"
+    snapshot = dataset / "snapshots" / "0123abcd"
+    (dataset / "refs").mkdir(parents=True)
+    (dataset / "refs" / "main").write_text("0123abcd")
+    for name, text in (
+        ("20231101.en/train-00000-of-00002.parquet", "One."),
+        ("20231101.en/train-00001-of-00002.parquet", "Two."),
+        ("20231101.en/test-00000-of-00001-9f.parquet", "Three."),
+        ("20231101.de/train/0000.parquet", "Eins."),
+    ):
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(snapshot / name, {"text": [text]})
+    return snapshot
+
+
+def test_datasets_of_the_hugging_face_hub(hub):
+    assert read("hf:wikimedia/wikipedia/20231101.en") == ["One.", "Two."]
+    assert read("hf:wikimedia/wikipedia/20231101.en:test") == ["Three."]
+    assert read("hf:wikimedia/wikipedia:test") == ["Three."]
+    assert read("hf:wikimedia/wikipedia/20231101.de:train") == ["Eins."]
+    (source,) = find_sources(["hf:wikimedia/wikipedia/20231101.de"])
+    assert source.fingerprint()["name"] == "hf:wikimedia/wikipedia/20231101.de/train/0000.parquet"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf:wikimedia/wikipedia", "name one of its folders, as in hf:.../20231101.de"),
+        (
+            "hf:wikimedia/wikipedia/20231101.fr",
+            r"cannot be downloaded .* `hf download --repo-type dataset wikimedia/wikipedia "
+            r"--include '20231101.fr/\*'`",
+        ),
+        ("hf:wikimedia/wikipedia/20231101.en:validation", "cannot be downloaded"),
+        ("hf:nobody/nothing", r"--include '\*.parquet'"),
+        ("hf:a b", r"write hf:OWNER/DATASET\[/FOLDER\]\[:SPLIT\]"),
+    ],
+)
+def test_what_the_cache_of_the_hub_lacks(hub, name, message):
+    with pytest.raises(UserError, match=message) as error:
+        find_sources([name])
+    assert "\n" not in str(error.value)
+
+
+def test_half_a_download_is_not_a_dataset(hub, monkeypatch):
+    missing = hub / "20231101.en" / "train-00001-of-00002.parquet"
+    content = missing.read_bytes()
+    missing.unlink()
+    with pytest.raises(UserError, match="not in the cache, and cannot be downloaded"):
+        find_sources(["hf:wikimedia/wikipedia/20231101.en"])
+
+    def download(repository, *, repo_type, allow_patterns):
+        assert (repository, repo_type) == ("wikimedia/wikipedia", "dataset")
+        assert allow_patterns == [f"20231101.en/train-0000{i}-of-00002.parquet" for i in (0, 1)]
+        missing.write_bytes(content)
+        return str(hub)
+
+    there = [
+        f"20231101.{language}/train-0000{i}-of-00002.parquet"
+        for language in ("de", "en")
+        for i in (0, 1)
+    ]
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda name, repo_type: there)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert read("hf:wikimedia/wikipedia/20231101.en") == ["One.", "Two."]
+
+
+@dataclasses.dataclass
+class Given:
+    """A source of one's own."""
+
+    texts: object
+    size: object = 1
+    identity: object = dataclasses.field(default_factory=dict)
+
+    def fingerprint(self):
+        return self.identity
+
+    def documents(self, advance):
+        return self.texts
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a", None], "Given: document 2 is NoneType, not text"),
+        ([b"a"], "Given: document 1 is bytes, not text"),
+        (["a\udc80"], r"Given: document 1 has \\udc80, which is half a character"),
+        ("text", r"Given: documents\(\) must return texts, not one str"),
+        (None, r"Given: documents\(\) must return texts, not one NoneType"),
+    ],
+)
+def test_sources_that_give_no_texts(texts, message):
+    with pytest.raises(UserError, match=message):
+        list(read_documents([Given(texts)]))
+    if isinstance(texts, list):
+        skipped = SkippedRecords()
+        assert "".join(read_documents([Given([*texts, "b"])], refuse=skipped)) in ("ab", "b")
+        assert skipped.count == 1
+
+
+@pytest.mark.parametrize("identity", [None, {"a": (1,)}, {1: 2}, {"a": {2}}, {"a": float("nan")}])
+def test_fingerprints_that_no_manifest_can_hold(identity):
+    with pytest.raises(UserError, match=r"Given: fingerprint\(\) must return a dict of plain JSON"):
+        source_fingerprint(Given([], identity=identity))
+    assert source_fingerprint(Given([], identity={"a": [1]})) == {"a": [1]}
+
+
+def needs_an_argument(argument):
+    return Given(argument)
+
+
+SIZELESS = Given([], size="big")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("json:dumps", "must be callable without arguments"),
+        ("test_documents:needs_an_argument", "must be callable without arguments .*argument"),
+        ("test_documents:TEXTS", r"list is no source: it has no documents\(\)"),
+        ("test_documents:SIZELESS", "Given is no source: its size is no int"),
+    ],
+)
+def test_names_of_what_is_no_source(name, message):
+    with pytest.raises(UserError, match=message):
+        find_sources([name])
 
 
 # In a process of its own: whether TensorFlow gets imported is a property of the process.

@@ -115,6 +115,46 @@ def test_bad_arguments(corpus, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+def test_bad_records_are_skipped_in_every_pass(tmp_path, caplog, capsys):
+    records = [json.dumps({"text": f"Text {i} is about cats. They sleep."}) for i in range(40)]
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text("\n".join(records))
+    records[:0] = ['{"text": null}']
+    records[9:9] = ['{"text": "cut sho', "[" * 100_000]
+    records += [r'{"text": "cut \ud83d"}']
+    bad.write_text("\n".join(records))
+    flags = ("--vocab-size", 100, "--heldout", 0.2)
+    with pytest.raises(UserError, match=r"line 1: field .*; or leave such .*: --skip-bad-lines"):
+        run(bad, "--output", tmp_path / "store", *flags)
+
+    run(good, "--output", tmp_path / "good", *flags, "--workers", 1)
+    fingerprint = open_store(tmp_path / "good").fingerprint
+    assert "could not be read" not in capsys.readouterr().out
+    for name, more in (
+        ("one", ("--workers", 1)),
+        ("two", ("--workers", 2)),
+        ("given", ("--vocab", tmp_path / "good")),
+    ):
+        output = tmp_path / name
+        run(
+            bad,
+            "--output",
+            output,
+            "--skip-bad-lines",
+            *(flags if name != "given" else flags[2:]),
+            *more,
+        )
+        store = open_store(output)
+        assert store.fingerprint == fingerprint
+        assert store.manifest["skipped_records"] == 4
+        assert "4 records that could not be read were left out" in capsys.readouterr().out
+    assert len([r for r in caplog.records if r.message.startswith("skipped: ")]) == 3
+    run(bad, "--output", tmp_path / "one", "--skip-bad-lines", *flags)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"other --skip-bad-lines \(True there, None now\)"):
+        run(bad, "--output", tmp_path / "one", *flags)
+
+
 def test_empty_corpus(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n")
     with pytest.raises(UserError, match="no text to train a vocabulary on"):

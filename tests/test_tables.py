@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bert_jax.data.tables import read_rows
 from bert_jax.errors import UserError
-from bert_jax.tasks.tables import read_rows
 
 pytestmark = pytest.mark.core
 

@@ -7,7 +7,14 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
-from bert_jax.data.documents import Source, find_sources, read_documents
+from bert_jax.data.documents import (
+    Refuse,
+    SkippedRecords,
+    Source,
+    find_sources,
+    read_documents,
+    source_fingerprint,
+)
 from bert_jax.data.limits import check_heldout, check_workers
 from bert_jax.data.store import (
     TokenStore,
@@ -38,6 +45,7 @@ def prepare(
     unwrap: bool = False,
     data_dir: str | None = None,
     workers: int | None = None,
+    skip_bad_lines: bool = False,
 ) -> TokenStore:
     """Tokenises a corpus into a store; opens the store if it already exists.
 
@@ -59,6 +67,8 @@ def prepare(
       unwrap: join the lines of a paragraph, for text with line breaks at a fixed width.
       data_dir: directory in which TensorFlow Datasets keeps its datasets.
       workers: processes that tokenise; any number gives the same store. None for one per core.
+      skip_bad_lines: leave out records that cannot be read: lines of text, and documents of other
+        sources. The first few are logged; the manifest has their number.
 
     Raises:
       UserError: sources or vocabulary cannot be read, a number is out of range, or `output` holds
@@ -68,8 +78,11 @@ def prepare(
     check_heldout(heldout)
     check_workers(workers)
     output = epath.Path(output)
+    skipped = SkippedRecords()
+    refuse: Refuse = skipped if skip_bad_lines else _refuse
     found = find_sources(
         sources,
+        refuse=refuse,
         text_field=text_field,
         document_per_file=document_per_file,
         unwrap=unwrap,
@@ -89,14 +102,16 @@ def prepare(
             "strip_accents": strip_accents,
         }
     provenance = {  # everything that determines the content of the store, for its manifest
-        "sources": [source.fingerprint() for source in found],
+        "sources": [source_fingerprint(source) for source in found],
         "options": vocabulary
         | {
             "heldout": heldout,
             "text_field": text_field,
             "document_per_file": document_per_file,
             "unwrap": unwrap,
-        },
+        }
+        # Stores that were made before there was this option lack it.
+        | ({"skip_bad_lines": True} if skip_bad_lines else {}),
     }
     if is_store(output):
         store = open_token_store(output)
@@ -104,23 +119,29 @@ def prepare(
         return store
 
     check_unused(output)  # before the vocabulary is trained, which can take long
-    bound = heldout_bound(read_documents(found), heldout)
+    bound = heldout_bound(read_documents(found, refuse=refuse), heldout)
     if wordpiece is None:
-        documents = _with_progress(found, "vocabulary")
+        documents = _with_progress(found, "vocabulary", refuse)
         wordpiece = train_wordpiece(
             (text for text in documents if document_hash(text) >= bound),
             vocab_size=vocab_size,
             lowercase=lowercase is not False,
             strip_accents=strip_accents,
         )
+    skipped.count = 0
     return write_store(
         output,
-        _with_progress(found, "tokens"),
+        _with_progress(found, "tokens", refuse),
         wordpiece,
         heldout_bound=bound,
         workers=workers,
         provenance=provenance,
+        num_skipped=lambda: skipped.count,
     )
+
+
+def _refuse(error: UserError) -> None:
+    raise UserError(f"{error}; or leave such records out: --skip-bad-lines") from error
 
 
 def _check_same(store: TokenStore, provenance: dict[str, Any]) -> None:
@@ -139,11 +160,11 @@ def _check_same(store: TokenStore, provenance: dict[str, Any]) -> None:
         )
 
 
-def _with_progress(sources: Sequence[Source], label: str) -> Iterator[str]:
+def _with_progress(sources: Sequence[Source], label: str, refuse: Refuse) -> Iterator[str]:
     total = sum(source.size for source in sources)
     with tqdm(total=total, unit="B", unit_scale=True, desc=label, mininterval=0.5) as bar:
         count = 0
-        for count, text in enumerate(read_documents(sources, bar.update), 1):
+        for count, text in enumerate(read_documents(sources, bar.update, refuse), 1):
             if count % 100 == 0:
                 bar.set_postfix_str(f"{count:,} documents", refresh=False)
             yield text

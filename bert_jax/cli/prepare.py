@@ -22,8 +22,15 @@ Tokenise a corpus once, into a folder that `bert-jax pretrain` reads.
 A source is
   a .txt file       documents separated by blank lines; a line break ends a sentence
   a .jsonl file     one JSON object a line, its text in the field --text-field
-  a folder or glob  all such files in it, sorted by path; also .gz, .xz, .bz2 and .zst
+  .csv, .tsv        a document a row, in the column --text-field of the header
+  .parquet          the same; needs bert-jax[parquet]
+  a folder or glob  all its .txt and .jsonl files, sorted by path, or else its .parquet files,
+                    or else its .csv and .tsv files; text also as .gz, .xz, .bz2 and .zst
+  hf:OWNER/DATASET[/FOLDER][:SPLIT]
+                    Parquet files of the Hugging Face Hub, from its cache on this machine, or
+                    downloaded by huggingface_hub, if that is installed
   tfds:NAME[:SPLIT] a dataset of TensorFlow Datasets in ArrayRecord format
+  MODULE:NAME       a source of your own (docs/extending.md)
   gs://...          any of these in Google Cloud Storage; --output may be there, too
   corpus:sotu       State of the Union 1790-2026, 2 million words, which comes with bert_jax
 """
@@ -33,6 +40,7 @@ examples:
   bert-jax prepare corpus:sotu --output data/sotu --vocab-size 8192
   bert-jax prepare 'books/*.txt.gz' --document-per-file --unwrap --output data/books
   bert-jax prepare more.jsonl --vocab data/books --output data/more
+  bert-jax prepare hf:wikimedia/wikipedia/20231101.en --output data/wiki
   bert-jax prepare tfds:wikipedia/20230601.en --data-dir ~/tensorflow_datasets --output data/wiki
 """
 
@@ -96,11 +104,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="SHARE",
         help="share of the documents kept for evaluation, at least two (default: %(default)s)",
     )
-    add("--text-field", default="text", metavar="NAME", help="field of the text in JSONL or TFDS")
+    add("--text-field", default="text", metavar="NAME", help="field or column of the text")
     add(
         "--document-per-file",
         action="store_true",
         help="each .txt file is one document; blank lines in it end paragraphs",
+    )
+    add(
+        "--skip-bad-lines",
+        action="store_true",
+        help="leave out records that cannot be read (JSON, UTF-8, no text in the field), log the"
+        " first few, and count them",
     )
     add(
         "--unwrap",
@@ -132,6 +146,8 @@ def _print_summary(store: "TokenStore") -> None:
         print(columns.format(split.name, *_row(split, store.wordpiece)))
     if empty := store.manifest["empty_documents"]:
         print(f"{empty:,} documents without text were left out.")
+    if skipped := store.manifest.get("skipped_records"):
+        print(f"{skipped:,} records that could not be read were left out.")
     if store.manifest["splits"]["heldout"]["documents"] < 2:
         print("Fewer than two documents are held out: next-sentence pairs need two.")
 

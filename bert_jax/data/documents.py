@@ -1,47 +1,42 @@
-"""Documents as a stream of strings, from text files, JSONL and TensorFlow Datasets.
+"""Documents as a stream of strings, from files and from public datasets.
 
 One document is in memory at a time. A newline inside a document ends a sentence, as does a blank
 line; `bert_jax.data.sentences` finds the ends of sentences within a line.
 """
 
-import bz2
 import functools
 import glob
-import gzip
 import hashlib
 import importlib.resources
+import inspect
 import json
 import logging
-import lzma
 import re
-import sys
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from etils import epath
 
+from bert_jax.data.hub import dataset_files
+from bert_jax.data.lines import decoded_lines, suffixes
+from bert_jax.data.parquet import parquet_rows
+from bert_jax.data.tables import read_rows
+from bert_jax.data.tfds import TfdsExamples, dataset_and_split, tfds_examples
 from bert_jax.errors import UserError, throw
 from bert_jax.fields import import_object
-from bert_jax.storage import files_below, is_remote
+from bert_jax.json_values import parse_json
+from bert_jax.storage import files_below, glob_files
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
-
-_DECOMPRESS: dict[str, Callable[[BinaryIO], Iterable[bytes]]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
-    ".zst": zstd.open,
-}
-_FORMATS = (".txt", ".jsonl")
+# A folder gives its files of the first of these groups that it has any of: beside texts there may
+# be a table about them, and a dataset may hold the same rows twice.
+_FORMATS = ((".txt", ".jsonl"), (".parquet",), (".csv", ".tsv"))
+_KNOWN = ".txt, .jsonl, .csv or .tsv, plain or .gz, .xz, .bz2, .zst; or .parquet"
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # MODULE:NAME
-_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
+_NUM_LOGGED = 3
 
 Advance = Callable[[int], object]  # called with the bytes of a source read since the last call
+Refuse = Callable[[UserError], object]  # takes the error of a record: raises it, or skips it
 
 
 class Source(Protocol):
@@ -62,15 +57,16 @@ class Source(Protocol):
         """
 
 
-class TfdsExamples(Protocol):
-    """The examples of a split of TensorFlow Datasets, read one by one."""
+class SkippedRecords:
+    """A `Refuse` that leaves records out: it counts them, and logs the first few."""
 
-    @property
-    def dataset_info(self) -> Any:
-        """The `DatasetInfo` of the dataset."""
+    def __init__(self) -> None:
+        self.count = 0
 
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+    def __call__(self, error: UserError) -> None:
+        self.count += 1
+        if self.count <= _NUM_LOGGED:
+            _warn(f"skipped: {error}")
 
 
 @dataclass(frozen=True)
@@ -82,6 +78,7 @@ class TextFile:
     text_field: str
     document_per_file: bool
     unwrap: bool
+    refuse: Refuse = throw
 
     @property
     def size(self) -> int:
@@ -89,14 +86,12 @@ class TextFile:
         return self.path.stat().length
 
     def fingerprint(self) -> dict[str, Any]:
-        with self.path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"name": self.name, "bytes": self.size, "sha256": digest}
+        return _fingerprint(self.path, self.name)
 
     def documents(self, advance: Advance) -> Iterator[str]:
         is_jsonl = suffixes(self.path)[0] == ".jsonl"
         with self.path.open("rb") as file:
-            lines = decoded_lines(self.path, file)
+            lines = decoded_lines(self.path, file, refuse=self.refuse)
             position = 0
             for text in self._records(lines) if is_jsonl else self._texts(lines):
                 advance(file.tell() - position)
@@ -116,7 +111,7 @@ class TextFile:
                 if document:
                     yield "".join(document)
                 document = []
-        if not blank_lines:
+        if document and not blank_lines:
             _warn(
                 f"{self.path}: no blank line, so the whole file is one document. Put a blank line "
                 "between documents, or pass --document-per-file if it really is one."
@@ -130,12 +125,48 @@ class TextFile:
                 continue
             place = f"{self.path}, line {number}"
             try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise UserError(
-                    f"{place}: not JSON ({error}): each line must hold one object"
-                ) from error
-            yield _field(record, self.text_field, place)
+                record = parse_json(line.removeprefix("\ufeff"), place)
+                text = _field(record, self.text_field, place)
+            except UserError as error:
+                self.refuse(error)
+            else:
+                yield text
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """A `.csv`, `.tsv` or `.parquet` file, one document a row; see `bert_jax.data.tables`."""
+
+    path: epath.Path
+    name: str  # as of a `TextFile`
+    text_field: str
+    unwrap: bool
+    refuse: Refuse = throw
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.path.stat().length
+
+    def fingerprint(self) -> dict[str, Any]:
+        return _fingerprint(self.path, self.name)
+
+    def documents(self, advance: Advance) -> Iterator[str]:
+        for place, values in self._rows():
+            try:
+                text = _field(values, self.text_field, place)
+            except UserError as error:
+                self.refuse(error)
+            else:
+                yield _unwrap(text) if self.unwrap else text
+        advance(self.size)
+
+    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        if self.path.suffix != ".parquet":
+            yield from read_rows(str(self.path), [self.text_field], refuse=self.refuse)
+            return
+        for number, values in enumerate(parquet_rows(self.path, [self.text_field]), 1):
+            yield f"{self.path}, row {number}", values
 
 
 @dataclass(frozen=True)
@@ -147,6 +178,7 @@ class TfdsSplit:
     text_field: str
     unwrap: bool
     data_dir: str | None
+    refuse: Refuse = throw
 
     @functools.cached_property
     def _examples(self) -> TfdsExamples:
@@ -165,9 +197,13 @@ class TfdsSplit:
     def documents(self, advance: Advance) -> Iterator[str]:
         share = self.size / max(1, len(self._examples))
         for index, example in enumerate(self._examples):
-            text = _field(example, self.text_field, f"tfds:{self.name}, example {index}")
             advance(int(share * (index + 1)) - int(share * index))
-            yield _unwrap(text) if self.unwrap else text
+            try:
+                text = _field(example, self.text_field, f"tfds:{self.name}, example {index}")
+            except UserError as error:
+                self.refuse(error)
+            else:
+                yield _unwrap(text) if self.unwrap else text
 
 
 def find_sources(
@@ -177,34 +213,44 @@ def find_sources(
     document_per_file: bool = False,
     unwrap: bool = False,
     data_dir: str | None = None,
+    refuse: Refuse = throw,
 ) -> list[Source]:
     """The sources that `names` stand for, in order; files of a folder or glob sorted by path.
 
     Args:
-      names: files ending in .txt or .jsonl, optionally with .gz, .xz, .bz2 or .zst; folders
-        (searched at any depth, other files ignored); globs; all of them local or gs://;
-        `tfds:NAME[:SPLIT]`, split `train` by default; `corpus:sotu`, the corpus that comes with
-        the package; `MODULE:NAME`, your own `Source` or a callable that returns one; or a `Source`
-        itself.
-      text_field: key of the text in JSONL objects and TFDS features, `outer/inner` if nested.
+      names: files ending in .txt, .jsonl, .csv or .tsv, optionally with .gz, .xz, .bz2 or .zst, or
+        in .parquet; folders, searched at any depth, and globs, which give their .txt and .jsonl
+        files, or without any their .parquet files, or else their .csv and .tsv files; all of them
+        local or gs://; `hf:NAME[/FOLDER][:SPLIT]`, the Parquet files of a dataset of the Hugging
+        Face Hub; `tfds:NAME[:SPLIT]`; `corpus:sotu`, the corpus that comes with the package;
+        `MODULE:NAME`, your own `Source` or a callable that returns one; or a `Source` itself. The
+        split is `train` by default.
+      text_field: column of the text, or key in JSONL objects and TFDS features; `outer/inner` if
+        nested.
       document_per_file: a .txt file is one document and its blank lines end paragraphs; otherwise
         they end documents.
       unwrap: lines are hard-wrapped: only a blank line ends a paragraph.
       data_dir: where TFDS keeps its datasets; None for its default.
+      refuse: called with the error of each record of these files and datasets that cannot be read:
+        a document of a table or of JSONL, a line of text. If it returns, the record is left out.
 
     Raises:
-      UserError: a name matches no file, or a file of another format.
+      UserError: a name matches no file, or a file of another format; or it is no `Source`.
     """
 
-    def text_file(path: epath.Path, name: str) -> TextFile:
-        return TextFile(path, name, text_field, document_per_file, unwrap)
+    def of_file(path: epath.Path, name: str) -> Source:
+        if suffixes(path)[0] in _FORMATS[0]:
+            return TextFile(path, name, text_field, document_per_file, unwrap, refuse)
+        return TableFile(path, name, text_field, unwrap, refuse)
 
     sources: list[Source] = []
     for name in names:
         if not isinstance(name, str):
             sources.append(name)
         elif found := dataset_and_split(name):
-            sources.append(TfdsSplit(*found, text_field, unwrap, data_dir))
+            sources.append(TfdsSplit(*found, text_field, unwrap, data_dir, refuse))
+        elif name.startswith("hf:"):
+            sources += [of_file(path, label) for path, label in dataset_files(name)]
         elif name.startswith("corpus:"):
             corpora = epath.Path(importlib.resources.files("bert_jax") / "corpora")
             path = corpora / f"{name.removeprefix('corpus:')}.jsonl.xz"
@@ -212,15 +258,14 @@ def find_sources(
                 raise UserError(f"{name}: no such corpus in the package; there is corpus:sotu")
             sources.append(TextFile(path, name, "text", False, unwrap))
         elif _OWN.fullmatch(name) and not epath.Path(name).exists():
-            own = import_object(name, "SOURCE")
-            sources.append(own() if callable(own) else own)
+            sources.append(_own_source(name))
         else:
-            sources += [text_file(path, label) for path, label in _find_files(name)]
+            sources += [of_file(path, label) for path, label in _find_files(name)]
     return sources
 
 
 def read_documents(
-    sources: Sequence[Source], advance: Advance = lambda size: None
+    sources: Sequence[Source], advance: Advance = lambda size: None, refuse: Refuse = throw
 ) -> Iterator[str]:
     """The text of every document of `sources`, in order, empty ones included.
 
@@ -228,114 +273,114 @@ def read_documents(
       sources: as from `find_sources`.
       advance: called with the bytes of the source read since the last call, for a progress bar:
         over a whole source they add up to about its `size`.
+      refuse: called with the error of each document that a source of your own gives, and that is
+        not text. If it returns, the document is left out. Other sources have their own `refuse`.
 
     Raises:
-      UserError: text that is not UTF-8, a damaged file, a line that is not JSON, a missing field.
+      UserError: a damaged file; a record that cannot be read, unless its `refuse` returns.
     """
     for source in sources:
-        yield from source.documents(advance)
-
-
-def decoded_lines(
-    path: epath.Path,
-    file: BinaryIO,
-    encoding: str = "utf-8",
-    remedy: str = "convert the file, for example with iconv -t utf-8",
-    refuse: Callable[[UserError], object] = throw,
-) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of each line of `file`, which is `path` opened for reading bytes.
-
-    It is decompressed according to its suffix (.gz, .xz, .bz2, .zst). A byte order mark is dropped.
-    A line that is not text in `encoding` goes to `refuse` as a `UserError`, which ends with
-    `remedy`; if `refuse` returns, the line is left out.
-
-    Raises:
-      UserError: the file is damaged, or `refuse` raises.
-    """
-    number, compression = 0, suffixes(path)[1]
-    try:
-        for number, line in enumerate(_DECOMPRESS[compression](file) if compression else file, 1):
-            try:
-                text = line.decode(encoding)
-            except UnicodeDecodeError as error:
-                reason = f"byte {error.start + 1} of the line is not {encoding.upper()}"
-                refuse(UserError(f"{path}, line {number}: {reason}; {remedy}"))
+        documents = source.documents(advance)
+        if isinstance(documents, str) or not isinstance(documents, Iterable):
+            kind = type(documents).__name__
+            raise UserError(f"{_describe(source)}: documents() must return texts, not one {kind}")
+        for number, text in enumerate(documents, 1):
+            if problem := _not_text(text):
+                refuse(UserError(f"{_describe(source)}: document {number} {problem}"))
             else:
-                yield number, text.removeprefix("\ufeff" if number == 1 else "")
-    except _DAMAGED as error:
-        raise UserError(f"{path}: damaged or cut short after line {number} ({error})") from error
+                yield text
 
 
-def dataset_and_split(name: str) -> tuple[str, str] | None:
-    """('glue/sst2', 'test') for 'tfds:glue/sst2:test'; the split is `train` by default.
-
-    None for any other name. The dataset may end in a version, ':1.0.0'.
-    """
-    match = re.fullmatch(r"tfds:([^:]+(?::\d+\.[\d*]+\.[\d*]+)?)(?::(.+))?", name)
-    return match and (match[1], match[2] or "train")
-
-
-def tfds_examples(name: str, split: str, data_dir: str | None) -> TfdsExamples:
-    """The examples of a TFDS dataset in ArrayRecord format, read without TensorFlow.
+def source_fingerprint(source: Source) -> dict[str, Any]:
+    """The fingerprint of a source, which must be the same after it was read from a manifest.
 
     Raises:
-      UserError: the dataset is missing, is in another format or has no such split.
+      UserError: it is not of plain JSON values.
     """
-    import tensorflow_datasets as tfds  # takes half a second, and other sources do not need it
-
+    fingerprint = source.fingerprint()
     try:
-        return tfds.data_source(name, split=split, data_dir=data_dir)
-    except Exception as error:  # TFDS passes on any error of the download or the builder
-        reason = str(error).strip().partition("\n")[0]
+        plain = json.loads(json.dumps(fingerprint))
+    except (TypeError, ValueError):
+        plain = None
+    if not isinstance(fingerprint, dict) or plain != fingerprint:
         raise UserError(
-            f"tfds:{name}:{split}: cannot be read from data_dir {data_dir}: {reason} "
-            "Build it with `tfds build --file_format=array_record`"
-        ) from error
+            f"{_describe(source)}: fingerprint() must return a dict of plain JSON values (text, "
+            f"numbers, lists), not {fingerprint!r}"
+        )
+    return fingerprint
 
 
-def suffixes(path: epath.Path) -> tuple[str, str]:
-    """('.jsonl', '.gz') for 'a.jsonl.gz'."""
-    if path.suffix in _DECOMPRESS:
-        return path.with_suffix("").suffix, path.suffix
-    return path.suffix, ""
+def _own_source(name: str) -> Source:
+    source = import_object(name, "SOURCE")
+    if callable(source):
+        try:
+            inspect.signature(source).bind()
+        except TypeError as error:
+            raise UserError(f"{name}: must be callable without arguments ({error})") from error
+        source = source()
+    for method in ("documents", "fingerprint"):
+        if not callable(getattr(source, method, None)):
+            raise UserError(f"{name}: {type(source).__name__} is no source: it has no {method}()")
+    if not isinstance(getattr(source, "size", None), int):
+        raise UserError(f"{name}: {type(source).__name__} is no source: its size is no int")
+    return source
+
+
+def _describe(source: Source) -> str:
+    return f"{type(source).__module__}:{type(source).__qualname__}"
+
+
+def _not_text(text: Any) -> str:
+    """Why a document is not text; empty if it is."""
+    if not isinstance(text, str):
+        return f"is {type(text).__name__}, not text"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"has \\u{ord(text[error.start]):04x}, which is half a character"
+    return ""
+
+
+def _fingerprint(path: epath.Path, name: str) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"name": name, "bytes": path.stat().length, "sha256": digest}
 
 
 def _find_files(name: str) -> list[tuple[epath.Path, str]]:
     path = epath.Path(name).expanduser()
     if path.is_dir():
         found = [(file, str(file.relative_to(path))) for file in files_below(path)]
-    elif glob.has_magic(name):
+    elif glob.has_magic(name) and not path.exists():
         found = [(file, file.name) for file in glob_files(path)]
     elif not path.exists():
         raise UserError(f"{name}: no such file or folder")
-    elif suffixes(path)[0] not in _FORMATS:
-        raise UserError(f"{name}: documents come as .txt or .jsonl, plain or .gz, .xz, .bz2, .zst")
+    elif not _is_of(path, sum(_FORMATS, ())):
+        raise UserError(f"{name}: documents come as {_KNOWN}")
     else:
         found = [(path, path.name)]
-    found = sorted((file, label) for file, label in found if suffixes(file)[0] in _FORMATS)
-    if not found:
-        raise UserError(f"{name}: no .txt or .jsonl file there (nor .txt.gz, .jsonl.zst, ...)")
-    return found
+    for formats in _FORMATS:
+        if these := sorted(item for item in found if _is_of(item[0], formats)):
+            return these
+    raise UserError(f"{name}: no file with documents there: {_KNOWN}")
 
 
-def glob_files(pattern: epath.Path) -> Iterator[epath.Path]:
-    if not is_remote(pattern):
-        return map(epath.Path, glob.glob(str(pattern), recursive=True))
-    if "**" in pattern.parts:
-        raise UserError(f"{pattern}: no ** in object storage; name the folder for all files below")
-    scheme, _, rest = str(pattern).partition("://")
-    bucket, _, rest = rest.partition("/")
-    return epath.Path(f"{scheme}://{bucket}").glob(rest)
+def _is_of(path: epath.Path, formats: Sequence[str]) -> bool:
+    suffix, compression = suffixes(path)
+    return suffix in formats and not (suffix == ".parquet" and compression)
 
 
 def _field(record: Any, field: str, place: str) -> str:
-    for key in field.split("/"):
+    for key in [field] if isinstance(record, Mapping) and field in record else field.split("/"):
         if not isinstance(record, Mapping) or key not in record:
             keys = ", ".join(record) if isinstance(record, Mapping) else type(record).__name__
             raise UserError(f"{place}: no text field {field!r} in [{keys}]; pass --text-field")
         record = record[key]
     if isinstance(record, bytes):
-        record = record.decode("utf-8")
+        try:
+            record = record.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{place}: byte {error.start + 1} of {field!r} is not UTF-8") from error
     if not isinstance(record, str):
         raise UserError(f"{place}: field {field!r} is {type(record).__name__}, not text")
     return record

@@ -1,6 +1,6 @@
 """Reads Parquet files with pyarrow, which is imported only when one is read or written."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -11,11 +11,15 @@ from bert_jax.json_values import parse_json
 BATCH_ROWS = 1024
 
 
-def parquet_rows(path: epath.Path) -> Iterator[dict[str, Any]]:
+def parquet_rows(path: epath.Path, columns: Collection[str] = ()) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet file, in order, as Python's values by column.
 
     Classes of the library `datasets`, which are numbers in its files, become their names, and None
     for -1 (no class).
+
+    Args:
+      path: a file.
+      columns: those to read, `outer/inner` if nested; all if the file has none of them.
 
     Raises:
       UserError: no such file, not Parquet or damaged, or pyarrow is not installed.
@@ -28,11 +32,13 @@ def parquet_rows(path: epath.Path) -> Iterator[dict[str, Any]]:
         with path.open("rb") as file:
             table = parquet.ParquetFile(file)
             features = _features(path, table.schema_arrow.metadata or {})
-            for batch in table.iter_batches(BATCH_ROWS):
+            outer = {column.partition("/")[0] for column in columns}.union(columns)
+            wanted = [name for name in table.schema_arrow.names if name in outer]
+            for batch in table.iter_batches(BATCH_ROWS, columns=wanted or None):
                 for row in batch.to_pylist():
                     count += 1
                     yield {name: _named(item, features.get(name)) for name, item in row.items()}
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"{path}: not Parquet, or damaged after row {count} ({reason})") from error
 

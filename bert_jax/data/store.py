@@ -201,6 +201,7 @@ def write_store(
     heldout_bound: float,
     workers: int = 1,
     provenance: Mapping[str, Any],
+    num_skipped: Callable[[], int] = lambda: 0,
 ) -> TokenStore:
     """Splits documents into sentences, tokenises them and writes the store.
 
@@ -215,6 +216,7 @@ def write_store(
       heldout_bound: as from the function of that name.
       workers: processes that tokenise; 1 uses this process.
       provenance: further entries of the manifest: what the store was made from, and how.
+      num_skipped: gives the number of records that `documents` left out, once they are read.
 
     Raises:
       UserError: `path` is in use, no document has a token, or a worker was killed.
@@ -231,6 +233,7 @@ def write_store(
                 heldout_bound=heldout_bound,
                 workers=workers,
                 provenance=provenance,
+                num_skipped=num_skipped,
             )
             _copy(local.path, path, local.manifest)
             with contextlib.suppress(FileExistsError):  # the cache has this content already
@@ -256,6 +259,7 @@ def write_store(
             "vocab_hash": wordpiece.vocab_hash,
             "splits": {split: writer.counts for split, writer in writers.items()},
             "empty_documents": num_empty,
+            "skipped_records": num_skipped(),
             "heldout_bound": heldout_bound,
             **provenance,
             "files": {k: v for writer in writers.values() for k, v in writer.finish().items()},

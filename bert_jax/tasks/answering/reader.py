@@ -6,10 +6,11 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.data.documents import dataset_and_split, decoded_lines
+from bert_jax.data.lines import decoded_lines
+from bert_jax.data.tables import read_rows
+from bert_jax.data.tfds import dataset_and_split
 from bert_jax.errors import UserError
 from bert_jax.tasks.answering.example import Question
-from bert_jax.tasks.tables import read_rows
 
 Record = tuple[str, Mapping[str, Any]]  # place of a question, and its object in a file
 

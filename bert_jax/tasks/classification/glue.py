@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from etils import epath
 
-from bert_jax.data.documents import dataset_and_split, suffixes
+from bert_jax.data.lines import suffixes
+from bert_jax.data.tfds import dataset_and_split
 from bert_jax.tasks.classification.names import Names
 from bert_jax.tasks.classification.task import ClassificationTask
 

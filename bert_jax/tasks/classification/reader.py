@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from bert_jax.data.tables import Row, read_rows
 from bert_jax.errors import UserError
 from bert_jax.tasks.classification.example import Example
 from bert_jax.tasks.classification.names import Names, all_of, either
-from bert_jax.tasks.tables import Row, read_rows
 
 _log = logging.getLogger(__name__)
 

@@ -45,7 +45,7 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
 
     Predictions are int32 [n] classes, or float32 [n] scores. A column may have several names: the
     first that a row has is used. Columns of files without a header are "1", "2", ...; see
-    `bert_jax.tasks.tables.read_rows`.
+    `bert_jax.data.tables.read_rows`.
 
     Raises:
       UserError: fields contradict each other.
@@ -148,7 +148,7 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
         """The examples of a file or of `tfds:NAME[:SPLIT]`, in order.
 
         Args:
-          source: as in `bert_jax.tasks.tables.read_rows`.
+          source: as in `bert_jax.data.tables.read_rows`.
           labelled: as in `Task.read`.
 
         Raises:

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from etils import epath
 
+from bert_jax.data.tables import find_files, read_lines, read_rows
 from bert_jax.errors import UserError
-from bert_jax.tasks.tables import find_files, read_lines, read_rows
 from bert_jax.tasks.tagging.schemes import is_tag
 
 _NO_PREDICATE = ("-", "_", "O", "0", "")

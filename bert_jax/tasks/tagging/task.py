@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 import numpy as np
 from etils import epath
 
-from bert_jax.data.documents import dataset_and_split
+from bert_jax.data.tfds import dataset_and_split
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, field

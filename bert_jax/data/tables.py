@@ -15,16 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax.data.documents import (
-    dataset_and_split,
-    decoded_lines,
-    glob_files,
-    suffixes,
-    tfds_examples,
-)
+from bert_jax.data.lines import decoded_lines, suffixes
 from bert_jax.data.parquet import parquet_rows
+from bert_jax.data.tfds import dataset_and_split, tfds_examples
 from bert_jax.errors import UserError, throw
 from bert_jax.json_values import parse_json
+from bert_jax.storage import glob_files
 
 Lines = Iterable[tuple[int, str]]  # number, from 1, and text
 Refuse = Callable[[UserError], object]  # takes the error of a row: raises it, or skips the row

@@ -1,0 +1,91 @@
+"""Lines of text files, decompressed and decoded."""
+
+import bz2
+import gzip
+import lzma
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+from etils import epath
+
+from bert_jax.errors import UserError, throw
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_DECOMPRESS: dict[str, Callable[[BinaryIO], Iterable[bytes]]] = {
+    ".gz": gzip.open,
+    ".xz": lzma.open,
+    ".bz2": bz2.open,
+    ".zst": zstd.open,
+}
+_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
+# How files begin that hold no text; the rest of bzip2's tells it from a word.
+_BEGINNINGS = {
+    ".gz": re.compile(rb"\x1f\x8b"),
+    ".xz": re.compile(rb"\xfd7zXZ\x00"),
+    ".bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+    ".zst": re.compile(rb"\x28\xb5\x2f\xfd"),
+    ".parquet": re.compile(rb"PAR1"),
+    ".zip": re.compile(rb"PK\x03\x04"),
+}
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
+
+
+def decoded_lines(
+    path: epath.Path,
+    file: BinaryIO,
+    encoding: str = "utf-8",
+    remedy: str = "convert the file, for example with iconv -t utf-8",
+    refuse: Callable[[UserError], object] = throw,
+) -> Iterator[tuple[int, str]]:
+    """Number, from 1, and text of each line of `file`, which is `path` opened for reading bytes.
+
+    It is decompressed according to its suffix (.gz, .xz, .bz2, .zst). A byte order mark is dropped.
+    A line that is not text in `encoding` goes to `refuse` as a `UserError`, which ends with
+    `remedy`; if `refuse` returns, the line is left out.
+
+    Raises:
+      UserError: the file is damaged or not what its suffix says, or `refuse` raises.
+    """
+    number, compression = 0, suffixes(path)[1]
+    _check_beginning(path, file, compression)
+    try:
+        for number, line in enumerate(_DECOMPRESS[compression](file) if compression else file, 1):
+            try:
+                text = line.decode(encoding)
+            except UnicodeDecodeError as error:
+                reason = f"byte {error.start + 1} of the line is not {encoding.upper()}"
+                if number == 1 and line.startswith(_UTF_16):
+                    reason = f"UTF-16, as its byte order mark says, not {encoding.upper()}"
+                refuse(UserError(f"{path}, line {number}: {reason}; {remedy}"))
+                continue
+            if 3 * line.count(b"\0") > len(line):
+                reason = "mostly NUL bytes: UTF-16, or part of a damaged file"
+                refuse(UserError(f"{path}, line {number}: {reason}; {remedy}"))
+                continue
+            yield number, text.removeprefix("\ufeff" if number == 1 else "")
+    except _DAMAGED as error:
+        raise UserError(f"{path}: damaged or cut short after line {number} ({error})") from error
+
+
+def _check_beginning(path: epath.Path, file: BinaryIO, compression: str) -> None:
+    start = file.read(10)
+    file.seek(0)
+    if compression and not start:
+        raise UserError(f"{path}: damaged or cut short: an empty file is no {compression} file")
+    found = [kind for kind, beginning in _BEGINNINGS.items() if beginning.match(start)]
+    if found and found[0] != compression:
+        raise UserError(f"{path}: holds {found[0]} data; unpack it, or give it that suffix")
+
+
+def suffixes(path: epath.Path) -> tuple[str, str]:
+    """('.jsonl', '.gz') for 'a.jsonl.gz'."""
+    if path.suffix in _DECOMPRESS:
+        return path.with_suffix("").suffix, path.suffix
+    return path.suffix, ""
