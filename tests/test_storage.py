@@ -168,6 +168,27 @@ def test_damage_on_the_way_is_noticed(bucket, remote_store, other_host):
     assert [path.suffix for path in other_host.iterdir()] == [".lock"]
 
 
+def test_damage_of_the_copy_is_noticed(bucket, remote_store, other_host):
+    """The vocabulary is copied, too; a copy that is damaged later is to be deleted."""
+    damaged = bucket / "stores" / "vocabulary"
+    manifest = json.loads((remote_store / "manifest.json").read_text())
+    for name in ("manifest.json", "vocab.txt", "tokenizer_config.json", *manifest["files"]):
+        (damaged / name).write_bytes((remote_store / name).read_bytes())
+    (damaged / "vocab.txt").write_text((remote_store / "vocab.txt").read_text() + "zzz\n")
+    with pytest.raises(UserError, match="the vocabulary is not the one"):
+        open_store(damaged)
+    assert [path.suffix for path in other_host.iterdir()] == [".lock"]
+
+    copy = other_host / open_store(remote_store).fingerprint
+    (copy / "train" / "sentences.bin").write_bytes(
+        bytes(manifest["files"]["train/sentences.bin"]["bytes"])
+    )
+    with pytest.raises(UserError, match=rf"content changed.*\. Delete {copy}: it is copied again"):
+        open_store(remote_store)
+    shutil.rmtree(copy)
+    open_store(remote_store)
+
+
 def test_no_room(remote_store, other_host, monkeypatch):
     full = shutil.disk_usage("/")._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)

@@ -2,13 +2,21 @@
 
 import itertools
 import json
+import os
+import pathlib
+import random
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+import bert_jax
 from bert_jax.data.documents import find_sources, read_documents
+from bert_jax.data.sampling import Sampling
 from bert_jax.data.sentences import split_sentences
+from bert_jax.data.split import BLOCK_BYTES
 from bert_jax.data.store import (
     document_hash,
     heldout_bound,
@@ -171,6 +179,99 @@ def test_verify_finds_a_changed_byte(copy):
     open_token_store(copy)
     with pytest.raises(UserError, match=r"tokens\.bin: content changed"):
         verify_store(copy)
+
+
+def test_tokens_are_checked_before_they_are_used(store, tmp_path):
+    """Each block once; a store of an older version has no checksums, but ids have a limit."""
+    path, sampling, rows = tmp_path / "copy", Sampling(batch_size=8), np.arange(8)
+    num_blocks = -(-store.train.tokens.nbytes // BLOCK_BYTES)
+    assert num_blocks > 2
+    for id_, is_older, message in (
+        (5, False, rf"tokens\.bin: bytes from {BLOCK_BYTES:,} changed since they were written\. R"),
+        (3000, False, rf"tokens\.bin: bytes from {BLOCK_BYTES:,} changed"),
+        (3000, True, rf"bytes from {BLOCK_BYTES:,} have id 3,000, but the vocabulary 3,000 tokens"),
+        (5, True, None),
+    ):
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(store.path, path)
+        if is_older:
+            manifest = json.loads((path / "manifest.json").read_text())
+            del manifest["fingerprint"]
+            for split in ("train", "heldout"):
+                del manifest["files"][f"{split}/tokens.bin"]["block_crc32"]
+            (path / "manifest.json").write_text(json.dumps(manifest))
+        tokens = np.memmap(path / "train" / "tokens.bin", np.uint16, mode="r+")
+        assert tokens[BLOCK_BYTES // 2] != id_
+        tokens[BLOCK_BYTES // 2] = id_
+        tokens.flush()
+        opened = open_token_store(path)
+        assert opened.fingerprint == store.fingerprint
+        stream = opened.training_batches(sampling, seed=0, host_rows=rows)
+        steps = range(-(-stream.rows_per_epoch // 8))
+        if message is None:
+            assert max(stream.batch(step)["input_ids"].max() for step in steps) < 3000
+            continue
+        with pytest.raises(UserError, match=message):
+            list(map(stream.batch, steps))
+        block = BLOCK_BYTES // 2
+        opened.train.blocks.check(np.array([0, 2 * block]), np.array([block, block]))  # the others
+        with pytest.raises(UserError, match=message):
+            opened.train.blocks.check(np.array([0]), np.array([3 * block]))
+
+
+def test_flipped_bits_are_noticed(documents, tmp_path):
+    """In each file, and in a process of its own: a wrong offset once crashed it or hung."""
+    texts = [text[:3000] for text in documents[:12]]
+    wordpiece = train_wordpiece(texts, vocab_size=400)
+    write_store(tmp_path / "store", texts, wordpiece, heldout_bound=0.3, provenance={})
+    script = pathlib.Path(__file__).with_name("store_damage.py")
+    command = [sys.executable, script, tmp_path / "store", "30"]
+    found = os.environ | {"PYTHONPATH": str(pathlib.Path(bert_jax.__file__).parents[1])}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, env=found)
+    assert run.returncode == 0, run.stderr
+    results = [line.split() for line in run.stdout.splitlines()]
+    assert len(results) == 11 * 30
+    for file, _, _, result in results:
+        may_be_same = file in ("manifest.json", "tokenizer_config.json")  # a name, or white space
+        assert result == "refused" or (result == "same" and may_be_same)
+
+
+BAD_VALUES = [None, True, -1, 1.5, 1e308, 10**30, "", "../../x", "\0", [], {}, {"a": 1}, [1]]
+
+
+def test_manifests_of_others(store, copy):
+    """Fields missing, renamed, or of another type: refused, or of no importance."""
+    file, rng = copy / "manifest.json", random.Random(0)
+    text = file.read_text()
+
+    def places(value, path=()):
+        for key in value if isinstance(value, dict) else ():
+            yield (*path, key)
+            yield from places(value[key], (*path, key))
+
+    needed = {"format", "version", "dtype", "vocab_size", "vocab_hash", "splits", "files"}
+    changes = [lambda parent, key: parent.pop(key)]
+    changes.append(lambda parent, key: parent.update({f"../{key}": parent.pop(key)}))
+    for value in BAD_VALUES:
+        changes.append(lambda parent, key, value=value: parent.update({key: value}))
+    for path in places(json.loads(text)):
+        for change in (*changes[:2], *rng.sample(changes[2:], 4)):
+            manifest = json.loads(text)
+            parent = manifest
+            for key in path[:-1]:
+                parent = parent[key]
+            change(parent, path[-1])
+            file.write_text(json.dumps(manifest))
+            try:
+                message, fingerprint = "", open_token_store(copy).fingerprint
+            except UserError as error:
+                message = str(error)
+            if message:
+                assert message.startswith(str(copy))
+                assert "\n" not in message
+            else:
+                assert fingerprint == store.fingerprint
+                assert path[0] not in needed or path[-1] == "block_crc32"
 
 
 def test_nothing_is_overwritten(copy, wordpiece):

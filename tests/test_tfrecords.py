@@ -4,6 +4,7 @@ import base64
 import functools
 import json
 import shutil
+import struct
 import zlib
 from pathlib import Path
 
@@ -14,11 +15,12 @@ from etils import epath
 from tensorboardX.record_writer import RecordWriter
 from test_training import assert_same_run, recipe
 
+from bert_jax import __main__
 from bert_jax.api.pretrain import pretrain
-from bert_jax.cli import evaluate
+from bert_jax.cli import evaluate, prepare
 from bert_jax.data.batches import PremaskedBatches, one_epoch
 from bert_jax.data.stores import open_store
-from bert_jax.data.tfrecords import Example, is_premasked, open_premasked
+from bert_jax.data.tfrecords import Example, _masked_crc, is_premasked, open_premasked
 from bert_jax.errors import UserError
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.report.metrics_file import read_metrics
@@ -324,6 +326,70 @@ def test_broken_records(folder, tmp_path, how):
     write(path, [encoded(values), encoded(values), encoded(breaks(values))])
     with pytest.raises(UserError, match=f"{path}: record 3: .*{message}"):
         open_premasked(tmp_path).train.read(range(3))
+
+
+@pytest.mark.parametrize("name", GOOGLE_NAMES.values())
+def test_features_have_a_type(folder, tmp_path, name):
+    example = Example.FromString(encoded(first_record(folder)))
+    feature = example.features.feature[name]
+    is_float = name == "masked_lm_weights"
+    feature.Clear()
+    (feature.int64_list if is_float else feature.float_list).value.extend([1] * 10)
+    write(copied(folder, tmp_path) / "part-0.tfrecord", [example.SerializeToString()])
+    kind = "floats" if is_float else "integers"
+    with pytest.raises(UserError, match=rf"record 1: {name} must be a list of {kind}"):
+        open_premasked(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "masked_lm_positions"])
+def test_examples_are_not_empty(folder, tmp_path, name):
+    values = first_record(folder) | {name: []}
+    write(copied(folder, tmp_path) / "part-0.tfrecord", [encoded(values)])
+    with pytest.raises(UserError, match="record 1: input_ids and masked_lm_positions must be"):
+        open_premasked(tmp_path)
+
+
+@pytest.mark.parametrize("length", [0, 1, 10**6, 2**31, 2**32, 2**63 - 8, 2**63, 2**64 - 1])
+def test_lengths_beyond_the_file(folder, tmp_path, length):
+    header = struct.pack("<Q", length)
+    path = copied(folder, tmp_path) / "part-0.tfrecord"
+    path.write_bytes(header + struct.pack("<I", _masked_crc(header)))
+    with pytest.raises(UserError, match=f"{path}: record 1: the file ends within it"):
+        open_premasked(tmp_path)
+
+
+def test_flipped_bits(folder, tmp_path):
+    """None is overlooked: not in the frames, nor in the data."""
+    record = encoded(first_record(folder))
+    path = write(copied(folder, tmp_path) / "part-0.tfrecord", [record, record])
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    open_premasked(tmp_path).train.read(range(2))
+    for bit in rng.integers(8 * len(content), size=200).tolist():
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        new = tmp_path / "new"  # the old file is still mapped
+        new.write_bytes(damaged)
+        new.replace(path)
+        with pytest.raises(UserError, match=r"part-0\.tfrecord: record [12]: "):
+            open_premasked(tmp_path).train.read(range(2))
+
+
+def test_verify_reads_every_record(folder, tmp_path, capsys):
+    prepare.main([f"--verify={folder}"])
+    assert capsys.readouterr().out.splitlines() == [
+        "heldout.tfrecord: whole",
+        "part-00000-of-00002: whole",
+        "part-00001-of-00002: whole",
+        f"{folder} is whole.",
+    ]
+    record = encoded(first_record(folder))
+    for name in ("part-0", "part-1"):
+        write(copied(folder, tmp_path) / name, [record] * 2)
+    (tmp_path / "part-1").write_bytes(flip(-9, (tmp_path / "part-1").read_bytes()))
+    assert __main__.main(["prepare", f"--verify={tmp_path}"]) == 2
+    printed = capsys.readouterr()
+    assert "part-0: whole\npart-1: record 2: damaged, its checksum is wrong" in printed.out
+    assert f"{tmp_path}: part-1 damaged; restore" in printed.err
 
 
 def copied(folder: Path, tmp_path: Path) -> Path:

@@ -145,13 +145,13 @@ def _refuse(error: UserError) -> None:
 
 
 def _check_same(store: TokenStore, provenance: dict[str, Any]) -> None:
-    there, here = store.manifest["options"], provenance["options"]
+    there, here = store.manifest.get("options", {}), provenance["options"]
     different = [
         f"--{name.replace('_', '-')} ({there.get(name)} there, {here.get(name)} now)"
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
     ]
-    if store.manifest["sources"] != provenance["sources"]:
+    if store.manifest.get("sources") != provenance["sources"]:
         different.insert(0, "sources")
     if different:
         raise UserError(

@@ -10,6 +10,7 @@ from etils import epath
 
 from bert_jax.cli import flags
 from bert_jax.data.limits import check_heldout, check_workers
+from bert_jax.errors import UserError
 
 if TYPE_CHECKING:
     from bert_jax.data.split import Split
@@ -42,11 +43,16 @@ examples:
   bert-jax prepare more.jsonl --vocab data/books --output data/more
   bert-jax prepare hf:wikimedia/wikipedia/20231101.en --output data/wiki
   bert-jax prepare tfds:wikipedia/20230601.en --data-dir ~/tensorflow_datasets --output data/wiki
+  bert-jax prepare --verify data/wiki
 """
 
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
+    if args.verify is not None:
+        _verify(args.verify)
+        return
+    del args.verify
 
     from bert_jax.api.prepare import prepare
     from bert_jax.data.store import is_store
@@ -68,8 +74,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=flags.HelpFormatter,
     )
     add = parser.add_argument
-    add("sources", nargs="+", metavar="SOURCE")
-    add("--output", required=True, type=epath.Path, metavar="DIR", help="folder of the store")
+    add("sources", nargs="*", metavar="SOURCE")
+    add("--output", type=epath.Path, metavar="DIR", help="folder of the store")
+    add(
+        "--verify",
+        type=epath.Path,
+        metavar="STORE",
+        help="only read all of a store, or of a folder of TFRecords, and compare its checksums",
+    )
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
         "--vocab",
@@ -130,9 +142,29 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="processes that tokenise (default: %(default)s); any number gives the same store",
     )
     args = parser.parse_args(argv)
+    if args.verify is None and not (args.sources and args.output):
+        parser.error("a SOURCE and --output are required, or --verify")
+    if args.verify is not None and (args.sources or args.output):
+        parser.error("--verify takes neither a SOURCE nor --output")
     check_heldout(args.heldout)
     check_workers(args.workers)
     return args
+
+
+def _verify(path: epath.Path) -> None:
+    from bert_jax.data.stores import open_store, verify
+
+    damaged = []
+    for name, problem in verify(path):
+        print(f"{name}: {problem or 'whole'}", flush=True)
+        if problem:
+            damaged.append(name)
+    if damaged:
+        raise UserError(
+            f"{path}: {', '.join(damaged)} damaged; restore from a copy, or make the store again"
+        )
+    open_store(path)
+    print(f"{path} is whole.")
 
 
 def _print_summary(store: "TokenStore") -> None:

@@ -107,7 +107,7 @@ class Batches:
         Raises:
           UserError: as `plan_epoch`.
         """
-        self._tokens = np.asarray(split.tokens)
+        self._tokens, self._blocks = np.asarray(split.tokens), split.blocks
         self._sampling = sampling
         self._special = special
         self._host_rows = np.arange(sampling.batch_size) if host_rows is None else host_rows
@@ -141,6 +141,9 @@ class Batches:
         - next_sentence_label [B, E]: see `Plan`; -1 where there is no example or no label.
         - example_ids [B, E, 2]: the epoch and the example's index in its plan, a key for random
           masks; 0, 0 where there is no example.
+
+        Raises:
+          UserError: the tokens of a row are damaged; see `TokenBlocks`.
         """
         stream = step * self._sampling.batch_size + self._host_rows
         epochs, rows = np.divmod(stream, self.rows_per_epoch)
@@ -154,6 +157,10 @@ class Batches:
             if epoch >= self._num_epochs:
                 break
             plan = self._plan(epoch)
+            if self._blocks is not None:
+                examples = plan.examples(rows[epochs == epoch] % plan.num_rows)
+                self._blocks.check(plan.a_start[examples], plan.a_length[examples])
+                self._blocks.check(plan.b_start[examples], plan.b_length[examples])
             _gather(
                 np.where(epochs == epoch, rows % plan.num_rows, -1),
                 epoch,

@@ -102,6 +102,11 @@ class Plan:
     def num_rows(self) -> int:
         return len(self.row_offsets) - 1
 
+    def examples(self, rows: np.ndarray) -> np.ndarray:
+        """The examples in some rows."""
+        bounds = zip(self.row_offsets[rows], self.row_offsets[rows + 1])
+        return np.concatenate([self.row_examples[first:stop] for first, stop in bounds])
+
 
 def plan_epoch(
     sentences: np.ndarray, documents: np.ndarray, sampling: Sampling, *, seed: int, epoch: int

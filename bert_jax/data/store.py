@@ -4,6 +4,11 @@ A folder with `manifest.json`, `vocab.txt`, `tokenizer_config.json` and, in `tra
 flat little-endian arrays: `tokens.bin`, `sentences.bin`, `documents.bin`, `token_counts.bin` (see
 `Split`). It is written under a temporary name, manifest last, and renamed when complete.
 
+The manifest has the size and checksum of each array. Opening a store compares sizes, offsets and
+counts with it, which takes about a second for 100 million sentences that are in memory. Tokens are
+compared in blocks, before their first use. So damage is noticed, and nothing beyond an array is
+read.
+
 A store in object storage is written to a local disk and copied, manifest last. It is read from a
 local copy below $XDG_CACHE_HOME (default ~/.cache), shared by all processes of a host and verified
 by its checksums.
@@ -19,11 +24,12 @@ import pathlib
 import shutil
 import tempfile
 import threading
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -32,10 +38,11 @@ from etils import epath
 from tqdm import tqdm
 
 from bert_jax.data.sentences import split_sentences
-from bert_jax.data.split import Split
+from bert_jax.data.split import BLOCK_BYTES, Split, TokenBlocks
 from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece, load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.storage import UNFINISHED, is_remote, write_json
+from bert_jax.json_values import typed
+from bert_jax.storage import UNFINISHED, is_remote, read_json, write_json
 
 if TYPE_CHECKING:
     from bert_jax.data.batches import BatchStream
@@ -43,10 +50,86 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "bert_jax token store", 1
 SPLITS = ("train", "heldout")
+ARRAYS = ("tokens", "sentences", "documents", "token_counts")
+FILES = frozenset(f"{split}/{array}.bin" for split in SPLITS for array in ARRAYS)
 _MANIFEST = "manifest.json"
+_REMEDY = "Restore the file, or delete the store and prepare it again"
+_CHANGED = "content changed since it was written"
 _OFFSET = np.dtype("<i8")
 _CHUNK_CHARACTERS = 1_000_000
 _COPY_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a manifest says about an array.
+
+    Attributes:
+      bytes: size.
+      sha256: of the content, in hex.
+      block_crc32: CRC-32 of each `BLOCK_BYTES`, in hex; only of tokens, and not in older stores.
+    """
+
+    bytes: int
+    sha256: str
+    block_crc32: str = ""
+
+
+@dataclass(frozen=True)
+class _Counts:
+    """What a manifest says about a split."""
+
+    documents: int
+    sentences: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """The fields of a manifest that are read; older stores lack `fingerprint`."""
+
+    dtype: str
+    vocab_size: int
+    vocab_hash: str
+    splits: dict[str, _Counts]
+    empty_documents: int
+    heldout_bound: float
+    files: dict[str, _File]
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str = ""
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the data."""
+        return _fingerprint(self.vocab_hash, {k: v.sha256 for k, v in self.files.items()})
+
+    def inconsistency(self) -> str:
+        """What in it cannot be true; empty if nothing."""
+        if self.files.keys() != FILES:
+            return f"files: must be {', '.join(sorted(FILES))}"
+        if self.splits.keys() != set(SPLITS):
+            return f"splits: must be {', '.join(SPLITS)}"
+        if self.dtype != _dtype(self.vocab_size).str:
+            return f"dtype: must be {_dtype(self.vocab_size).str} for vocab_size {self.vocab_size}"
+        for split, counts in self.splits.items():
+            if min(counts.documents, counts.sentences, counts.tokens) < 0:
+                return f"splits.{split}: has a negative number"
+            for array, size in (
+                ("tokens", counts.tokens * _dtype(self.vocab_size).itemsize),
+                ("sentences", (counts.sentences + 1) * _OFFSET.itemsize),
+                ("documents", (counts.documents + 1) * _OFFSET.itemsize),
+                ("token_counts", self.vocab_size * _OFFSET.itemsize),
+            ):
+                file = f"{split}/{array}.bin"
+                if self.files[file].bytes != size:
+                    return f"files.{file}: bytes must be {size:,}"
+            tokens = self.files[f"{split}/tokens.bin"]
+            if len(tokens.block_crc32) not in (0, 8 * -(-tokens.bytes // BLOCK_BYTES)):
+                return f"files.{split}/tokens.bin: block_crc32 must have 8 digits per block"
+        if self.fingerprint not in ("", self.identity):
+            return "fingerprint: is not that of vocab_hash and files"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -101,36 +184,50 @@ class TokenStore:
 
 
 def open_token_store(path: epath.PathLike) -> TokenStore:
-    """Opens a store after checking manifest, vocabulary and file sizes; reads no tokens.
+    """Opens a store after checking all of it but the tokens, which are checked as they are read.
 
     The first process of a host that opens a store in object storage copies it to the local disk.
 
     Raises:
-      UserError: the store is missing, unfinished, incomplete or of a newer format; if remote, its
-        content has changed or there is no room for the copy.
+      UserError: the store is missing, unfinished, incomplete, damaged or of a newer format; if
+        remote, its content has changed or there is no room for the copy.
     """
     path = epath.Path(path)
-    manifest = _read_manifest(path)
-    local = _stage(path, manifest) if is_remote(path) else path
-    for name, file in manifest["files"].items():
-        size = (local / name).stat().length if (local / name).exists() else None
-        if size != file["bytes"]:
-            found = "is missing" if size is None else f"has {size:,} bytes"
-            raise UserError(
-                f"{local / name}: {found}; the manifest says {file['bytes']:,}. Restore the file, "
-                "or delete the store and prepare it again"
-            )
-    wordpiece = load_wordpiece(local)
-    if wordpiece.vocab_hash != manifest["vocab_hash"]:
-        raise UserError(f"{path}: the vocabulary is not the one that the tokens were made with")
-    dtype = np.dtype(manifest["dtype"])
+    manifest, stated = _read_manifest(path)
+    local = _stage(path, stated) if is_remote(path) else path
+    remedy = f"Delete {local}: it is copied again" if is_remote(path) else _REMEDY
+    for name, file in stated.files.items():
+        if problem := _size_problem(local / name, file):
+            raise UserError(f"{local / name}: {problem}. {remedy}")
     return TokenStore(
         path=path,
         manifest=manifest,
-        wordpiece=wordpiece,
-        **{split: _open_split(local / split, dtype) for split in SPLITS},
-        fingerprint=_fingerprint(manifest),
+        wordpiece=_load_vocabulary(path, local, stated),
+        **{split: _open_split(local, split, stated, remedy) for split in SPLITS},
+        fingerprint=stated.identity,
     )
+
+
+def damaged_files(path: epath.PathLike) -> Iterator[tuple[str, str]]:
+    """Reads every file of a store, in object storage, too: its name and what is wrong, or "".
+
+    Raises:
+      UserError: there is no store, or its manifest is damaged.
+    """
+    path = epath.Path(path)
+    _, stated = _read_manifest(path)
+    try:
+        _load_vocabulary(path, path, stated)
+        yield VOCAB_FILE, ""
+    except UserError as error:
+        yield VOCAB_FILE, str(error)
+    for name, file in stated.files.items():
+        problem = _size_problem(path / name, file)
+        if not problem:
+            with (path / name).open("rb") as content:
+                if hashlib.file_digest(content, "sha256").hexdigest() != file.sha256:
+                    problem = _CHANGED
+        yield name, problem
 
 
 def verify_store(path: epath.PathLike) -> None:
@@ -139,11 +236,10 @@ def verify_store(path: epath.PathLike) -> None:
     Raises:
       UserError: as `open_token_store`, or the content of a file has changed.
     """
-    store = open_token_store(path)
-    for name, file in store.manifest["files"].items():
-        with (store.path / name).open("rb") as content:
-            if hashlib.file_digest(content, "sha256").hexdigest() != file["sha256"]:
-                raise UserError(f"{store.path / name}: content changed since it was written")
+    for name, problem in damaged_files(path):
+        if problem:
+            raise UserError(f"{epath.Path(path) / name}: {problem}")
+    open_token_store(path)
 
 
 def document_hash(text: str) -> float:
@@ -235,7 +331,7 @@ def write_store(
                 provenance=provenance,
                 num_skipped=num_skipped,
             )
-            _copy(local.path, path, local.manifest)
+            _copy(local.path, path, typed(local.manifest, _Manifest, str(local.path)))
             with contextlib.suppress(FileExistsError):  # the cache has this content already
                 local.path.rename(_cache() / local.fingerprint)
         return open_token_store(path)
@@ -251,9 +347,12 @@ def write_store(
                 writers[split].append(chunk.splits[split])
         if not any(writer.counts["documents"] for writer in writers.values()):
             raise UserError("no document with text: check the sources")
+        files = {k: v for writer in writers.values() for k, v in writer.finish().items()}
+        checksums = {name: file["sha256"] for name, file in files.items()}
         manifest = {
             "format": FORMAT,
             "version": VERSION,
+            "fingerprint": _fingerprint(wordpiece.vocab_hash, checksums),
             "dtype": encoder.dtype.str,
             "vocab_size": len(wordpiece.vocab),
             "vocab_hash": wordpiece.vocab_hash,
@@ -262,7 +361,7 @@ def write_store(
             "skipped_records": num_skipped(),
             "heldout_bound": heldout_bound,
             **provenance,
-            "files": {k: v for writer in writers.values() for k, v in writer.finish().items()},
+            "files": files,
             "libraries": {"numpy": np.__version__, "tokenizers": tokenizers.__version__},
         }
         write_json(epath.Path(directory) / _MANIFEST, manifest)
@@ -270,29 +369,60 @@ def write_store(
     return open_token_store(path)
 
 
-def _read_manifest(path: epath.Path) -> dict[str, Any]:
+def _read_manifest(path: epath.Path) -> tuple[dict[str, Any], _Manifest]:
+    """The manifest as it is, and the fields of it that are read, checked."""
     file = path / _MANIFEST
     if not file.exists():
         if not is_remote(path) and _unfinished_path(path).exists():
             raise UserError(f"{path}: not finished; run the same `bert-jax prepare` again")
         raise UserError(f"{path}: no token store there; make one with `bert-jax prepare`")
+
+    def damaged(problem: object) -> UserError:
+        return UserError(f"{str(problem).removesuffix('?')}; prepare the store again")
+
     try:
-        manifest = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file}: not JSON ({error}); prepare the store again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        manifest = read_json(file)
+    except UserError as error:
+        raise damaged(error) from error
+    if manifest.get("format") != FORMAT:
         raise UserError(f"{file}: not the manifest of a token store")
-    if manifest["version"] > VERSION:
+    version = typed(manifest.get("version"), int, f"{file}: field version")
+    if version > VERSION:
         raise UserError(
-            f"{path}: format version {manifest['version']}, this bert_jax reads {VERSION}; "
+            f"{path}: format version {version}, this bert_jax reads {VERSION}; "
             "update bert_jax, or prepare the store again"
         )
-    return manifest
+    try:
+        stated = typed(manifest, _Manifest, str(file))
+    except UserError as error:
+        raise damaged(error) from error
+    if problem := stated.inconsistency():
+        raise damaged(f"{file}: {problem}")
+    return manifest, stated
 
 
-def _fingerprint(manifest: Mapping[str, Any]) -> str:
-    identity = [manifest["vocab_hash"], {k: v["sha256"] for k, v in manifest["files"].items()}]
+def _fingerprint(vocab_hash: str, sha256: Mapping[str, str]) -> str:
+    identity = [vocab_hash, dict(sha256)]
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _dtype(vocab_size: int) -> np.dtype:
+    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+
+
+def _size_problem(file: epath.Path, stated: _File) -> str:
+    size = file.stat().length if file.exists() else None
+    if size == stated.bytes:
+        return ""
+    found = "is missing" if size is None else f"has {size:,} bytes"
+    return f"{found}; the manifest says {stated.bytes:,}"
+
+
+def _load_vocabulary(path: epath.Path, local: epath.Path, stated: _Manifest) -> WordPiece:
+    wordpiece = load_wordpiece(local)
+    if wordpiece.vocab_hash != stated.vocab_hash:
+        raise UserError(f"{path}: the vocabulary is not the one that the tokens were made with")
+    return wordpiece
 
 
 def _cache() -> epath.Path:
@@ -300,29 +430,30 @@ def _cache() -> epath.Path:
     return caches.expanduser() / "bert_jax" / "stores"
 
 
-def _stage(path: epath.Path, manifest: Mapping[str, Any]) -> epath.Path:
+def _stage(path: epath.Path, stated: _Manifest) -> epath.Path:
     """The local copy of a remote store, made by one process per host while others wait."""
-    local = _cache() / _fingerprint(manifest)
+    local = _cache() / stated.identity
     local.parent.mkdir(parents=True, exist_ok=True)
     with local.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # released even if the process is killed
         if not local.exists():
-            needed = sum(file["bytes"] for file in manifest["files"].values())
+            needed = sum(file.bytes for file in stated.files.values())
             if (free := shutil.disk_usage(local.parent).free) < needed:
                 raise UserError(
                     f"{local.parent}: {free:,} bytes free, {path} has {needed:,}; "
                     "set XDG_CACHE_HOME to a folder with more room"
                 )
             with _unfinished(local) as directory:
-                _copy(path, epath.Path(directory), manifest)
+                _copy(path, epath.Path(directory), stated)
+                _load_vocabulary(path, epath.Path(directory), stated)
                 directory.rename(local)
     return local
 
 
-def _copy(source: epath.Path, target: epath.Path, manifest: Mapping[str, Any]) -> None:
+def _copy(source: epath.Path, target: epath.Path, stated: _Manifest) -> None:
     """Copies a store, manifest last, and verifies the checksum of every array."""
-    files = manifest["files"]
-    total = sum(file["bytes"] for file in files.values())
+    files = stated.files
+    total = sum(file.bytes for file in files.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"copying {source}") as bar:
         for name in (VOCAB_FILE, CONFIG_FILE, *files, _MANIFEST):
             digest = hashlib.sha256()
@@ -332,19 +463,33 @@ def _copy(source: epath.Path, target: epath.Path, manifest: Mapping[str, Any]) -
                     writer.write(block)
                     digest.update(block)
                     bar.update(len(block) if name in files else 0)
-            if name in files and digest.hexdigest() != files[name]["sha256"]:
-                raise UserError(f"{source / name}: content changed since it was written")
+            if name in files and digest.hexdigest() != files[name].sha256:
+                raise UserError(f"{source / name}: {_CHANGED}")
 
 
-def _open_split(directory: epath.Path, dtype: np.dtype) -> Split:
-    def array(name: str, dtype: np.dtype) -> np.ndarray:
-        file = directory / f"{name}.bin"
-        if file.stat().length == 0:  # cannot be mapped
-            return np.empty(0, dtype)
-        return np.memmap(file, dtype, mode="r")
-
-    offsets = {name: array(name, _OFFSET) for name in ("sentences", "documents", "token_counts")}
-    return Split(directory.name, array("tokens", dtype), **offsets)
+def _open_split(local: epath.Path, name: str, stated: _Manifest, remedy: str) -> Split:
+    dtypes = dict.fromkeys(ARRAYS, _OFFSET) | {"tokens": _dtype(stated.vocab_size)}
+    arrays = {}
+    for array, dtype in dtypes.items():
+        path, file = local / name / f"{array}.bin", stated.files[f"{name}/{array}.bin"]
+        # An empty file cannot be mapped.
+        content = np.memmap(path, dtype, mode="r") if file.bytes else np.empty(0, dtype)
+        if array != "tokens" and hashlib.sha256(content.data).hexdigest() != file.sha256:
+            raise UserError(f"{path}: {_CHANGED}. {remedy}")
+        arrays[array] = content
+    tokens = stated.files[f"{name}/tokens.bin"]
+    checksums = np.frombuffer(bytes.fromhex(tokens.block_crc32), ">u4")
+    blocks = TokenBlocks(
+        arrays["tokens"],
+        checksums if len(checksums) else None,
+        vocab_size=stated.vocab_size,
+        where=f"{local / name}/tokens.bin",
+        remedy=remedy,
+    )
+    split = Split(name, **arrays, blocks=blocks)
+    if problem := split.wrong_offsets():
+        raise UserError(f"{local / name}: {problem}. {remedy}")
+    return split
 
 
 def _unfinished_path(path: epath.PathLike) -> pathlib.Path:
@@ -392,7 +537,7 @@ class _Encoder:
 
     @property
     def dtype(self) -> np.dtype:
-        return np.dtype("<u2" if len(self.wordpiece.vocab) <= 2**16 else "<u4")
+        return _dtype(len(self.wordpiece.vocab))
 
     def __call__(self, texts: list[str]) -> _EncodedChunk:
         tokens = {split: [np.empty(0, self.dtype)] for split in SPLITS}
@@ -485,7 +630,7 @@ class _SplitWriter:
         self.counts = {"documents": 0, "sentences": 0, "tokens": 0}
         self._token_counts = np.zeros(len(encoder.wordpiece.vocab), _OFFSET)
         for name in ("tokens", "sentences", "documents"):
-            self._files[name] = _HashedFile(directory / split / f"{name}.bin")
+            self._files[name] = _HashedFile(directory / split / f"{name}.bin", name == "tokens")
         for name in ("sentences", "documents"):
             self._files[name].write(np.zeros(1, _OFFSET))
 
@@ -503,22 +648,38 @@ class _SplitWriter:
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Closes the files and returns their sizes and checksums."""
-        file = _HashedFile(self._directory / self._split / "token_counts.bin")
+        file = _HashedFile(self._directory / self._split / "token_counts.bin", False)
         file.write(self._token_counts)
         self._files["token_counts"] = file
         return {f"{self._split}/{name}.bin": file.close() for name, file in self._files.items()}
 
 
 class _HashedFile:
-    def __init__(self, path: pathlib.Path):
+    """A file and its checksums; `in_blocks`, also one of each block."""
+
+    def __init__(self, path: pathlib.Path, in_blocks: bool):
         self._file = path.open("wb")
         self._hash = hashlib.sha256()
+        self._in_blocks = in_blocks
+        self._block_crc32: list[int] = []
 
     def write(self, array: np.ndarray) -> None:
-        self._file.write(array.data)
-        self._hash.update(array.data)
+        content = memoryview(array.tobytes())
+        size = self._file.tell()
+        self._file.write(content)
+        self._hash.update(content)
+        while self._in_blocks and content:
+            filled = size % BLOCK_BYTES
+            if not filled:
+                self._block_crc32.append(0)
+            part = content[: BLOCK_BYTES - filled]
+            self._block_crc32[-1] = zlib.crc32(part, self._block_crc32[-1])
+            size, content = size + len(part), content[len(part) :]
 
     def close(self) -> dict[str, Any]:
         size = self._file.tell()
         self._file.close()
-        return {"bytes": size, "sha256": self._hash.hexdigest()}
+        found = {"bytes": size, "sha256": self._hash.hexdigest()}
+        if self._in_blocks:
+            found["block_crc32"] = "".join(f"{crc:08x}" for crc in self._block_crc32)
+        return found

@@ -1,6 +1,6 @@
 """The interface that training needs, for data in any form."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -8,8 +8,8 @@ from etils import epath
 
 from bert_jax.data.batches import Batch, BatchStream
 from bert_jax.data.sampling import Sampling
-from bert_jax.data.store import open_token_store
-from bert_jax.data.tfrecords import is_premasked, open_premasked
+from bert_jax.data.store import damaged_files, open_token_store
+from bert_jax.data.tfrecords import damaged_record_files, is_premasked, open_premasked
 from bert_jax.data.wordpiece import WordPiece
 
 
@@ -70,3 +70,12 @@ def open_store(path: epath.PathLike) -> Store:
       UserError: as `open_token_store` and `open_premasked`.
     """
     return open_premasked(path) if is_premasked(path) else open_token_store(path)
+
+
+def verify(path: epath.PathLike) -> Iterator[tuple[str, str]]:
+    """Reads all data of a store of any form: the name of each file and what is wrong, or "".
+
+    Raises:
+      UserError: there is no store, or it is damaged otherwise.
+    """
+    yield from (damaged_record_files if is_premasked(path) else damaged_files)(path)

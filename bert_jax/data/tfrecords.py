@@ -16,7 +16,7 @@ import mmap
 import pathlib
 import re
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import google_crc32c
@@ -53,6 +53,7 @@ HELDOUT_SHARE = 0.01
 # Enough for word frequencies; counting all of a large corpus would take hours.
 MAX_COUNTED_EXAMPLES = 10_000
 MAX_MAPPED_FILES = 512  # each takes a file descriptor
+_VERIFIED_AT_ONCE = 1000  # records
 
 _WEIGHTS = "masked_lm_weights"
 _LENGTH_BYTES = 8
@@ -109,6 +110,11 @@ class PremaskedSplit:
         first = records.features(int(numbers[0]))
         self.max_seq_length = len(first["input_ids"])
         self.max_predictions_per_seq = len(first["masked_lm_positions"])
+        if not self.max_seq_length or not self.max_predictions_per_seq:
+            raise UserError(
+                f"{records.where(int(numbers[0]))}: input_ids and masked_lm_positions must be "
+                "lists of integers that are not empty"
+            )
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -268,12 +274,7 @@ def open_premasked(path: epath.PathLike) -> PremaskedStore:
     if is_remote(path):
         raise UserError(f"{path}: TFRecords are read in place: copy the folder to a local disk")
     path = pathlib.Path(path)
-    if not (path / CONFIG_FILE).exists():
-        raise UserError(
-            f"{path / CONFIG_FILE}: missing; "
-            'write {"do_lower_case": true} into it if the records are uncased, false if cased'
-        )
-    wordpiece = load_wordpiece(path)
+    wordpiece = _load_vocabulary(path)
     records = _Records(_record_files(path))
     heldout_files = [bool(HELDOUT_FILE.match(file.name)) for file in records.files]
     if any(heldout_files):
@@ -304,8 +305,38 @@ def open_premasked(path: epath.PathLike) -> PremaskedStore:
     )
 
 
+def damaged_record_files(path: epath.PathLike) -> Iterator[tuple[str, str]]:
+    """Reads every record of a folder: the name of each file and what is wrong, or "".
+
+    Raises:
+      UserError: as `open_premasked`, but for the records of its files.
+    """
+    path = pathlib.Path(path)
+    wordpiece = _load_vocabulary(path)
+    for file in _record_files(path):
+        problem = ""
+        try:
+            records = _Records([file])
+            if num_records := len(records.checksums):
+                split = PremaskedSplit(file.name, records, np.arange(num_records), wordpiece)
+                for first in range(0, num_records, _VERIFIED_AT_ONCE):
+                    split.read(range(first, min(num_records, first + _VERIFIED_AT_ONCE)))
+        except UserError as error:
+            problem = str(error).removeprefix(f"{file}: ")
+        yield file.name, problem
+
+
 def _record_files(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(f for f in path.iterdir() if RECORD_FILE.fullmatch(f.name) and f.is_file())
+
+
+def _load_vocabulary(path: pathlib.Path) -> WordPiece:
+    if not (path / CONFIG_FILE).exists():
+        raise UserError(
+            f"{path / CONFIG_FILE}: missing; "
+            'write {"do_lower_case": true} into it if the records are uncased, false if cased'
+        )
+    return load_wordpiece(path)
 
 
 class _Records:
@@ -344,10 +375,14 @@ class _Records:
             raise UserError(
                 f"{self.where(number)}: lacks {', '.join(missing)}; it has {', '.join(found)}"
             )
-        return {
-            name: (found[name].float_list if name == _WEIGHTS else found[name].int64_list).value
-            for name in FEATURES
-        }
+        features = {}
+        for name in FEATURES:
+            floats, integers = found[name].float_list.value, found[name].int64_list.value
+            features[name], other = (floats, integers) if name == _WEIGHTS else (integers, floats)
+            if other:
+                kind = "floats" if name == _WEIGHTS else "integers"
+                raise UserError(f"{self.where(number)}: {name} must be a list of {kind}")
+        return features
 
     def where(self, number: int) -> str:
         """The name of a record in messages: its file, and its number there, from 1."""
@@ -366,19 +401,19 @@ def _index(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
     if data[: len(_GZIP)] == _GZIP:
         raise UserError(f"{file}: compressed, but records are read in place: gunzip it")
     while (start := starts[-1]) < len(data):
-        try:
+        where = f"{file}: record {len(starts)}"
+        stop = start + _HEADER.size
+        if stop <= len(data):
             length, length_crc = _HEADER.unpack_from(data, start)
             if length_crc != _masked_crc(data[start : start + _LENGTH_BYTES]):
                 raise UserError(
-                    f"{file}: record {len(starts)}: the checksum of its length is wrong; "
+                    f"{where}: the checksum of its length is wrong; "
                     "is this a complete TFRecord file?"
                 )
-            stop = start + _HEADER.size + length
-            checksums.extend(_CHECKSUM.unpack_from(data, stop))
-        except struct.error:
-            raise UserError(
-                f"{file}: record {len(starts)}: the file ends within it; copy it again"
-            ) from None
+            stop += length
+        if stop + _CHECKSUM.size > len(data):
+            raise UserError(f"{where}: the file ends within it; copy it again")
+        checksums.extend(_CHECKSUM.unpack_from(data, stop))
         starts.append(stop + _CHECKSUM.size)
     return np.array(starts), np.array(checksums)
 
