@@ -1,13 +1,16 @@
 """`bert-jax <verb>`, the same as `python -m bert_jax <verb>`."""
 
+import errno
 import importlib
 import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from bert_jax import __version__
 from bert_jax.errors import TrainingDiverged, UserError
+from bert_jax.terminal import is_closed_output, output_errors, printable
 
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 VERBS = {
@@ -34,45 +37,66 @@ USAGE = "\n".join(
         "command resumes), 130 interrupted; all of them in docs/troubleshooting.md",
     ]
 )
+# Errors of a device; others are mistakes in a path or its permissions.
+DEVICE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+class OneLine(logging.Formatter):
+    """Prints the message of a log record alone, in one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(record.getMessage())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a verb; returns its exit code, as docs/troubleshooting.md lists them."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if argv else 2
-    if argv[0] not in VERBS:
-        print(f"bert-jax: unknown verb {argv[0]!r}: use one of {', '.join(VERBS)}", file=sys.stderr)
-        return 2
-    # Libraries log internals through absl; what a user must know is printed.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    verb = argv[0] if argv else ""
+    if sys.stdout is None:  # it was closed before Python started
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 (to the end)
     try:
-        code: int = importlib.import_module(f"bert_jax.cli.{argv[0]}").main(argv[1:]) or 0
-        sys.stdout.flush()
-        return code
+        try:
+            return _run(verb, argv[1:])
+        finally:
+            with output_errors():
+                sys.stdout.flush()
     except UserError as error:
-        print(f"bert-jax {argv[0]}: error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, such as `head`, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return _fail(verb, f"error: {error}", 2)
     except OSError as error:
-        if error.filename is None:  # no path that the user could correct
-            raise
-        print(f"bert-jax {argv[0]}: error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
+        if is_closed_output(error):
+            return EXIT_BROKEN_PIPE
+        if error.filename is None and error.errno not in DEVICE_ERRORS:
+            raise  # no path that the user could correct
+        place = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+        code = 1 if error.errno in DEVICE_ERRORS else 2
+        return _fail(verb, f"error: {place}{error.strerror or error}", code)
     except ImportError as error:
         if "gcsfs" not in str(error):
             raise
-        print(f"bert-jax {argv[0]}: error: gs:// needs gcsfs: pip install gcsfs", file=sys.stderr)
-        return 2
+        return _fail(verb, "error: gs:// needs gcsfs: pip install gcsfs", 2)
     except KeyboardInterrupt:
-        print(f"bert-jax {argv[0]}: interrupted", file=sys.stderr)
-        return 130
+        return _fail(verb, "interrupted", 130)
     except TrainingDiverged as error:
-        print(f"bert-jax {argv[0]}: {error}", file=sys.stderr)
-        return 1
+        return _fail(verb, str(error), 1)
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    if verb in ("", "-h", "--help"):
+        print(USAGE)
+        return 0 if verb else 2
+    if verb not in VERBS:
+        return _fail(verb, f"unknown verb {verb!r}: use one of {', '.join(VERBS)}", 2)
+    # Libraries log internals through absl, and errors that they raise as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine())
+    logging.basicConfig(handlers=[handler])
+    return importlib.import_module(f"bert_jax.cli.{verb}").main(arguments) or 0
+
+
+def _fail(verb: str, message: str, code: int) -> int:
+    print(f"bert-jax{f' {verb}' if verb in VERBS else ''}: {printable(message)}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Values from JSON that others wrote: parsed and checked, with errors that name the place."""
+"""JSON: that of others is parsed and checked, with errors that name the place; ours is valid."""
 
 import json
+import math
 import re
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import msgspec
@@ -55,3 +57,19 @@ def typed(value: Any, kind: type[T], place: str) -> T:
         field = where.removeprefix("$").removeprefix(".")
         what = what.replace("Expected", "expected").replace("Object", "object")
         raise UserError(f"{place}: {f'field {field}: ' if field else ''}{what}") from error
+
+
+def dump_json(value: Any, *, indent: int | None = None, ensure_ascii: bool = False) -> str:
+    """A plain value as JSON text; NaN and infinity, which JSON does not have, become null."""
+    try:
+        return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii, allow_nan=False)
+    except ValueError:
+        return json.dumps(_with_nulls(value), indent=indent, ensure_ascii=ensure_ascii)
+
+
+def _with_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_nulls(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,15 +6,15 @@ atomic renaming of folders, so this package does not use them there.
 
 import contextlib
 import glob
-import json
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from etils import epath
 
 from bert_jax.errors import UserError
-from bert_jax.json_values import parse_json, typed
+from bert_jax.json_values import dump_json, parse_json, typed
 
 # If TensorFlow is installed, etils would use its file system; only gcsfs is tested.
 os.environ.setdefault("EPATH_USE_TF", "false")
@@ -54,20 +54,42 @@ def glob_files(pattern: epath.Path) -> Iterator[epath.Path]:
 
 
 @contextlib.contextmanager
+def errors_name(path: epath.PathLike, *, instead_of: epath.PathLike = "") -> Iterator[None]:
+    """Names the path in errors of the block that name none, such as a full disk.
+
+    Args:
+      path: path to name.
+      instead_of: a temporary path, which errors must not name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(instead_of):
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextlib.contextmanager
 def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
     """Yields a path to write to; the file appears at `path` when the block ends without an error.
 
-    On a local disk the yielded path is a temporary name, renamed at the end. In object storage it
-    is `path` itself, since a file appears there only when it is closed.
+    On a local disk the yielded path is a temporary name of this call, renamed at the end. In
+    object storage it is `path` itself, since a file appears there only when it is closed; so it is
+    for what is no file, such as /dev/stdout.
+
+    Raises:
+      OSError: as raised in the block; it names a path.
     """
     path = epath.Path(path)
-    if is_remote(path):
-        yield path
+    if is_remote(path) or (path.exists() and not path.is_file() and not path.is_dir()):
+        with errors_name(path):
+            yield path
         return
-    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{UNFINISHED}")
     try:
-        yield unfinished
-        unfinished.replace(path)
+        with errors_name(path, instead_of=unfinished):
+            yield unfinished
+            unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
 
@@ -78,9 +100,9 @@ def write_text(path: epath.PathLike, text: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def write_json(path: epath.PathLike, fields: Mapping[str, Any]) -> None:
-    """Writes a JSON file atomically."""
-    write_text(path, json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
+def write_json(path: epath.PathLike, value: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Writes a JSON file atomically; see `dump_json`."""
+    write_text(path, dump_json(value, indent=2) + "\n")
 
 
 @overload

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"", "errors"},
     {"json_values"},
-    {"fields", "storage"},
+    {"fields", "storage", "terminal"},
     {"model", "data", "corpora"},
     {"objective", "parallel"},
     {"tasks"},
@@ -36,11 +36,11 @@ OWN = {
     "fields": {"fields", "errors"},
     "model": {"model", "fields", "errors"},
     "objective": {"objective", "model", "fields", "errors"},
-    "data": {"data", "errors", "fields", "json_values", "storage"},
+    "data": {"data", "errors", "fields", "json_values", "storage", "terminal"},
     "corpora": set(),
     "tasks": {"tasks", "data", "errors", "fields", "json_values", "model", "storage"},
-    "parallel": {"parallel", "model", "fields", "errors"},
-    "report": {"report", "model", "errors", "json_values", "storage"},
+    "parallel": {"parallel", "model", "fields", "errors", "terminal"},
+    "report": {"report", "model", "errors", "json_values", "storage", "terminal"},
 }
 OTHERS = {room: {"jax", "flax", "numpy"} for room in ("model", "objective")}
 ONLY_IN = {
@@ -55,7 +55,9 @@ ONLY_IN = {
         "bert_jax.data.store",
         "bert_jax.interop.tokenizer",
     },
-    "matplotlib": {f"bert_jax.report.{name}" for name in ("curves", "attention_maps", "confusion")},
+    "matplotlib": {
+        f"bert_jax.report.{name}" for name in ("curves", "attention_maps", "confusion", "figures")
+    },
     "seqeval": {"bert_jax.tasks.tagging.metrics"},
     "sklearn": {"bert_jax.tasks.classification.metrics"},
     "scipy": {"bert_jax.tasks.classification.metrics"},

@@ -161,10 +161,13 @@ pretrain.pretrain(read_pretrain_config(epath.Path({str(config)!r})), epath.Path(
     assert_same_run(uninterrupted, workdir, 14)
 
 
-def test_a_finished_run_is_left_alone(uninterrupted, sotu_store):
+def test_of_a_finished_run_only_the_curves_are_drawn(uninterrupted, sotu_store):
     before = (uninterrupted / "metrics.jsonl").read_bytes()
+    curves = (uninterrupted / "curves.png").read_bytes()
+    (uninterrupted / "curves.png").unlink()  # as if the run had been killed while it drew them
     assert pretrain(recipe(sotu_store), epath.Path(uninterrupted))
     assert (uninterrupted / "metrics.jsonl").read_bytes() == before
+    assert (uninterrupted / "curves.png").read_bytes() == curves
 
 
 def test_a_run_can_be_prolonged_on_another_mesh(uninterrupted, sotu_store, tmp_path, capsys):

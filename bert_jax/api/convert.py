@@ -27,6 +27,7 @@ from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import HEADS, PRETRAINING, parts_of
 from bert_jax.model.model import build_model
 from bert_jax.storage import is_remote
+from bert_jax.terminal import say
 
 WRITERS = {
     "huggingface": write_huggingface,
@@ -46,7 +47,7 @@ def convert(
     seed: int = 0,
     strict: bool = True,
     lowercase: bool | None = None,
-    report: Report = print,
+    report: Report = say,
 ) -> tuple[str, ...]:
     """Writes a model in another format.
 

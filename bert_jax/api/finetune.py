@@ -34,8 +34,9 @@ from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.report.confusion import draw_confusion
-from bert_jax.report.curves import draw_curves
-from bert_jax.report.metrics_file import read_metrics
+from bert_jax.report.live import draw_run
+from bert_jax.report.metrics_file import finite
+from bert_jax.report.units import listed, shown
 from bert_jax.storage import read_json, write_json
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
@@ -360,6 +361,7 @@ def report(workdir: epath.Path, setup: Setup) -> None:
         stored, step = best.read_params()
     params = rules.put_params(stored, setup.mesh, setup.model.axes)
     results: dict[str, Any] = {"step": step}
+    matrices: dict[str, np.ndarray] = {}
     for split in ("dev", "test"):
         if split not in data:
             continue
@@ -372,28 +374,25 @@ def report(workdir: epath.Path, setup: Setup) -> None:
         if not data[split].labelled:
             continue
         baseline = task.baseline(data["train"].examples, examples)
-        results[split] = {"metrics": metrics, "baseline": baseline}
-        hosts.print_once(f"{split} at step {step}: {format_metrics(metrics)}")
-        hosts.print_once(f"{split} baseline: {format_metrics(baseline)}")
+        results[split] = {"metrics": finite(metrics), "baseline": finite(baseline)}
+        hosts.print_once(f"{split} at step {step}: {listed(metrics)}")
+        hosts.print_once(f"{split} baseline: {listed(baseline)}")
         if not task.label_names:
             continue
         classes = results[split]["classes"] = task.per_class(predictions, examples)
         for row in classes:
-            numbers = "  ".join(f"{name} {row[name]:.3f}" for name in ("precision", "recall", "f1"))
+            numbers = "  ".join(f"{name} {row[name]:.1%}" for name in ("precision", "recall", "f1"))
             hosts.print_once(f"{split} {row['label']}: {numbers}  support {row['support']:,}")
         matrix = task.confusion_matrix(predictions, examples)
         if matrix is not None:
             results[split]["confusion"] = matrix.tolist()
-            if hosts.is_primary():
-                draw_confusion(matrix, task.label_names, workdir / f"{split}_confusion.png")
+            matrices[split] = matrix
     if hosts.is_primary():
         write_json(workdir / "results.json", results)
-        draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")
-
-
-def format_metrics(metrics: Mapping[str, float]) -> str:
-    """The metrics in one line."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        # Pictures come last: nothing that they need can then be lost.
+        for split, found in matrices.items():
+            draw_confusion(found, task.label_names, workdir / f"{split}_confusion.png")
+        draw_run(workdir)
 
 
 def summarize_seeds(workdir: epath.Path, runs: Iterable[epath.Path]) -> None:
@@ -404,6 +403,8 @@ def summarize_seeds(workdir: epath.Path, runs: Iterable[epath.Path]) -> None:
         if split not in results[0]:
             continue
         for name in results[0][split]["metrics"]:
+            if not all(name in result[split]["metrics"] for result in results):
+                continue  # not a finite number for every seed
             values = [result[split]["metrics"][name] for result in results]
             numbers = {
                 "median": statistics.median(values),
@@ -411,7 +412,8 @@ def summarize_seeds(workdir: epath.Path, runs: Iterable[epath.Path]) -> None:
                 "std": statistics.stdev(values),
             }
             summary.setdefault(split, {})[name] = numbers | {"values": values}
-            print(f"{split} {name}, {len(values)} seeds: {format_metrics(numbers)}", flush=True)
+            spread = "  ".join(f"{what} {shown(name, x)}" for what, x in numbers.items())
+            hosts.print_here(f"{split} {name}, {len(values)} seeds: {spread}")
     write_json(workdir / "results.json", summary)
 
 

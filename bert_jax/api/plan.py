@@ -29,6 +29,8 @@ from bert_jax.parallel.mesh import row_devices
 from bert_jax.parallel.topologies import topology_devices
 from bert_jax.report import compiled
 from bert_jax.report.plans import Plan, Program
+from bert_jax.storage import whole_file
+from bert_jax.terminal import say
 from bert_jax.train import program
 from bert_jax.train.state import num_params
 
@@ -139,10 +141,9 @@ def search(config: PretrainConfig, topology: str, num_slices: int = 1) -> Iterat
             )
             tried[rows] = found = plan(trial, topology, num_slices)
             speed = f"{found.tokens_per_second:,.0f} tokens/s by estimate" if found.fits else ""
-            print(
+            say(
                 f"remat={remat:<5}{rows:>6} rows a device: {found.peak_bytes / 2**30:8.2f} GiB, "
-                f"{'fits    ' if found.fits else 'too much'} {speed}",
-                flush=True,
+                f"{'fits    ' if found.fits else 'too much'} {speed}"
             )
             if found.fits:
                 fitted = True
@@ -218,7 +219,7 @@ def _compile(
     if path.exists():
         return json.loads(gzip.decompress(path.read_bytes()))
 
-    print(f"compiling for {name} ...", flush=True)
+    say(f"compiling for {name} ...")
     start = time.monotonic()
     result: dict[str, Any]
     try:
@@ -241,11 +242,10 @@ def _compile(
             "compiler_flops": costs["flops"],
             "text": text,
         }
-    print(f"compiled in {time.monotonic() - start:.0f} s", flush=True)
+    say(f"compiled in {time.monotonic() - start:.0f} s")
     cache.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(gzip.compress(json.dumps(result).encode(), compresslevel=6))
-    unfinished.replace(path)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(gzip.compress(json.dumps(result).encode(), compresslevel=6))
     return result
 
 

@@ -22,9 +22,8 @@ from bert_jax.model.model import Model, build_model
 from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
 from bert_jax.parallel.parallelism import parallelism
-from bert_jax.report.curves import draw_curves
 from bert_jax.report.flops import peak_flops, pretraining_flops_per_example
-from bert_jax.report.metrics_file import read_metrics
+from bert_jax.report.live import draw_run
 from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints, latest_step
 from bert_jax.train.hooks import Evaluate, Log, Target, save
@@ -71,6 +70,7 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
     stages = [stage for stage in config.stages() if stage.last_step > (done or 0)]
     if not stages:
         hosts.print_once(f"{workdir} has all its {done} steps: nothing to train")
+        draw(workdir)
         return True
     # Build all stages now, so that a mistake in the last one fails before the first is trained.
     parts = [Part.build(stage, store) for stage in stages]
@@ -94,6 +94,7 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
         trainer.carry(target.progress)
         if over := is_over(config, trainer.done, budget, target):
             hosts.print_once(f"{workdir}: {over}: nothing to train")
+            draw(workdir)
             return True
 
         with MetricsWriter(workdir, trainer.done) as writer, Profiler(workdir / "profile") as trace:
@@ -110,8 +111,7 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
                 over = is_over(config, trainer.done, budget, target)
                 if trainer.stopped_by or over:
                     break
-    if hosts.is_primary():
-        draw_curves({workdir.name: read_metrics(workdir)}, workdir / "curves.png")
+    draw(workdir)
     if over:
         hosts.print_once(over)
     elif trainer.stopped_by and trainer.done < config.steps:
@@ -119,6 +119,12 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
         hosts.print_once(f"{signal}: saved at step {trainer.done}; run again to go on")
         return False
     return True
+
+
+def draw(workdir: epath.Path) -> None:
+    """Draws the curves of a run; also of one that is over, which may have been killed before."""
+    if hosts.is_primary():
+        draw_run(workdir)
 
 
 class Part(NamedTuple):

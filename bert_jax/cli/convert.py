@@ -13,6 +13,7 @@ from bert_jax.interop.choices import (
     check_initialise,
     check_seed,
 )
+from bert_jax.terminal import say
 
 _DESCRIPTION = """\
 Convert a model between formats. SOURCE is one of
@@ -39,11 +40,11 @@ def main(argv: Sequence[str]) -> None:
     from bert_jax.api.convert import convert
 
     parts = ", ".join(("encoder", *convert(**vars(args))))
-    print(f"{args.target}: written for {args.to}, with {parts}")
+    say(f"{args.target}: written for {args.to}, with {parts}")
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="bert-jax convert",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,

@@ -1,15 +1,14 @@
 """`bert-jax evaluate`: scores a checkpoint."""
 
-import argparse
-import json
 from collections.abc import Sequence
 
 from bert_jax.cli import flags, hosts
 from bert_jax.errors import UserError
+from bert_jax.terminal import say, say_json
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="bert-jax evaluate",
         description="Scores a checkpoint of pretraining on held-out documents, always with the "
         "same examples and masks; or a fine-tuned model, also one of Hugging Face, on examples of "
@@ -60,6 +59,8 @@ def main(argv: Sequence[str]) -> None:
 
     from bert_jax.api.evaluate import evaluate
     from bert_jax.parallel.hosts import is_primary
+    from bert_jax.report.metrics_file import finite
+    from bert_jax.report.units import shown
 
     split, step, scores, baselines = evaluate(
         arguments.workdir,
@@ -72,12 +73,13 @@ def main(argv: Sequence[str]) -> None:
     if not is_primary():
         return
     if arguments.predictions and not arguments.json:
-        print(arguments.predictions)
+        say(arguments.predictions)
         return
     if arguments.json:
-        print(json.dumps({"step": step, split: scores, "baseline": baselines}))
+        found = {split: finite(scores), "baseline": finite(baselines)}
+        say_json({"step": step} | found)
         return
-    print(f"{'' if step is None else f'step {step}':<20}{'model':>10}{'baseline':>10}")
+    say(f"{'' if step is None else f'step {step}':<20}{'model':>10}{'baseline':>10}")
     for name, value in scores.items():
-        baseline = f"{baselines[name]:>10.4f}" if name in baselines else ""
-        print(f"{name:<20}{value:>10.4f}{baseline}")
+        baseline = shown(name, baselines[name]) if name in baselines else ""
+        say(f"{name:<20}{shown(name, value):>10}{baseline:>10}".rstrip())

@@ -1,14 +1,14 @@
 """`bert-jax export`: writes a trained model as StableHLO."""
 
-import argparse
 from collections.abc import Sequence
 
 from bert_jax.cli import flags
 from bert_jax.inference.choices import DEFAULT_PLATFORMS, PLATFORMS, check_platforms
+from bert_jax.terminal import say
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="bert-jax export",
         description="Writes a model as StableHLO with its parameters, its vocabulary and "
         "load_bert.py, which runs it with only jax and numpy, for any batch size and length.",
@@ -33,4 +33,4 @@ def main(argv: Sequence[str]) -> None:
     from bert_jax.api.export import export
 
     export(arguments.model, arguments.output, step=arguments.step, platforms=platforms)
-    print(arguments.output)
+    say(arguments.output)

@@ -1,13 +1,12 @@
 """`bert-jax finetune`: fine-tunes a trained model on a task."""
 
-import argparse
 from collections.abc import Sequence
 
 from bert_jax.cli import flags, hosts, stopping
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="bert-jax finetune",
         description="Fine-tunes a trained BERT on a task: classification, regression, tagging or "
         "answering.",

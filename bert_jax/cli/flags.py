@@ -7,6 +7,7 @@ Files in object storage, and those of a run on several hosts, are left to the ru
 import argparse
 import textwrap
 from collections.abc import Sequence
+from typing import NoReturn
 
 from etils import epath
 
@@ -14,6 +15,7 @@ from bert_jax.config.arguments import parse
 from bert_jax.errors import UserError
 from bert_jax.interop.choices import no_model
 from bert_jax.storage import UNFINISHED, is_remote, read_json
+from bert_jax.terminal import printable
 
 # Fields that name a file or folder, and what to say if it does not exist.
 FILES = {
@@ -38,6 +40,13 @@ FIELDS_HELP = (
     "All fields, with defaults and meanings: docs/config.md, or python -m "
     "bert_jax.config.reference, which prints it. "
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, whatever the arguments hold."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def add_config(parser: argparse.ArgumentParser, help: str) -> None:

@@ -1,15 +1,14 @@
 """`bert-jax plan`: compiles a training step for TPUs without having any."""
 
-import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from bert_jax.cli import flags
+from bert_jax.storage import write_json
+from bert_jax.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="bert-jax plan",
         description="Compiles the training step of a recipe for TPU slices, none of which needs "
         "to be present, and prints memory, FLOPs, estimated step time, collectives and input "
@@ -58,8 +57,10 @@ def main(argv: Sequence[str]) -> int:
     for name, plan in plan_stages(
         config, arguments.topology, arguments.slices, largest_batch=arguments.search
     ):
-        print(f"\n{name or 'plan'}\n\n{plan.table()}\n", flush=True)
+        for line in ("", name or "plan", "", *plan.table().splitlines(), ""):
+            say(line)
         plans.append({"phase": name} | plan.to_dict())
     if arguments.output:
-        Path(arguments.output).write_text(json.dumps(plans, indent=2) + "\n")
+        write_json(arguments.output, plans)
+        say(f"{arguments.output}: the plans as JSON")
     return 0 if all(plan["fits"] for plan in plans) else 1

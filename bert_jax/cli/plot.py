@@ -1,25 +1,31 @@
 """`bert-jax plot`: draws the curves of training runs."""
 
-import argparse
 from collections.abc import Sequence
 
 from etils import epath
 
 from bert_jax.cli import flags
 from bert_jax.errors import UserError
+from bert_jax.terminal import say
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="bert-jax plot",
-        description="Draws losses and accuracies of one or more training runs over their steps; "
-        "dashed lines are baselines that ignore the context.",
+        description="Draws losses and accuracies of one or more training runs over steps or "
+        "tokens; dashed lines are each run's baselines, which ignore the context.",
         formatter_class=flags.HelpFormatter,
         epilog="example:\n  bert-jax plot runs/base runs/another --output=compare.png",
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="directory of a run")
     parser.add_argument(
         "--output", metavar="FILE.png", help="default: curves.png in the first workdir"
+    )
+    parser.add_argument(
+        "--x",
+        choices=("steps", "tokens"),
+        default="steps",
+        help="draw over optimizer steps or over the tokens trained on (default: steps)",
     )
     arguments = parser.parse_args(argv)
 
@@ -34,5 +40,5 @@ def main(argv: Sequence[str]) -> None:
 
     from bert_jax.report.curves import draw_curves
 
-    draw_curves(runs, output)
-    print(output)
+    draw_curves(runs, output, arguments.x)
+    say(output)

@@ -1,7 +1,6 @@
 """`bert-jax predict`: uses a trained model on text."""
 
 import argparse
-import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from bert_jax.cli import flags
 from bert_jax.errors import UserError
 from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
 from bert_jax.inference.text_lines import FORMATS, Line, TextLines
+from bert_jax.terminal import printable, say, say_json
 
 if TYPE_CHECKING:
     from bert_jax.fields import Plain
@@ -26,9 +26,7 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="bert-jax predict", description="Uses a trained model on text."
-    )
+    parser = flags.Parser(prog="bert-jax predict", description="Uses a trained model on text.")
     tasks = parser.add_subparsers(dest="task", required=True, metavar="TASK")
     for add_task in (
         _add_fill_mask,
@@ -65,9 +63,9 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
     if not texts:
         raise UserError("no TEXT on the command line or standard input")
     for text, masks in zip(texts, _load(arguments).fill_mask(iter(texts), arguments.top_k)):
-        print(text)
+        say(text)
         for guesses in masks:
-            print("   " + "  ".join(f"{g.token} {g.probability:.1%}" for g in guesses))
+            say("   " + "  ".join(f"{g.token} {g.probability:.1%}" for g in guesses))
 
 
 def _add_next_sentence(tasks: Any) -> None:
@@ -86,7 +84,7 @@ def _add_next_sentence(tasks: Any) -> None:
 def _next_sentence(arguments: argparse.Namespace) -> None:
     lines, bert = _lines(arguments, pairs=True), _load(arguments)
     for line, probability in _with_results(lines, bert.next_sentence):
-        print(json.dumps(line.fields | {"probability": round(probability, 6)}, ensure_ascii=False))
+        say_json(line.fields | {"probability": round(probability, 6)})
     _report_skipped(lines)
 
 
@@ -180,8 +178,8 @@ def _attention(arguments: argparse.Namespace) -> None:
     title = f"Attention of {Path(arguments.model).absolute().name}"
     write_page(page, tokens, bert.tokenize(text).b_start, attention, title=title)
     labelled = draw_picture(picture, tokens, attention, title=title)
-    print(page)
-    print(picture if labelled else f"{picture}, without the tokens: too many to be readable")
+    say(page)
+    say(picture if labelled else f"{picture}, without the tokens: too many to be readable")
 
 
 def _add_classify(tasks: Any) -> None:
@@ -211,7 +209,7 @@ def _classify(arguments: argparse.Namespace) -> None:
             rounded = {label: round(probability, 6) for label, probability in found.items()}
             label = next(iter(rounded))
             said = {"label": label, "probability": rounded[label], "probabilities": rounded}
-        print(json.dumps(line.fields | said, ensure_ascii=False))
+        say_json(line.fields | said)
     _report_skipped(lines)
 
 
@@ -237,7 +235,7 @@ def _tag(arguments: argparse.Namespace) -> None:
 
     for line, entities in _with_results(lines, tag):
         found = [entity._asdict() | {"score": round(entity.score, 6)} for entity in entities]
-        print(json.dumps(line.fields | {"entities": found}, ensure_ascii=False))
+        say_json(line.fields | {"entities": found})
     _report_skipped(lines)
 
 
@@ -285,7 +283,7 @@ def _answer(arguments: argparse.Namespace) -> None:
             "end": found.answer.end,
             "probability": round(found.answer.probability, 6),
         }
-        print(json.dumps(line.fields | said, ensure_ascii=False))
+        say_json(line.fields | said)
     _report_skipped(lines)
 
 
@@ -339,7 +337,8 @@ def _lines(arguments: argparse.Namespace, *, pairs: bool = False) -> TextLines:
 
 def _report_skipped(lines: TextLines) -> None:
     if lines.skipped:
-        print(f"bad lines skipped: {lines.skipped}; {lines.first_skipped}", file=sys.stderr)
+        first = printable(lines.first_skipped)
+        print(f"bad lines skipped: {lines.skipped}; {first}", file=sys.stderr)
 
 
 def _with_results(

@@ -11,6 +11,7 @@ from etils import epath
 from bert_jax.cli import flags
 from bert_jax.data.limits import check_heldout, check_workers
 from bert_jax.errors import UserError
+from bert_jax.terminal import say
 
 if TYPE_CHECKING:
     from bert_jax.data.split import Split
@@ -60,14 +61,14 @@ def main(argv: Sequence[str]) -> None:
     there, started = is_store(args.output), time.monotonic()
     store = prepare(**vars(args))
     if there:
-        print(f"{args.output} already exists, from the same sources and options: nothing to do.")
+        say(f"{args.output} already exists, from the same sources and options: nothing to do.")
     else:
-        print(f"{args.output} is ready after {time.monotonic() - started:.1f} s.")
+        say(f"{args.output} is ready after {time.monotonic() - started:.1f} s.")
     _print_summary(store)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="bert-jax prepare",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
@@ -156,7 +157,7 @@ def _verify(path: epath.Path) -> None:
 
     damaged = []
     for name, problem in verify(path):
-        print(f"{name}: {problem or 'whole'}", flush=True)
+        say(f"{name}: {problem or 'whole'}", flush=True)
         if problem:
             damaged.append(name)
     if damaged:
@@ -164,24 +165,25 @@ def _verify(path: epath.Path) -> None:
             f"{path}: {', '.join(damaged)} damaged; restore from a copy, or make the store again"
         )
     open_store(path)
-    print(f"{path} is whole.")
+    say(f"{path} is whole.")
 
 
 def _print_summary(store: "TokenStore") -> None:
     casing = "uncased" if store.wordpiece.lowercase else "cased"
     if store.wordpiece.strip_accents not in (None, store.wordpiece.lowercase):
         casing += f", accents {'stripped' if store.wordpiece.strip_accents else 'kept'}"
-    print(f"vocabulary: {len(store.wordpiece.vocab):,} tokens, {casing}\n")
+    say(f"vocabulary: {len(store.wordpiece.vocab):,} tokens, {casing}")
+    say("")
     columns = "{:10}{:>12}{:>14}{:>16}{:>10}{:>17}"
-    print(columns.format("", "documents", "sentences", "tokens", "unknown", "tokens per word"))
+    say(columns.format("", "documents", "sentences", "tokens", "unknown", "tokens per word"))
     for split in (store.train, store.heldout):
-        print(columns.format(split.name, *_row(split, store.wordpiece)))
+        say(columns.format(split.name, *_row(split, store.wordpiece)))
     if empty := store.manifest["empty_documents"]:
-        print(f"{empty:,} documents without text were left out.")
+        say(f"{empty:,} documents without text were left out.")
     if skipped := store.manifest.get("skipped_records"):
-        print(f"{skipped:,} records that could not be read were left out.")
+        say(f"{skipped:,} records that could not be read were left out.")
     if store.manifest["splits"]["heldout"]["documents"] < 2:
-        print("Fewer than two documents are held out: next-sentence pairs need two.")
+        say("Fewer than two documents are held out: next-sentence pairs need two.")
 
 
 def _row(split: "Split", wordpiece: "WordPiece") -> list[str]:

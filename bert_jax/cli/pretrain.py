@@ -1,13 +1,12 @@
 """`bert-jax pretrain`: trains BERT on a token store."""
 
-import argparse
 from collections.abc import Sequence
 
 from bert_jax.cli import flags, hosts, stopping
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = flags.Parser(
         prog="bert-jax pretrain",
         description="Pretrains BERT: masked LM and next sentence prediction on a token store.",
         formatter_class=flags.HelpFormatter,

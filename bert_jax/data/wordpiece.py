@@ -30,7 +30,7 @@ from tokenizers import (
 )
 
 from bert_jax.errors import UserError
-from bert_jax.storage import read_json
+from bert_jax.storage import read_json, write_text
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCAB_FILE, CONFIG_FILE = "vocab.txt", "tokenizer_config.json"
@@ -172,8 +172,8 @@ class WordPiece:
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes vocab.txt and tokenizer_config.json into `directory`."""
-        (epath.Path(directory) / VOCAB_FILE).write_text(self._vocab_text, encoding="utf-8")
-        (epath.Path(directory) / CONFIG_FILE).write_text(self._config_text, encoding="utf-8")
+        write_text(epath.Path(directory) / VOCAB_FILE, self._vocab_text)
+        write_text(epath.Path(directory) / CONFIG_FILE, self._config_text)
 
     @property
     def _vocab_text(self) -> str:

@@ -1,7 +1,6 @@
 """Writes vectors to files as they are computed."""
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from bert_jax.data.parquet import import_pyarrow
 from bert_jax.errors import UserError
 from bert_jax.inference.text_lines import Line
 from bert_jax.storage import whole_file
+from bert_jax.terminal import json_line, output_errors
 
 SUFFIXES = (".jsonl", ".npy", ".parquet")
 ROW_GROUP = 1024
@@ -44,7 +44,7 @@ def vector_file(path: str | None) -> Iterator[Write]:
     - .parquet: `line`, its number, `text_a`, `text_b` or null, and fp32 lists as in .jsonl.
     """
     if path is None:
-        with _jsonl(sys.stdout.buffer) as write:
+        with output_errors(), _jsonl(sys.stdout.buffer) as write:
             yield write
         return
     writer = {".jsonl": _jsonl, ".npy": _npy, ".parquet": _parquet}[Path(path).suffix]
@@ -57,7 +57,7 @@ def _jsonl(file: BinaryIO) -> Iterator[Write]:
     def write(line: Line, vectors: np.ndarray, tokens: Sequence[str] | None) -> None:
         values = vectors.astype(float).round(7).tolist()
         new = {"vector": values} if tokens is None else {"tokens": tokens, "vectors": values}
-        file.write(json.dumps(line.fields | new, ensure_ascii=False).encode() + b"\n")
+        file.write(json_line(line.fields | new).encode() + b"\n")
 
     yield write
     file.flush()

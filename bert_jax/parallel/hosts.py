@@ -1,6 +1,7 @@
 """The processes of a run, one on each host: how they connect and how they agree."""
 
 import contextlib
+import itertools
 import os
 import re
 import socket
@@ -17,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
 from bert_jax.errors import UserError
+from bert_jax.terminal import say
 
 HINT_AFTER_SECONDS = 60
 HINT = (
@@ -75,10 +77,9 @@ def connect(
             check_tpu_is_free()
         raise UserError(f"--platform={platform}, but JAX found only {found} devices")
     if jax.process_count() > 1:
-        print(
+        print_here(
             f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: "
-            f"{jax.local_device_count()} of {jax.device_count()} {found} devices",
-            flush=True,
+            f"{jax.local_device_count()} of {jax.device_count()} {found} devices"
         )
 
 
@@ -114,9 +115,51 @@ def is_primary() -> bool:
 
 
 def print_once(line: str) -> None:
-    """Prints on process 0 only."""
+    """Prints a line about a run on process 0 only; see `print_here`."""
     if is_primary():
-        print(line, flush=True)
+        print_here(line)
+
+
+def print_here(line: str) -> None:
+    """Prints a line about a run; the run goes on if nobody reads it any more."""
+    try:
+        say(line)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            print("standard output was closed; the run goes on", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says on process 0 that the block takes long; a terminal also counts the seconds.
+
+    Args:
+      what: what the block does, such as "compiling the training step".
+    """
+    if not is_primary():
+        yield
+        return
+    if not sys.stdout.isatty():
+        print_here(f"{what} ...")
+        yield
+        return
+    over = threading.Event()
+
+    def count() -> None:
+        for seconds in itertools.count():
+            with contextlib.suppress(OSError):
+                print(f"\r{what} ... {seconds} s", end="", flush=True)
+            if over.wait(1):
+                return
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        print_here("")
 
 
 def gather(text: str) -> list[str]:

@@ -1,7 +1,6 @@
 """Attention maps of a text: an interactive page, and a picture of all attention heads."""
 
 import importlib.resources
-import io
 import json
 from collections.abc import Sequence
 
@@ -9,6 +8,9 @@ import numpy as np
 from etils import epath
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+
+from bert_jax.report.figures import label, save
+from bert_jax.storage import write_text
 
 MAX_TOKENS = 128  # more would make a page of tens of megabytes
 SCALE = 10_000  # the page holds weights as integers, which are shorter than fractions
@@ -49,7 +51,7 @@ def write_page(
     text = json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")
     template = importlib.resources.files("bert_jax.report").joinpath("attention_maps.html")
     page = template.read_text(encoding="utf-8").replace("{{data}}", text)
-    epath.Path(path).write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def draw_picture(
@@ -81,14 +83,15 @@ def draw_picture(
     picture = axis.imshow(image, cmap="Blues", norm=norm, aspect="auto", interpolation="nearest")
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0, pad=2)
-    label = {"fontsize": 0.8 * cell * 72 / DPI, "parse_math": False}
+    fontsize = 0.8 * cell * 72 / DPI
     for set_ticks, maps, rotation in (
         (axis.set_yticks, num_layers, 0),
         (axis.set_xticks, num_heads, 90),
     ):
         places = [start * step + place for start in range(maps) for place in range(length)]
         if labelled:
-            set_ticks(places, list(tokens) * maps, rotation=rotation, **label)
+            names = [label(token) for token in tokens] * maps
+            set_ticks(places, names, rotation=rotation, fontsize=fontsize)
         else:
             set_ticks([])
     middle = (length - 1) / 2
@@ -96,11 +99,9 @@ def draw_picture(
         axis.text(head * step + middle, -1, f"head {head + 1}", ha="center", va="bottom")
     for layer in range(num_layers):
         axis.text(image.shape[1], layer * step + middle, f"layer {layer + 1}", va="center")
-    axis.set_title(f"{title}\nrows attend to columns", pad=26, fontsize=11, parse_math=False)
+    axis.set_title(f"{label(title)}\nrows attend to columns", pad=26, fontsize=11)
     colors = figure.add_axes((1 + 0.9 / width, 0, 0.15 / width, min(1, 2.5 / height)))
-    figure.colorbar(picture, cax=colors)
+    figure.colorbar(picture, cax=colors, label="share of attention")
 
-    png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=DPI, bbox_inches="tight", pad_inches=0.2)
-    epath.Path(path).write_bytes(png.getvalue())
+    save(figure, path, dpi=DPI, bbox_inches="tight", pad_inches=0.2)
     return labelled

@@ -18,7 +18,8 @@ def pretraining_baselines(
       "mlm_loss": nats of the training documents' unigram distribution, with one added to every
       count, on the masked tokens; "mlm_accuracy": share of them that are the most frequent training
       token; "nsp_accuracy": share of the more frequent label, and "nsp_loss": entropy of the labels
-      in nats. The latter two only where examples have labels.
+      in nats. The former two only where tokens are masked, the latter two only where examples
+      have labels.
     """
     smoothed = token_counts + 1.0
     nats = -np.log(smoothed / smoothed.sum())
@@ -32,7 +33,7 @@ def pretraining_baselines(
         count += masked.size
         label = np.asarray(batch["next_sentence_label"])
         labels += np.bincount(label[label >= 0], minlength=2)
-    line = {"mlm_loss": loss / count, "mlm_accuracy": hits / count}
+    line = {"mlm_loss": loss / count, "mlm_accuracy": hits / count} if count else {}
     if labels.sum():
         shares = labels / labels.sum()
         line["nsp_loss"] = float(-(shares * np.log(np.maximum(shares, 1e-12))).sum())

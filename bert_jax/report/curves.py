@@ -1,92 +1,149 @@
 """Curves of one or more runs as a picture."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from bert_jax.errors import UserError
+from bert_jax.report.figures import label, save
+from bert_jax.report.units import is_share, titled
 
 Line = Mapping[str, Any]
+Axis = Literal["steps", "tokens"]
 
-PANELS = (  # metric, title, scale of the values
-    ("mlm_loss", "Masked LM loss (nats)", 1),
-    ("mlm_accuracy", "Masked LM accuracy (%)", 100),
-    ("nsp_loss", "Sentence pair loss (nats)", 1),
-    ("nsp_accuracy", "Sentence pair accuracy (%)", 100),
-)
-
-
-def draw_curves(runs: Mapping[str, Sequence[Line]], output: epath.PathLike) -> None:
-    """Draws losses and accuracies over steps, with the baselines as dashed lines.
-
-    Args:
-      runs: name of a run -> its lines of metrics; the baselines are those of the first.
-      output: path of the PNG.
-    """
-    first = next(iter(runs.values()))
-    panels = _panels(first)
-    rows = -(-len(panels) // 2)
-    # Without pyplot, whose state threads share: this draws in any thread, without a screen.
-    figure = Figure(figsize=(11, 3.6 * rows), layout="tight")
-    axes = figure.subplots(rows, 2, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    for (metric, title, scale), axis in zip(panels, axes.flat):
-        for color, (name, lines) in enumerate(runs.items()):
-            _draw_run(axis, lines, metric, scale, f"C{color}", name if len(runs) > 1 else "")
-        # Every phase of a run has a baseline, which holds until the next one.
-        baselines = [line for line in first if line["split"] == "baseline" and metric in line]
-        last = max(line["step"] for lines in runs.values() for line in lines)
-        for line, end in zip(baselines, [*(x["step"] for x in baselines[1:]), last]):
-            value = line[metric] * scale
-            axis.hlines(value, line["step"], end, color="gray", linestyle="--", linewidth=1)
-            axis.annotate(
-                _BASELINE_NAMES.get(metric, "baseline"),
-                (end, value),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-                color="gray",
-            )
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.25)
-        axis.margins(x=0.01, y=0.08)
-    axes.flat[0].legend(fontsize=8)
-    with epath.Path(output).open("wb") as file:
-        figure.savefig(file, format="png", dpi=110)
-
-
-def _panels(lines: Sequence[Line]) -> list[tuple[str, str, int]]:
-    """The panels of pretraining, or one for each metric of a task."""
-    known = [p for p in PANELS if any(p[0] in line for line in lines)]
-    if known:
-        return known
-    heldout = [line for line in lines if line["split"] == "heldout"] or lines
-    names = dict.fromkeys(name for line in heldout for name in line)
-    return [(name, name, 1) for name in names if name not in ("step", "split")]
-
-
-_BASELINE_NAMES = {
+PRETRAINING = {  # metric -> title
+    "mlm_loss": "Masked LM loss (nats)",
+    "mlm_accuracy": "Masked LM accuracy (%)",
+    "nsp_loss": "Sentence pair loss (nats)",
+    "nsp_accuracy": "Sentence pair accuracy (%)",
+}
+BASELINES = {
     "mlm_loss": "unigram distribution",
     "mlm_accuracy": "most frequent token",
     "nsp_loss": "label frequencies",
     "nsp_accuracy": "most frequent label",
 }
+STYLES: Mapping[str, Mapping[str, Any]] = {
+    "train": {"alpha": 0.45, "linewidth": 1},
+    "heldout": {"marker": "o", "markersize": 3.5, "linewidth": 1.6},
+    "baseline": {"linestyle": "--", "linewidth": 1},
+}
+NAMES = {"train": "train", "heldout": "held-out", "baseline": "baseline"}
+
+
+def draw_curves(
+    runs: Mapping[str, Sequence[Line]], output: epath.PathLike, x: Axis = "steps"
+) -> None:
+    """Draws losses and accuracies; dashed lines are each run's baselines.
+
+    Args:
+      runs: name or path of a run -> its lines of metrics, at least one.
+      output: path of the PNG.
+      x: what to draw over: optimizer steps, or the tokens trained on.
+
+    Raises:
+      UserError: `x` is "tokens" and a run has no rates from which to count them.
+    """
+    panels = _panels([line for lines in runs.values() for line in lines])
+    rows = -(-len(panels) // 2)
+    # Without pyplot, whose state threads share: this draws in any thread, without a screen.
+    figure = Figure(figsize=(11, 3.6 * rows + 0.4), layout="constrained")
+    axes = figure.subplots(rows, 2, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    colors = {name: f"C{i}" for i, name in enumerate(runs)}
+    for (metric, title), axis in zip(panels.items(), axes.flat):
+        for name, lines in runs.items():
+            position = _tokens(name, lines) if x == "tokens" else float
+            _draw_run(axis, lines, metric, position, colors[name])
+        _name_baselines(axis, metric)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("tokens" if x == "tokens" else "step")
+        if x == "tokens":
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.grid(alpha=0.25)
+        axis.margins(x=0.01, y=0.08)
+    one = len(runs) == 1
+    entries = [Line2D([], [], color=c, label=n) for n, c in zip(_short(runs), colors.values())]
+    styles = [
+        Line2D([], [], color="C0" if one else "gray", label=NAMES[split], **style)
+        for split, style in STYLES.items()
+    ]
+    handles = styles if one else [*entries, *styles]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    save(figure, output, dpi=110)
+
+
+def _panels(lines: Sequence[Line]) -> dict[str, str]:
+    """Metric -> title: the panels of pretraining, or one for each metric of a task."""
+    known = {m: title for m, title in PRETRAINING.items() if any(m in line for line in lines)}
+    if known:
+        return known
+    heldout = [line for line in lines if line["split"] == "heldout"] or lines
+    names = dict.fromkeys(name for line in heldout for name in line)
+    metrics = [name for name in names if name not in ("step", "split")]
+    is_regression = any(name in metrics for name in ("pearson", "spearman"))
+    return {name: titled(label(name), is_regression=is_regression) for name in metrics}
+
+
+def _short(names: Mapping[str, Any]) -> list[str]:
+    """The parts of paths in which they differ."""
+    paths = [name.strip("/").split("/") for name in names]
+    while len(paths) > 1 and min(map(len, paths)) > 1 and len({path[0] for path in paths}) == 1:
+        paths = [path[1:] for path in paths]
+    while len(paths) > 1 and min(map(len, paths)) > 1 and len({path[-1] for path in paths}) == 1:
+        paths = [path[:-1] for path in paths]
+    return [label("/".join(path)) for path in paths]
+
+
+def _tokens(name: str, lines: Sequence[Line]) -> Callable[[float], float]:
+    """Step -> tokens trained on until then, from the rates of the lines of training."""
+    steps, tokens = [0.0], [0.0]
+    for line in lines:
+        if line["split"] == "train" and line.get("steps_per_second"):
+            per_step = line.get("tokens_per_second", 0.0) / line["steps_per_second"]
+            tokens.append(tokens[-1] + (line["step"] - steps[-1]) * per_step)
+            steps.append(line["step"])
+    if not tokens[-1]:
+        raise UserError(f"{name}: its metrics have no tokens_per_second: draw over steps instead")
+    return lambda step: float(np.interp(step, steps, tokens))
 
 
 def _draw_run(
-    axis: Axes, lines: Sequence[Line], metric: str, scale: float, color: str, name: str
+    axis: Axes,
+    lines: Sequence[Line],
+    metric: str,
+    position: Callable[[float], float],
+    color: str,
 ) -> None:
-    style: dict[str, Any]
-    for split, style in (
-        ("train", {"alpha": 0.45, "linewidth": 1}),
-        ("heldout", {"marker": "o", "markersize": 3.5, "linewidth": 1.6}),
-    ):
+    scale = 100 if is_share(metric) else 1
+    for split in ("train", "heldout"):
         points = [
-            (x["step"], x[metric] * scale) for x in lines if x["split"] == split and metric in x
+            (position(line["step"]), line[metric] * scale)
+            for line in lines
+            if line["split"] == split and metric in line
         ]
         if points:
-            label = f"{name} {split.replace('heldout', 'held-out')}".strip()
-            axis.plot(*zip(*points), color=color, label=label, **style)
+            axis.plot(*zip(*points), color=color, **STYLES[split])
+    # Every phase of a run has a baseline, which holds until the next one.
+    baselines = [line for line in lines if line["split"] == "baseline" and metric in line]
+    ends = [*(line["step"] for line in baselines[1:]), max(line["step"] for line in lines)]
+    for line, end in zip(baselines, ends):
+        span = [position(line["step"]), position(end)]
+        axis.plot(
+            span, [line[metric] * scale] * 2, color=color, gid="baseline", **STYLES["baseline"]
+        )
+
+
+def _name_baselines(axis: Axes, metric: str) -> None:
+    """Says at the last of the baselines what guesses so."""
+    ends = [tuple(np.array(line.get_xydata())[-1]) for line in axis.lines if line.get_gid()]
+    if ends:
+        name = BASELINES.get(metric, "baseline")
+        axis.annotate(name, max(ends), ha="right", va="bottom", fontsize=8, color="gray")

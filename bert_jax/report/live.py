@@ -1,4 +1,4 @@
-"""Curves of a run while it trains."""
+"""Curves of a run, after and while it trains."""
 
 import contextlib
 import threading
@@ -8,6 +8,17 @@ from etils import epath
 
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.metrics_file import read_metrics
+
+
+def draw_run(workdir: epath.PathLike) -> epath.Path | None:
+    """Draws the curves of a run into its curves.png; None if there are no metrics yet."""
+    workdir = epath.Path(workdir)
+    lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+    if all(line["split"] == "baseline" for line in lines):
+        return None
+    picture = workdir / "curves.png"
+    draw_curves({workdir.name: lines}, picture)
+    return picture
 
 
 @contextlib.contextmanager
@@ -21,12 +32,9 @@ def live_curves(
       show: called with the PNG, from another thread.
       seconds: time between pictures.
     """
-    workdir, picture = epath.Path(workdir), epath.Path(workdir) / "curves.png"
 
     def draw() -> None:
-        lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
-        if any(line["split"] != "baseline" for line in lines):
-            draw_curves({workdir.name: lines}, picture)
+        if picture := draw_run(workdir):
             show(picture.read_bytes())
 
     def draw_until_over() -> None:

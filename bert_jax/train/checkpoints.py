@@ -3,6 +3,10 @@
 The only module that uses Orbax.
 """
 
+import contextlib
+import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -11,6 +15,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from bert_jax.errors import UserError
+
+_ERROR_NUMBER = re.compile(r"os_error_code='(\d+)'")
 
 
 def latest_step(workdir: epath.PathLike) -> int | None:
@@ -45,16 +51,23 @@ class Checkpoints:
         # `resolve` would take gs:// for a local folder.
         is_absolute = self.directory.is_absolute()
         self._absolute = self.directory if is_absolute else self.directory.resolve()
-        self._manager = ocp.CheckpointManager(self._absolute, options=options)
+        with _disk_errors(self.directory):
+            self._manager = ocp.CheckpointManager(self._absolute, options=options)
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
-        """Starts to write a checkpoint; the state may be donated as soon as this returns."""
+        """Starts to write a checkpoint; the state may be donated as soon as this returns.
+
+        Raises:
+          OSError: this or the last checkpoint cannot be written, such as to a full disk. Those
+            before it are whole.
+        """
         items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(progress)}
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        with _disk_errors(self.directory):
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
         """Reads a state directly into the given shardings.
@@ -119,5 +132,18 @@ class Checkpoints:
 
     def __exit__(self, *exception: object) -> None:
         """Waits until everything is written, also when training ends with an error."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with _disk_errors(self.directory):
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: epath.Path) -> Iterator[None]:
+    """Raises an error of the disk, which TensorStore reports as ValueError, as OSError."""
+    try:
+        yield
+    except ValueError as error:
+        if not (found := _ERROR_NUMBER.search(str(error))):
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), os.fspath(directory)) from error

@@ -12,8 +12,9 @@ from etils import epath
 from bert_jax.model.parameters import Params
 from bert_jax.parallel.hosts import print_once
 from bert_jax.report.metrics_file import read_metrics
+from bert_jax.report.units import duration
 from bert_jax.train.checkpoints import Checkpoints
-from bert_jax.train.metrics import MetricsWriter, format_seconds, means, progress_line
+from bert_jax.train.metrics import MetricsWriter, means, progress_line, scores_line
 from bert_jax.train.trainer import Trainer
 
 Scores = Mapping[str, float]
@@ -77,9 +78,10 @@ class Evaluate:
         for listener in self._listeners:
             listener(trainer, scores)
         self._writer.write(trainer.done, "heldout", scores)
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
         seconds = time.monotonic() - started
-        print_once(f"held-out at step {trainer.done}: {numbers}  ({format_seconds(seconds)})")
+        start, end = f"step {trainer.done} held-out", duration(seconds)
+        numbers = scores_line(scores, 80 - len(start) - len(end) - 4)
+        print_once(f"{start}  {numbers}  {end}")
         trainer.stopwatch.skip(seconds)
 
 
@@ -120,8 +122,8 @@ class KeepBest:
 
     def __call__(self, trainer: Trainer, scores: Scores) -> None:
         lines = read_metrics(self._workdir)
-        reached = [line[self._metric] for line in lines if line["split"] == "heldout"]
-        if scores[self._metric] > max(reached, default=-math.inf):
+        earlier = [x[self._metric] for x in lines if x["split"] == "heldout" and self._metric in x]
+        if scores[self._metric] > max(earlier, default=-math.inf):
             self._best.save(trainer.done, {"params": trainer.state.params}, dict(scores))
 
 

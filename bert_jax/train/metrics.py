@@ -3,16 +3,19 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter, directory_check
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from bert_jax.parallel import hosts
-from bert_jax.report.metrics_file import read_metrics
-from bert_jax.storage import is_remote
+from bert_jax.report.metrics_file import BadLine, History, finite, read_history
+from bert_jax.report.units import compact, duration, shown
+from bert_jax.storage import errors_name, is_remote, whole_file, write_text
 
 Sums = dict[str, float]
 Line = dict[str, Any]
@@ -49,47 +52,87 @@ def means(sums: Mapping[str, float], heads: Iterable[str]) -> Line:
 class MetricsWriter:
     """Appends to `workdir`/metrics.jsonl and to TensorBoard events in `workdir`/tensorboard.
 
-    Only process 0 writes.
+    Only process 0 writes. Metrics that are not finite numbers are left out.
     """
 
     def __init__(self, workdir: epath.PathLike, first_step: int):
         """Opens the files; lines after `first_step`, left by an interrupted run, are dropped.
 
         Baselines of `first_step`, where a stage begins, are dropped too, and written again.
+        Damaged lines are moved to `workdir`/metrics.bad.jsonl and reported.
         """
         self._writes = hosts.is_primary()
         if not self._writes:
             return
-        self._path = epath.Path(workdir) / "metrics.jsonl"
-        lines = read_metrics(workdir) if first_step and self._path.exists() else []
+        workdir = epath.Path(workdir)
+        self._path = workdir / "metrics.jsonl"
+        there = self._path.exists()
+        history = read_history(self._path) if first_step and there else History()
+        if history.bad:
+            _set_aside(history.bad, workdir / "metrics.bad.jsonl")
+        lines = history.lines
         kept = [x for x in lines if (x["step"], x["split"] == "baseline") < (first_step, True)]
         self._text = "".join(json.dumps(line) + "\n" for line in kept)
-        self._path.write_text(self._text)
-        self._tensorboard = SummaryWriter(
-            str(epath.Path(workdir) / "tensorboard"), purge_step=first_step + 1
-        )
+        if not there or self._path.read_bytes() != self._text.encode():
+            write_text(self._path, self._text)
+        self._events = _Events(workdir / "tensorboard", first_step + 1)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Writes one line: step, split ("train", "heldout", "baseline") and the metrics."""
         if not self._writes:
             return
+        metrics = finite(metrics)
         text = json.dumps({"step": step, "split": split, **metrics}) + "\n"
         if is_remote(self._path):  # remote files cannot be appended to
             self._text += text
-            self._path.write_text(self._text)
+            write_text(self._path, self._text)
         else:
-            with self._path.open("a") as file:
+            with errors_name(self._path), self._path.open("a") as file:
                 file.write(text)
-        for name, value in metrics.items():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
-        self._tensorboard.flush()
+        self._events.write(step, {f"{split}/{name}": value for name, value in metrics.items()})
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._writes:
-            self._tensorboard.close()
+            self._events.close()
+
+
+def _set_aside(bad: Sequence[BadLine], path: epath.Path) -> None:
+    before = path.read_bytes() if path.exists() else b""
+    with whole_file(path) as file:
+        file.write_bytes(before + b"".join(line.text + b"\n" for line in bad))
+    for line in bad:
+        hosts.print_here(f"{line.reason}; moved to {path.name}")
+
+
+class _Events:
+    """A file of TensorBoard events.
+
+    `SummaryWriter` would write it in a thread of its own, whose errors nobody could catch.
+    """
+
+    def __init__(self, directory: epath.Path, first_step: int):
+        """Hides the events of earlier files from `first_step` on."""
+        directory_check(str(directory))
+        self._directory = directory
+        with errors_name(directory):
+            self._writer = EventsWriter(str(directory / "events"))
+            start = SessionLog(status=SessionLog.START)
+            now = time.time()
+            self._writer.write_event(Event(wall_time=now, step=first_step, session_log=start))
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        with errors_name(self._directory):
+            self._writer.write_event(event)
+            self._writer.flush()
+
+    def close(self) -> None:
+        with errors_name(self._directory):
+            self._writer.close()
 
 
 class Stopwatch:
@@ -127,21 +170,26 @@ class Stopwatch:
 
 
 def progress_line(step: int, steps: int, line: Line) -> str:
-    """The line to print: percent, loss, accuracies, speed, time left."""
-    parts = [
-        f"step {step:>{len(str(steps))}}/{steps} {step / steps:4.0%}",
-        f"loss {line['loss']:.3f}",
-    ]
-    for name, value in line.items():
-        if name.endswith("_accuracy"):
-            parts.append(f"{name.removesuffix('_accuracy')} {value:.1%}")
-    parts.append(f"{line['tokens_per_second']:,.0f} tokens/s")
-    left = (steps - step) / line["steps_per_second"]
-    return "  ".join([*parts, f"ETA {format_seconds(left)}"])
+    """The line to print: loss, accuracies, speed, time left; at most 80 characters."""
+    scores = {x: line[x] for x in line if x == "loss" or x.endswith("_accuracy")}
+    rate = compact(line["tokens_per_second"])
+    left = duration((steps - step) / line["steps_per_second"])
+    return (
+        f"step {step:>{len(str(steps))}}/{steps}  {scores_line(scores)}  {rate} tok/s  ETA {left}"
+    )
 
 
-def format_seconds(seconds: float) -> str:
-    """h:mm:ss or m:ss."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def scores_line(scores: Mapping[str, float], width: int = 80) -> str:
+    """The scores of a line of metrics that are not derived from others, as many as fit.
+
+    Args:
+      scores: metrics by name, such as "loss" and "mlm_accuracy".
+      width: most characters.
+    """
+    texts = []
+    for name, value in scores.items():
+        if name == "loss" or not name.endswith(("_loss", "_perplexity", "padding")):
+            texts.append(f"{name.removesuffix('_accuracy')} {shown(name, value)}")
+    while len("  ".join(texts)) > width:
+        texts.pop()
+    return "  ".join(texts)

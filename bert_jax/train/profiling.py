@@ -9,6 +9,9 @@ from typing import Any
 import jax
 from etils import epath
 
+from bert_jax.parallel import hosts
+from bert_jax.storage import whole_file
+
 PROFILED_STEPS = 5
 
 
@@ -67,6 +70,7 @@ class Profiler:
             if file.is_file():
                 kind = file.name.partition(".")[2]
                 name = f"process_{jax.process_index()}.{kind}"
-                (self._directory / name).write_bytes(file.read_bytes())
+                with whole_file(self._directory / name) as unfinished:
+                    unfinished.write_bytes(file.read_bytes())
         self._local.cleanup()
-        print(f"profile of {PROFILED_STEPS} steps in {self._directory}", flush=True)
+        hosts.print_here(f"profile of {PROFILED_STEPS} steps in {self._directory}")

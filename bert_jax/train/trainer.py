@@ -11,6 +11,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from bert_jax.errors import TrainingDiverged
+from bert_jax.parallel.hosts import print_once, waiting
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.metrics import Stopwatch, Sums, add_sums
 from bert_jax.train.state import TrainState
@@ -196,13 +197,16 @@ class Trainer:
         self.stopwatch = Stopwatch()
         self._ran = dict.fromkeys(self._hooks, self.done)
         reports: list[_Due] = []  # due as soon as the next step has started
-        stopping = False
+        stopping = compiled = False
         with StopSignal() as stop:
             while self.done < self.last_step and not stopping and not self._is_over():
                 began = time.monotonic()
                 batch = next(batches)
                 self.stopwatch.add_wait(time.monotonic() - began)
-                self.state, metrics = step(self.state, batch)
+                if compiled:
+                    self.state, metrics = step(self.state, batch)
+                else:
+                    metrics, compiled = self._compile(step, batch), True
                 self._call(reports)
                 self._pending.append(metrics)
                 self.done += 1
@@ -252,6 +256,18 @@ class Trainer:
         for carried in self._carried:
             progress |= carried()
         self.checkpoints.save(self.done, self.state, progress)
+
+    def _compile(
+        self, step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], batch: Batch
+    ) -> Metrics:
+        """Does the first step, whose compilation is not counted as training."""
+        began = time.monotonic()
+        with waiting("compiling the training step"):
+            self.state, metrics = step(self.state, batch)
+        seconds = time.monotonic() - began
+        print_once(f"compiled in {seconds:.0f} s")
+        self.stopwatch.skip(seconds)
+        return metrics
 
     def _is_over(self) -> bool:
         return any(condition() for condition in self._conditions)

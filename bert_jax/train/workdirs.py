@@ -7,6 +7,7 @@ from etils import epath
 
 from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece
 from bert_jax.errors import UserError
+from bert_jax.parallel import hosts
 from bert_jax.storage import UNFINISHED, read_json, write_json
 from bert_jax.train.checkpoints import latest_step
 
@@ -60,7 +61,7 @@ def check_same_run(
             f"Choose another --workdir, or give the old values to resume"
         )
     for line in changed:
-        print(f"changed since the last start: {line}", flush=True)
+        hosts.print_here(f"changed since the last start: {line}")
 
 
 def claim_workdir(

@@ -1,0 +1,65 @@
+"""What is printed: plain text that cannot act on a terminal, and what to do if nobody reads it."""
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from bert_jax.json_values import dump_json
+
+# Those of C0 and C1, line and paragraph separators, changes of direction, halves of characters.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_OUTPUT = "standard output"  # the name that errors give it
+
+
+def printable(text: object) -> str:
+    r"""The text in one line: control characters become escapes such as \n and \x1b."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def json_line(value: Any, *, encoding: str = "utf-8") -> str:
+    r"""A value as one line of JSON, in which control characters are escapes such as \u001b.
+
+    Args:
+      value: plain values; see `dump_json`.
+      encoding: of the output; if it is not UTF-8, everything beyond ASCII becomes an escape.
+    """
+    is_utf8 = encoding.lower().replace("-", "") == "utf8"
+    text = dump_json(value, ensure_ascii=not is_utf8)
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def say(line: object) -> None:
+    """Prints a line on standard output, at once; see `printable`."""
+    with output_errors():
+        print(printable(line), flush=True)
+
+
+def say_json(value: Any) -> None:
+    """Prints a line of JSON on standard output; see `json_line`."""
+    with output_errors():
+        print(json_line(value, encoding=sys.stdout.encoding or "ascii"))
+
+
+@contextlib.contextmanager
+def output_errors() -> Iterator[None]:
+    """Names standard output in the errors of the block, and writes nothing more to it.
+
+    Raises:
+      OSError: as raised in the block; BrokenPipeError if the reader has gone, as `head` does.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or _OUTPUT
+        # What is still buffered would fail once more when Python ends.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def is_closed_output(error: OSError) -> bool:
+    """Whether an error says that nobody reads standard output any more."""
+    return isinstance(error, BrokenPipeError) and error.filename == _OUTPUT
