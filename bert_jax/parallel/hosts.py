@@ -77,10 +77,22 @@ def connect(
             check_tpu_is_free()
         raise UserError(f"--platform={platform}, but JAX found only {found} devices")
     if jax.process_count() > 1:
+        if found == "cpu":
+            _keep_output_to_python()
         print_here(
             f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: "
             f"{jax.local_device_count()} of {jax.device_count()} {found} devices"
         )
+
+
+def _keep_output_to_python() -> None:
+    """Lets only Python write to standard output: Gloo, which connects CPUs, prints there, too."""
+    sys.stdout.flush()
+    mine = os.dup(sys.stdout.fileno())
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    encoding, errors = sys.stdout.encoding, sys.stdout.errors
+    sys.stdout = open(mine, "w", encoding=encoding, errors=errors)  # noqa: SIM115 (to the end)
 
 
 def check_tpu_is_free(proc: Path = Path("/proc")) -> None:

@@ -4,6 +4,7 @@ The only module that uses Orbax.
 """
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from etils import epath
 
 from bert_jax.errors import UserError
 
+# Warnings about its own options and about files of other versions, which no user can act on.
+logging.getLogger("absl").addFilter(
+    lambda record: "orbax" not in record.pathname or record.levelno >= logging.ERROR
+)
 _ERROR_NUMBER = re.compile(r"os_error_code='(\d+)'")
 
 
