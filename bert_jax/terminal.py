@@ -62,4 +62,4 @@ def output_errors() -> Iterator[None]:
 
 def is_closed_output(error: OSError) -> bool:
     """Whether an error says that nobody reads standard output any more."""
-    return isinstance(error, BrokenPipeError) and error.filename == _OUTPUT
+    return isinstance(error, BrokenPipeError) and error.filename in (None, _OUTPUT)

@@ -43,14 +43,15 @@ def draw_curves(
     """Draws losses and accuracies; dashed lines are each run's baselines.
 
     Args:
-      runs: name or path of a run -> its lines of metrics, at least one.
+      runs: name or path of a run -> its lines of metrics, at least one; the panels are those of
+        the first run.
       output: path of the PNG.
       x: what to draw over: optimizer steps, or the tokens trained on.
 
     Raises:
       UserError: `x` is "tokens" and a run has no rates from which to count them.
     """
-    panels = _panels([line for lines in runs.values() for line in lines])
+    panels = _panels(next(iter(runs.values())))
     rows = -(-len(panels) // 2)
     # Without pyplot, whose state threads share: this draws in any thread, without a screen.
     figure = Figure(figsize=(11, 3.6 * rows + 0.4), layout="constrained")
