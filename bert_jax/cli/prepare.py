@@ -157,7 +157,7 @@ def _verify(path: epath.Path) -> None:
 
     damaged = []
     for name, problem in verify(path):
-        say(f"{name}: {problem or 'whole'}", flush=True)
+        say(f"{name}: {problem or 'whole'}")
         if problem:
             damaged.append(name)
     if damaged:
