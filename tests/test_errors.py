@@ -233,6 +233,11 @@ COMMANDS = {
     "pretrain --config={configs}/brt.py --workdir={tmp}/new": r"brt\.py: no such file; recipes are",
     "pretrain --config={tmp}/bert.py --workdir={tmp}/new": r"did you mean --config=bert\?",
     "pretrain --config=brt:base --workdir={tmp}/new": r"no such recipe; did you mean --config=b",
+    "pretrain --config=finetune:tagging --workdir={tmp}/new": (
+        r"--config=finetune:tagging: a recipe for `bert-jax finetune`"
+    ),
+    "finetune --config=bert:tiny --workdir={tmp}/new": r"a recipe for `bert-jax pretrain`",
+    "plan --config=finetune --topology=v5e:2x4": r"a recipe for `bert-jax finetune`",
     "pretrain --config=bert:huge --workdir={tmp}/new": r"bert:huge: ValueError: unknown size",
     "pretrain --config={configs}/bert.py:huge --workdir={tmp}/new": (
         r"bert\.py:huge: ValueError: unknown size 'huge': use one of tiny, "

@@ -17,6 +17,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from bert_jax.config.arguments import ConfigArguments, parse, recipes_folder
+from bert_jax.config.finetuning import FinetuneConfig
+from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.saved import RENAMED, RENAMED_IN_PHASES, migrate
 from bert_jax.errors import UserError
 from bert_jax.fields import (
@@ -71,7 +73,17 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
         range.
     """
     given = parse(arguments)
-    return build(cls, with_overrides(cls, _run_recipe(given), given.overrides))
+    fields = _run_recipe(given)
+    _check_verb(cls, fields, given.given)
+    return build(cls, with_overrides(cls, fields, given.overrides))
+
+
+def _check_verb(cls: type, fields: ConfigDict, recipe: str) -> None:
+    """Raises UserError if the recipe is one for the other kind of run."""
+    for other, verb in ((PretrainConfig, "pretrain"), (FinetuneConfig, "finetune")):
+        strange = set(fields) - set(fields_of(cls))
+        if strange and set(fields) <= set(fields_of(other)):
+            raise UserError(f"--config={recipe}: a recipe for `bert-jax {verb}`")
 
 
 def with_overrides(cls: type, fields: ConfigDict, flags_given: Sequence[str]) -> Plain:
