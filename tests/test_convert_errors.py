@@ -185,7 +185,7 @@ BROKEN = {
     ),
     "extra tensor": (
         setitem("bert.embeddings.extra", np.zeros(3, np.float32)),
-        r"bert\.embeddings\.extra is unknown: --no-strict leaves such tensors out$",
+        r"embeddings\.extra is unknown: `bert-jax convert --no-strict` leaves such tensors out$",
     ),
     "not tied": (
         setitem("cls.predictions.decoder.weight", np.zeros((100, 128), np.float32)),
@@ -235,7 +235,7 @@ BROKEN = {
     ),
     "casing unknown": (
         without("tokenizer.json", "tokenizer_config.json"),
-        r"vocab\.txt: cased or uncased\? .* pass --cased or --uncased",
+        r"vocab\.txt: cased or uncased\? .* `bert-jax convert` also take --uncased or --cased",
     ),
     "BPE": (
         fields("tokenizer.json", model={"type": "BPE", "vocab": {}, "merges": []}),

@@ -25,7 +25,7 @@ A source is
   a .txt file       documents separated by blank lines; a line break ends a sentence
   a .jsonl file     one JSON object a line, its text in the field --text-field
   .csv, .tsv        a document a row, in the column --text-field of the header
-  .parquet          the same; needs bert-jax[parquet]
+  .parquet          the same; needs pyarrow
   a folder or glob  all its .txt and .jsonl files, sorted by path, or else its .parquet files,
                     or else its .csv and .tsv files; text also as .gz, .xz, .bz2 and .zst
   hf:OWNER/DATASET[/FOLDER][:SPLIT]

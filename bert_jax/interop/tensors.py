@@ -186,7 +186,9 @@ def _check(
         raise UserError(f"{_some(missing)} missing")
     if unknown := [name for name in stored if name not in names]:
         if strict:
-            raise UserError(f"{_some(unknown)} unknown: --no-strict leaves such tensors out")
+            raise UserError(
+                f"{_some(unknown)} unknown: `bert-jax convert --no-strict` leaves such tensors out"
+            )
         report(f"left out: {', '.join(unknown)} (unknown)")
     for tensor in tensors:
         shape, dtype, _ = stored[tensor.name]
