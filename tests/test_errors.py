@@ -255,6 +255,9 @@ COMMANDS = {
     "evaluate --workdir={made}/run --step=1": r"no checkpoint of step 1; there are \[2\]",
     "evaluate --workdir={made}/run --store={tmp}": r"no token store there; make one",
     "predict fill-mask --model={tmp} [MASK]": r": no model there, neither config\.json .* nor",
+    "predict fill-mask --model=owner/bert [MASK]": (
+        r"owner/bert: no model there, .*hf download owner/bert --include .* --local-dir owner/bert"
+    ),
     "predict fill-mask --model={made}/run Peace.": r"no \[MASK\] in 'Peace\.': put one where",
     "predict fill-mask --model={made}/run [MASK]" + 63 * ",": r"has 66 tokens, .* 64 positions: s",
     "predict fill-mask --model={made}/run --top-k=1001 [MASK]": r"top_k=1001: must be from 1 to",

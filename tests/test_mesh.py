@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from bert_jax.errors import UserError
-from bert_jax.parallel import rules
+from bert_jax.parallel import cpu, rules
 from bert_jax.parallel.hosts import local_rows
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.topologies import topology_devices
@@ -109,3 +109,20 @@ def test_pods(topology, slices, sizes, monkeypatch):
     assert sorted(sum({tuple(rows) for rows in held}, ())) == list(range(1024))
     for block in np.split(mesh.devices, slices):
         assert len({getattr(device, "slice_index", 0) for device in block.flat}) == 1
+
+
+@pytest.mark.parametrize(
+    ("libc", "tunables", "advised"),
+    [
+        (("glibc", "2.35"), "", True),
+        (("glibc", "2.34"), "", False),
+        (("glibc", "2.36"), "glibc.malloc.hugetlb=1", False),
+        (("", ""), "", False),
+    ],
+)
+def test_advice_on_a_cpu(libc, tunables, advised, monkeypatch, capsys):
+    monkeypatch.setattr("platform.libc_ver", lambda: libc)
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    cpu.advise()
+    printed = "training is faster on this CPU after  export GLIBC_TUNABLES=glibc.malloc.hugetlb=1\n"
+    assert capsys.readouterr().out == printed * advised
