@@ -1,6 +1,7 @@
 """Tagging: CoNLL files, what the model gets, and how entities are counted."""
 
 import itertools
+import json
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece, load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.fields import build
+from bert_jax.fields import build, to_plain
 from bert_jax.tasks import TaggingTask, Task
 from bert_jax.tasks.tagging.decoding import Prediction
 from bert_jax.tasks.tagging.example import Sentence
@@ -97,18 +98,176 @@ def test_columns_encodings_and_places(write):
 )
 def test_bad_files(write, content, message):
     with pytest.raises(UserError, match=message):
-        TaggingTask().read(write(content))
+        TaggingTask(scheme="BIO").read(write(content))
 
 
 def test_bad_options(tmp_path):
-    with pytest.raises(UserError, match=r"config\.task\.scheme='IOB1': use one of BIO, BIOES"):
-        build(Task, {"name": "tagging", "scheme": "IOB1"}, "config.task")
+    with pytest.raises(UserError, match=r"config\.task\.scheme='IOB3': use one of auto, BIO, BIO"):
+        build(Task, {"name": "tagging", "scheme": "IOB3"}, "config.task")
     with pytest.raises(UserError, match="encoding: cannot read lines of 'utf8000'"):
         TaggingTask(encoding="utf8000").read(__file__)
     with pytest.raises(UserError, match="columns count from 1"):
         TaggingTask(word_column=0)
     with pytest.raises(UserError, match=r"no\.conll: no such file"):
         TaggingTask().read(str(tmp_path / "no.conll"))
+
+
+@pytest.mark.parametrize(
+    ("tags", "scheme", "labels"),
+    [
+        ("B-X I-X O", "BIO", "O B-X I-X"),
+        ("O I-X B-X O I-Y", "BIO", "O B-X I-X B-Y I-Y"),  # IOB1
+        ("B-X I-X E-X S-Y O", "BIOES", "O B-X I-X E-X S-X B-Y I-Y E-Y S-Y"),
+        ("B-PER L-PER O O U-LOC", "BILOU", "O B-LOC I-LOC L-LOC U-LOC B-PER I-PER L-PER U-PER"),
+        ("U-X O", "BILOU", "O B-X I-X L-X U-X"),
+        ("B-PER M-PER E-PER O", "BMES", "O B-PER M-PER E-PER S-PER"),
+        ("B M E S S", "BMES", "O B M E S"),
+        ("B I O B", "BIO", "O B I"),
+        ("DET NOUN VERB", "none", "DET NOUN VERB"),
+        ("N S M V", "none", "M N S V"),
+        ("-LRB- NN-HL NN", "none", "-LRB- NN NN-HL"),
+        ("O LOC LOC PER", "IO", "O LOC PER"),
+    ],
+)
+def test_schemes_are_found(write, tags, scheme, labels):
+    content = "".join(f"w{index} {tag}\n" for index, tag in enumerate(tags.split()))
+    examples = TaggingTask().read(write(content))
+    task = TaggingTask().with_labels_of(examples)
+    assert task.label_names == tuple(labels.split())
+    assert task.entity_scheme == TaggingTask(labels=task.labels).entity_scheme == scheme
+    assert task.read(write(content)) == examples
+    features = task.features(examples, LETTERS, 30)
+    assert features.counts["tags_repaired"] == 0
+    predictions = task.predictions(gold_logits(task, features), features, examples)
+    assert [p.tags for p in predictions] == [e.tags for e in examples]
+    metrics = task.metrics(predictions, examples)
+    names = (
+        ["accuracy", "macro_f1"] if scheme == "none" else ["f1", "precision", "recall", "accuracy"]
+    )
+    assert metrics == dict.fromkeys(names, 1.0)
+    assert [*task.baseline(examples, examples)][: len(names)] == names
+    assert task.per_class(predictions, examples)
+    words = [(2 * index, 2 * index + 1) for index in range(len(tags.split()))]
+    text = " ".join("w" * len(words))
+    found = task.find_entities(text, words, predictions[0])
+    if scheme == "none":
+        assert [entity.type for entity in found] == tags.split()
+    else:
+        assert sum(row["support"] for row in task.per_class(predictions, examples)) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            "a B-X\nb NNP\n",
+            "a.conll, line 2: 'NNP' is not a BIO tag; .* scheme=none takes any tags",
+        ),
+        ("a B-X\nb B\n", "a.conll, line 2: 'B' is not a BIO tag"),
+        ("a U-X\nb M-X\n", "a.conll, line 2: 'M-X' is not a BILOU tag"),
+        ("a B-X\nb I-Y\n\nc I-Y\n", "a.conll, line 2: tag 'I-Y' does not fit its neighbours"),
+        ("a B-X\nb O\nc I-X\n", "a.conll, line 3: tag 'I-X' does not fit its neighbours"),
+        ("a\tDET\nb\t\n", "a.conll, line 2: the tag is empty"),
+    ],
+)
+def test_tags_of_no_single_scheme(write, content, message):
+    with pytest.raises(UserError, match=message):
+        TaggingTask().read(write(content))
+
+
+def test_iob1_is_said(write, caplog):
+    path = write("a I-X\nb I-X\nc B-X\n\nd O\ne I-Y\n")
+    assert words_and_tags(TaggingTask().read(path)) == [("a b c", "B-X I-X B-X"), ("d e", "O B-Y")]
+    assert "a.conll: its tags are IOB1; read as BIO" in caplog.text
+    assert TaggingTask(scheme="IOB1").read(path) == TaggingTask().read(path)
+
+
+def test_strict_schemes_count_as_seqeval_does():
+    """BILOU and BMES entities are those of seqeval's own BILOU, and of IOBES with M for I."""
+    from seqeval.metrics import f1_score
+    from seqeval.scheme import BILOU, IOBES
+
+    draw = random.Random(0)
+    for scheme, kind, names in (("BILOU", BILOU, "BILU"), ("BMES", IOBES, "BMES")):
+        tags = ["O", *(f"{prefix}-{type_}" for prefix in names for type_ in "XY")]
+        task = TaggingTask(labels=tuple(tags))
+        assert task.entity_scheme == scheme
+        gold = [draw.choices(tags, k=6) for _ in range(300)]
+        guesses = [[draw.choice([tag, draw.choice(tags)]) for tag in each] for each in gold]
+        examples = [sentence(" ".join(each)) for each in gold]
+        found = task.metrics([predicted(" ".join(each)) for each in guesses], examples)["f1"]
+        gold, guesses = (
+            [[tag.replace("M-", "I-") for tag in each] for each in some] for some in (gold, guesses)
+        )
+        assert found == f1_score(gold, guesses, mode="strict", scheme=kind)
+
+
+def test_parts_of_speech_are_scored_by_word():
+    task = TaggingTask(labels=("DET", "NOUN", "VERB"))
+    examples, guesses = [sentence("DET NOUN VERB NOUN")], [predicted("DET NOUN NOUN NOUN")]
+    assert task.metrics(guesses, examples) == {
+        "accuracy": 0.75,
+        "macro_f1": pytest.approx((1 + 0.8 + 0) / 3),
+    }
+    assert [(row["label"], row["support"]) for row in task.per_class(guesses, examples)] == [
+        ("DET", 1),
+        ("NOUN", 2),
+        ("VERB", 1),
+    ]
+    train = [sentence("DET NOUN NOUN", ["the", "dog", "cat"])]
+    assert task.baseline(train, [sentence("DET VERB", ["the", "ran"])])["accuracy"] == 0.5
+    with pytest.raises(UserError, match="have no tag but DET"):
+        TaggingTask().with_labels_of([sentence("DET DET")])
+    with pytest.raises(UserError, match="tag_column: 1,001 different tags; is it that of the tags"):
+        TaggingTask().with_labels_of([sentence(" ".join(f"T{i}" for i in range(1001)))])
+
+
+def test_hash_signs_are_words_or_comments(write):
+    content = "# text = no word\n# a b\nIt DET\n# SYM\n\n# SYM\nIs DET\n"
+    found = TaggingTask().read(write(content))
+    assert words_and_tags(found) == [("It", "DET"), ("Is", "DET")]
+    found = TaggingTask().read(write("a SYM\n# SYM\n\n# comment\nb DET\n"))
+    assert words_and_tags(found) == [("a #", "SYM SYM"), ("b", "DET")]
+    assert words_and_tags(TaggingTask().read(write("#\t#\na\tDET\n"))) == [("# a", "# DET")]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "parquet"])
+def test_rows_with_lists(tmp_path, suffix):
+    """As the library `datasets` has them."""
+    rows = [
+        {"id": "0", "tokens": ["em", "São", "Paulo"], "ner_tags": [0, 1, 2]},
+        {"id": "1", "tokens": [], "ner_tags": []},
+        {"id": "2", "tokens": ["a"], "ner_tags": [0]},
+    ]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "parquet":
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_text(json.dumps(rows) if suffix == "json" else "\n".join(map(json.dumps, rows)))
+    found = PLACES.read(str(path))
+    assert words_and_tags(found) == [("em São Paulo", "O B-LOC I-LOC"), ("a", "O")]
+    assert found[1].place.endswith(", word 0")
+    assert PLACES.read(str(path), labelled=False)[0].tags is None
+    with pytest.raises(UserError, match="0 in ner_tags is not text; list the tags in `labels`"):
+        TaggingTask().read(str(path))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"tokens": ["a"], "ner_tags": ["O", "O"]}, "line 1: 1 words, but 2 tags"),
+        ({"tokens": "a b", "ner_tags": ["O"]}, "line 1: tokens is str, not a list"),
+        ({"tokens": [None], "ner_tags": ["O"]}, "line 1: None in tokens is not text"),
+        ({"tokens": ["a"], "ner_tags": [7]}, "line 1: 7 in ner_tags is not text; list the tags"),
+        ({"text": "a"}, "line 1: no column 'tokens' or 'words'; there are \\[text"),
+    ],
+)
+def test_bad_rows(tmp_path, row, message):
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    with pytest.raises(UserError, match=f"a.jsonl, {message}"):
+        PLACES.read(str(tmp_path / "a.jsonl"))
 
 
 @pytest.mark.parametrize(
@@ -153,7 +312,7 @@ def test_labels_are_all_tags_of_the_types_in_training(write):
     task = TaggingTask().with_labels_of(train)
     assert task.label_names == ("O", "B-A-LOC", "I-A-LOC", "B-PER", "I-PER")
     assert task.num_labels == 5
-    assert task.with_labels_of([sentence("B-X")]) is task
+    assert task.with_labels_of([sentence("B-X")]).label_names == task.label_names
     assert task.with_labels(["O", "B-X"]) is task
     assert TaggingTask().with_labels(["O", "B-X"]).label_names == ("O", "B-X")
     tags = IOBES.with_labels_of([sentence("S-PER")]).labels
@@ -354,6 +513,77 @@ def test_entities_of_plain_text():
     assert [entity.score for entity in found] == pytest.approx([0.15, 0.4, 0.6, 0.7])
     assert isinstance(found[0], Entity)
     assert split_words(wordpiece, " \x00") == []
+
+
+CONLL = [  # words as CoNLL has them
+    "U.N. official Ekeus heads for Baghdad .",
+    "Mr. Smith-Jones , of Coca-Cola 's U.S. unit , left AT&T Inc. yesterday .",
+    '" O\'Neil said " and went to St. Paul ( Minn. ) ...',
+]
+
+
+def test_plain_text_is_split_as_training_was():
+    """Sentences whose words are parted by spaces come back, and so does running text."""
+    words = [text.split() for text in CONLL]
+    task = TaggingTask().with_labels_of(
+        [sentence(" ".join(["O"] * len(w) + ["B-X"]), [*w, "x"]) for w in words]
+    )
+    wordpiece = WordPiece((*SPECIAL_TOKENS, "a"), lowercase=True)
+
+    def split(text, task=task):
+        return [text[start:end] for start, end in task.split_words(wordpiece, text)]
+
+    for text in CONLL:
+        assert split(text) == text.split()
+    assert split(
+        "Mr. O'Neil (of Coca-Cola's Paul) saw AT&T Inc., U.N. and U.K. \"Smith-Jones\"..."
+    ) == [
+        *("Mr.", "O'Neil", "(", "of", "Coca-Cola", "'s", "Paul", ")", "saw", "AT&T", "Inc.", ","),
+        *("U.N.", "and", "U.K.", '"', "Smith-Jones", '"', "..."),
+    ]
+    assert split("Ada Lovelace lived in London.") == [
+        "Ada",
+        "Lovelace",
+        "lived",
+        "in",
+        "London",
+        ".",
+    ]
+    assert split("Yahoo! and -5% of $3.50") == ["Yahoo!", "and", "-5%", "of", "$3.50"]
+    again = build(Task, to_plain(task), "config.task")
+    assert split("Mr. Smith-Jones's Inc.", again) == ["Mr.", "Smith-Jones", "'s", "Inc."]
+    # Nothing is known of a model from elsewhere, but that words are not cut inside.
+    assert split("Coca-Cola's AT&T, U.N. and Yahoo!", PLACES) == [
+        *("Coca-Cola", "'s", "AT&T", ",", "U.N.", "and", "Yahoo", "!"),
+    ]
+    # Where no punctuation stands alone, words are what spaces part.
+    spaced = TaggingTask().with_labels_of([sentence("B-X O O", ["U.N.", "in", "Rome,"])])
+    assert split("(Rome) U.N. Yahoo! it's", spaced) == ["(Rome)", "U.N.", "Yahoo!", "it's"]
+
+
+def test_ideographs_are_words_as_in_training():
+    wordpiece = WordPiece((*SPECIAL_TOKENS, *"我爱北京，。"), lowercase=True)
+    for words, expected in (
+        (["我", "爱", "北", "京", "。"], ["我", "爱", "北", "京", "，", "。"]),
+        (["我", "爱", "北京", "。"], ["我爱北京", "，", "。"]),
+    ):
+        task = TaggingTask().with_labels_of([sentence("B-X" + " O" * (len(words) - 1), words)])
+        text = "我爱北京，。"
+        if len(words) == 4:
+            text = "我爱北京 ， 。"
+        found = [text[start:end] for start, end in task.split_words(wordpiece, text)]
+        assert found == expected
+
+
+def test_a_text_without_a_token_has_no_entity():
+    for text in ("", " ", "\u200b", "\x00 \u200b"):
+        words = PLACES.split_words(LETTERS, text)
+        assert words == []
+        features = PLACES.features([Sentence([], None, "")], LETTERS, 9)
+        assert [window.tolist() for window in features.input_ids] == [ids("[CLS] [SEP]")]
+        logits = [np.zeros((2, 3), np.float32)]
+        (found,) = PLACES.predictions(logits, features, [Sentence([], None, "")])
+        assert PLACES.find_entities(text, words, found) == []
 
 
 def test_tfds(tmp_path):

@@ -77,7 +77,4 @@ def _defaults(model: Portable, kind: type[AnyTask]) -> Plain:
         fields["max_seq_length"] = model.architecture.max_position_embeddings
         if not model.labels:
             fields |= {"regression": True, "metric_names": ["pearson", "spearman"]}
-    elif issubclass(kind, TaggingTask):
-        is_bioes = any(label.startswith("S-") for label in model.labels)
-        fields["scheme"] = "BIOES" if is_bioes else "BIO"
     return fields

@@ -32,7 +32,7 @@ from bert_jax.tasks.classification.decoding import Verdict, verdict
 from bert_jax.tasks.features import pair_ids
 from bert_jax.tasks.protocol import AnyTask
 from bert_jax.tasks.tagging.example import Sentence
-from bert_jax.tasks.tagging.plain_text import Entity, find_entities, split_words
+from bert_jax.tasks.tagging.plain_text import Entity
 
 T = TypeVar("T")
 # Texts or questions that are cut into windows together.
@@ -300,7 +300,8 @@ class TrainedBert:
         """The entities that a fine-tuned tagger finds, with their characters and scores.
 
         Args:
-          texts: strings; words are split at white space and punctuation.
+          texts: strings; words are split as in the training examples, or at white space and
+            punctuation.
           max_seq_length: tokens of the windows that a longer text is cut into; None = as in
             fine-tuning, or 128 if that is not known.
 
@@ -310,12 +311,13 @@ class TrainedBert:
 
         def entities() -> Iterator[list[Entity]]:
             for some in _chunks(checked(texts, pair=False)):
-                words = [split_words(self.wordpiece, text) for text in some]
+                words = [task.split_words(self.wordpiece, text) for text in some]
                 sentences = [
                     Sentence([text[start:end] for start, end in spans], None, excerpt(text))
                     for text, spans in zip(some, words)
                 ]
-                yield from map(find_entities, some, words, self._predictions(task, sentences))
+                predictions = self._predictions(task, sentences)
+                yield from map(task.find_entities, some, words, predictions)
 
         task = task_as(self._model, TaggingTask, max_seq_length=max_seq_length)
         self.require(*task.head.parts)

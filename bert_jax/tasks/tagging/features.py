@@ -62,7 +62,7 @@ def make_features(
         pieces = [word or [wordpiece.unk_id] for word in pieces]
         ids = np.array(list(itertools.chain.from_iterable(pieces)), np.int32)
         word_at = np.full(len(ids), -1, np.int32)
-        word_at[np.cumsum([0, *map(len, pieces[:-1])])] = np.arange(len(pieces))
+        word_at[np.cumsum([0, *map(len, pieces)])[:-1]] = np.arange(len(pieces))
         tail = [wordpiece.sep_id]
         if example.predicate:
             tail += [id_ for word in example.predicate for id_ in pieces[word]]
@@ -82,7 +82,7 @@ def make_features(
             words = np.array([-1, *counted, *[-1] * len(tail)], np.int32)
             input_ids.append(np.array([wordpiece.cls_id, *ids[start:end], *tail], np.int32))
             b_start.append(end - start + 2)
-            labels_of_tokens.append(np.where(words < 0, -1, classes[words]))
+            labels_of_tokens.append(classes[words])
             example_of.append(index)
             words_of_tokens.append(words)
     return TaggingFeatures(
@@ -96,10 +96,10 @@ def make_features(
 
 
 def _classes(example: Sentence, labels: Sequence[str]) -> np.ndarray:
-    """int32 [words]; -1 = not known."""
+    """int32 [words + 1]: the class of each word; -1 = not known, and of the word -1."""
     if example.tags is None:
-        return np.full(len(example.words), -1, np.int32)
+        return np.full(len(example.words) + 1, -1, np.int32)
     numbers = {label: class_ for class_, label in enumerate(labels)}
     for tag in example.tags:
         check_known(tag, example.place, numbers)
-    return np.array([numbers[tag] for tag in example.tags], np.int32)
+    return np.array([*(numbers[tag] for tag in example.tags), -1], np.int32)

@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 from etils import epath
 
-from bert_jax.data.tables import find_files, read_lines, read_rows
+from bert_jax.data.tables import Row, find_files, read_lines, read_rows
 from bert_jax.errors import UserError
 from bert_jax.tasks.tagging.schemes import is_tag
 
+ROW_SUFFIXES = (".jsonl", ".json", ".parquet")  # of files with a row per sentence
+_WORDS = ("tokens", "words")
+_TAGS = ("ner_tags", "ner", "tags", "labels")
 _NO_PREDICATE = ("-", "_", "O", "0", "")
 
 
@@ -44,28 +47,52 @@ class Columns(NamedTuple):
     predicate: int
 
 
-def read_tfds(source: str, *, labelled: bool, data_dir: str) -> Iterator[Tagged]:
-    """The sentences of a dataset with the features `tokens` and `ner`.
+def read_token_rows(
+    source: str, labels: Sequence[str], *, labelled: bool, encoding: str, data_dir: str
+) -> Iterator[Tagged]:
+    """The sentences of rows with lists of words and tags, in files or TFDS.
 
     Args:
-      source: `tfds:NAME[:SPLIT]`.
+      source: as in `read_rows`.
+      labels: what numbers as tags stand for.
       labelled: whether tags are read.
-      data_dir: where TFDS keeps its datasets; empty for its default.
+      encoding, data_dir: as in `read_rows`.
 
     Raises:
-      UserError: as `read_rows`.
+      UserError: as `read_rows`; words or tags are no lists of text, or are not as many. The message
+        names the line.
     """
-    for row in read_rows(source, (), data_dir=data_dir):
-        words, tags = row.get("tokens"), row.get("ner") if labelled else None
+    for row in read_rows(source, _WORDS, encoding=encoding, data_dir=data_dir):
+        words = _texts(row, _WORDS)
+        tags = _texts(row, _TAGS, labels) if labelled else None
+        if tags is not None and len(tags) != len(words):
+            raise UserError(f"{row.place}: {len(words)} words, but {len(tags)} tags")
         if words:
             yield Tagged(words, tags, [f"{row.place}, word {i}" for i in range(len(words))])
+
+
+def _texts(row: Row, columns: Sequence[str], names: Sequence[str] = ()) -> list[str]:
+    """A list of texts; numbers in it count `names`."""
+    values = row.get(*columns)
+    if not isinstance(values, list):
+        raise UserError(f"{row.place}: {columns[0]} is {type(values).__name__}, not a list")
+    texts = []
+    for value in values:
+        if isinstance(value, int) and 0 <= value < len(names):
+            value = names[value]
+        if not isinstance(value, str):
+            hint = "; list the tags in `labels`, in their order" if isinstance(value, int) else ""
+            raise UserError(f"{row.place}: {value!r} in {columns[0]} is not text{hint}")
+        texts.append(value)
+    return texts
 
 
 def read_conll(source: str, columns: Columns, encoding: str) -> Iterator[Tagged]:
     """The sentences of a file with one word per line and blank lines between sentences.
 
     Columns are separated by tabs or else by spaces. Lines that begin with -DOCSTART- are skipped,
-    and so are comments: lines that begin with # and do not end in a tag.
+    and so are comments: lines that begin with #, have no tab, and do not end in a tag that
+    occurred before or has a prefix.
 
     Raises:
       UserError: no such file, another encoding or number of columns. The message names the line.
@@ -99,7 +126,7 @@ def _words(
     """Number and fields of each line with a word, None for a line between sentences."""
     wanted = [column for column in columns if column]
     needed = max(len(wanted), *map(abs, wanted))
-    width = None
+    width, tags = None, set()
     for number, line in lines:
         line = line.strip(" \r\n")
         if not line.strip("\t") or line.startswith("-DOCSTART-"):
@@ -108,8 +135,11 @@ def _words(
         fields = line.split("\t") if "\t" in line else re.split(" +", line)
         fits = len(fields) >= needed and len(fields) == (width or len(fields))
         if line.startswith("#"):  # a word or a comment
-            is_word = is_tag(_field(fields, columns.tag)) if fits and columns.tag else bool(width)
-            if not (fits and is_word):
+            is_word = fits and (bool(width) if not columns.tag else "\t" in line)
+            if fits and columns.tag and not is_word:
+                tag = _field(fields, columns.tag)
+                is_word = tag in tags or is_tag(tag)
+            if not is_word:
                 continue
         if not fits:
             raise UserError(
@@ -120,6 +150,8 @@ def _words(
         if not _field(fields, columns.word):
             raise UserError(f"{path}, line {number}: the word is empty")
         width = len(fields)
+        if columns.tag:
+            tags.add(_field(fields, columns.tag))
         yield number, fields
 
 

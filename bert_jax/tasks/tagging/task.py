@@ -1,12 +1,17 @@
-"""Tagging of words in BIO or BIOES: named entities, semantic roles and the like."""
+"""Tagging of words: named entities, semantic roles, parts of speech and the like."""
 
-from collections.abc import Sequence
+import itertools
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from operator import ne
 from typing import ClassVar, Self
 
 import numpy as np
 from etils import epath
 
+from bert_jax.data.lines import suffixes
 from bert_jax.data.tfds import dataset_and_split
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
@@ -17,9 +22,26 @@ from bert_jax.tasks.tagging.decoding import Prediction, likeliest_tags
 from bert_jax.tasks.tagging.example import Sentence
 from bert_jax.tasks.tagging.features import TaggingFeatures, make_features
 from bert_jax.tasks.tagging.metrics import commonest_tags, scores, scores_of_types, share_of_o
-from bert_jax.tasks.tagging.reader import Columns, Tagged, read_conll, read_tfds
-from bert_jax.tasks.tagging.schemes import SCHEMES, check_known, checked, tags_of
+from bert_jax.tasks.tagging.plain_text import Entity, WordRule, find_entities, split_words
+from bert_jax.tasks.tagging.reader import (
+    ROW_SUFFIXES,
+    Columns,
+    Tagged,
+    read_conll,
+    read_token_rows,
+)
+from bert_jax.tasks.tagging.schemes import (
+    MOST_TAGS,
+    SCHEMES,
+    check_known,
+    checked,
+    detect,
+    is_iob1,
+    tags_of,
+)
 from bert_jax.tasks.tagging.writer import tag_fields, write_conll
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,12 +55,16 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     """
 
     labels: tuple[str, ...] = field(
-        (), "the tags; none = all tags of the entity types in the training examples"
+        (),
+        "the tags; none = those of the training examples, with all tags of their entity types",
     )
     scheme: str = field(
-        "BIO",
-        "BIO is also known as IOB2; IOB1 is read as BIO with `repair`",
+        "auto",
+        "how tags mark entities: BIO, also known as IOB2; IOB1, which is read as BIO; BIOES, BILOU "
+        "or BMES; IO, where the tags of an entity's words are its type; none, for tags that mark "
+        "none, such as parts of speech; auto = as the tags say",
         choices=SCHEMES,
+        resume=True,  # the labels are compared
     )
     word_column: int = field(1, "column of the words, in CoNLL files")
     tag_column: int = field(-1, "column of the tags, in CoNLL files")
@@ -51,8 +77,21 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     )
     repair: bool = field(
         False,
-        "read tags that break the scheme as conlleval does; otherwise they are an error. IOB1, "
-        "which uses B- only where one entity follows another, needs this",
+        "read tags that break the scheme as conlleval does; otherwise they are an error",
+    )
+    split_off: tuple[str, ...] = field(
+        (),
+        "what is split off the words of a plain text in prediction: punctuation at their edges, "
+        "and endings such as 's; none = what is a word of its own in the training examples, or any "
+        "punctuation if they are not known",
+    )
+    keep_whole: tuple[str, ...] = field(
+        (), "words of which nothing is split off; none = those of the training examples"
+    )
+    ideographs_joined: bool = field(
+        False,
+        "words of a plain text may have several ideographs, as those of such training examples; "
+        "otherwise each is a word",
     )
     encoding: str = field("utf-8", "encoding of CoNLL files, by its Python name")
 
@@ -75,54 +114,107 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
         return self if self.labels else replace(self, labels=tuple(labels))
 
     def with_labels_of(self, examples: Sequence[Sentence]) -> Self:
-        """The same task with all tags of the entity types in `examples`; itself if it has tags.
+        """The same task with all tags of the types in `examples`, and the rule of their words.
+
+        What it has already it keeps.
 
         Raises:
-          UserError: the examples have no entity.
+          UserError: the examples have one tag or none, or too many for tags.
         """
+        task = self if self.split_off else self._with_words_of(examples)
         if self.labels:
-            return self
-        types = {tag[2:] for example in examples for tag in example.tags or () if tag != "O"}
-        if not types:
+            return task
+        tags = {tag for example in examples for tag in example.tags or ()}
+        if tags <= {"O"}:
             raise UserError("tag_column: the training examples have no tag but O")
-        return self.with_labels(tags_of(sorted(types), self.scheme))
+        scheme = self.scheme if self.scheme not in ("auto", "IOB1") else detect(tags)
+        labels = tags_of(tags, scheme)
+        if len(labels) == 1:
+            raise UserError(f"tag_column: the training examples have no tag but {labels[0]}")
+        if len(labels) > MOST_TAGS:
+            raise UserError(f"tag_column: {len(labels):,} different tags; is it that of the tags?")
+        return task.with_labels(labels)
+
+    def _with_words_of(self, examples: Sequence[Sentence]) -> Self:
+        rule = WordRule.learn(word for example in examples for word in example.words)
+        return replace(
+            self,
+            split_off=rule.split_off,
+            keep_whole=self.keep_whole or tuple(sorted(rule.keep_whole)),
+            ideographs_joined=self.ideographs_joined or rule.ideographs_joined,
+        )
+
+    @cached_property
+    def entity_scheme(self) -> str:
+        """The scheme of the labels."""
+        if self.scheme == "IOB1":
+            return "BIO"
+        return detect(self.labels) if self.scheme == "auto" else self.scheme
+
+    @cached_property
+    def _word_rule(self) -> WordRule:
+        return WordRule(self.split_off, frozenset(self.keep_whole), self.ideographs_joined)
+
+    def split_words(self, wordpiece: WordPiece, text: str) -> list[tuple[int, int]]:
+        """(start, end) of the words of a plain text, split as in the training examples."""
+        return split_words(wordpiece, text, self._word_rule)
+
+    def find_entities(
+        self, text: str, words: Sequence[tuple[int, int]], prediction: Prediction
+    ) -> list[Entity]:
+        """The entities that the tags of a text's words mark; see `plain_text.find_entities`."""
+        return find_entities(text, words, prediction, self.entity_scheme)
 
     def read(self, source: str, *, labelled: bool = True) -> list[Sentence]:
-        """The sentences of a CoNLL file, or of `tfds:conll2003[:SPLIT]`.
+        """The sentences of a CoNLL file, of rows with lists, or of `tfds:conll2003[:SPLIT]`.
 
-        A file has one word per line, with columns separated by tabs or else by spaces, and blank
-        lines between sentences. Lines that begin with -DOCSTART- are skipped, and so are comments:
-        lines that begin with # and do not end in a tag.
+        A CoNLL file has one word per line, with columns separated by tabs or else by spaces, and
+        blank lines between sentences. Lines that begin with -DOCSTART- are skipped, and so are
+        comments: lines that begin with # and do not end in a tag that occurred before or has a
+        prefix. A .jsonl, .json or .parquet file has a row per sentence, as the library `datasets`
+        has them, with lists `tokens` (or `words`) and `ner_tags` (or `ner`, `tags`, `labels`).
 
         Args:
           source: a file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset
-            with the features `tokens` and `ner`; its split is `train` by default.
+            with such rows; its split is `train` by default.
           labelled: as in `Task.read`.
 
         Raises:
           UserError: no such source, another encoding or number of columns, a tag that is not of the
             scheme or of `labels`. The message names the line.
         """
-        if dataset_and_split(source):
-            found = read_tfds(source, labelled=labelled, data_dir=self.data_dir)
+        if dataset_and_split(source) or suffixes(epath.Path(source))[0] in ROW_SUFFIXES:
+            found = read_token_rows(
+                source,
+                self.labels,
+                labelled=labelled,
+                encoding=self.encoding,
+                data_dir=self.data_dir,
+            )
         else:
             tag_column = self.tag_column if labelled else 0
             columns = Columns(self.word_column, tag_column, self.predicate_column)
             found = read_conll(source, columns, self.encoding)
-        sentences = [self._sentence(each) for each in found]
+        sentences = [*found]
         if not sentences:
             raise UserError(f"{source}: no sentences found")
-        return sentences
+        tags = [each.tags for each in sentences if each.tags is not None]
+        known = {*self.labels, *itertools.chain.from_iterable(tags)}
+        scheme = detect(known) if self.scheme == "auto" else self.scheme
+        if self.scheme == "auto" and scheme == "BIO" and is_iob1(tags):
+            _log.warning(f"{source}: its tags are IOB1; read as BIO")
+            scheme = "IOB1"
+        return [self._sentence(each, scheme, known) for each in sentences]
 
-    def _sentence(self, found: Tagged) -> Sentence:
+    def _sentence(self, found: Tagged, scheme: str, known: Collection[str]) -> Sentence:
         """A sentence with checked tags."""
         words, tags, places, predicate = found
         if tags is None:
             return Sentence(words, None, places[0], predicate)
-        fixed = checked(tags, places, self.scheme, self.repair)
+        fixed = checked(tags, places, scheme, known, self.repair)
         for tag, place in zip(fixed, places) if self.labels else ():
             check_known(tag, place, self.labels)
-        num_repaired = sum(tag != there for tag, there in zip(fixed, tags))
+        num_repaired = 0 if scheme == "IOB1" else sum(map(ne, fixed, tags))
         return Sentence(words, fixed, places[0], predicate, num_repaired)
 
     def features(
@@ -148,29 +240,39 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     ) -> list[Plain]:
         """The fields of `writer.tag_fields` for each sentence."""
         predictions = self.predictions(logits, features, examples)
-        return [*map(tag_fields, examples, predictions)]
+        scheme = self.entity_scheme
+        return [tag_fields(*each, scheme) for each in zip(examples, predictions, strict=True)]
 
     def metrics(
         self, predictions: Sequence[Prediction], examples: Sequence[Sentence]
     ) -> dict[str, float]:
-        """`f1`, `precision` and `recall` of entities over all types, `accuracy` of words."""
-        return scores(*_known([p.tags for p in predictions], examples), self.scheme)
+        """`f1`, `precision` and `recall` of entities over all types, `accuracy` of words.
+
+        Without a scheme `accuracy` and `macro_f1`, the mean F1 of the tags.
+        """
+        return scores(*_known([p.tags for p in predictions], examples), self.entity_scheme)
 
     def baseline(
         self, train_examples: Sequence[Sentence], examples: Sequence[Sentence]
     ) -> dict[str, float]:
-        """The metrics of each word's most frequent tag in training, O for unseen words.
+        """The metrics of each word's most frequent tag in training.
 
-        `share_of_o` is the accuracy of tagging every word as O.
+        Unseen words get O, or the most frequent tag if there is no O. `share_of_o` is the accuracy
+        of tagging every word as O.
         """
         gold, guesses = _known(commonest_tags(train_examples, examples), examples)
-        return scores(gold, guesses, self.scheme) | {"share_of_o": share_of_o(gold)}
+        found = scores(gold, guesses, self.entity_scheme)
+        return found if self.entity_scheme == "none" else found | {"share_of_o": share_of_o(gold)}
 
     def per_class(
         self, predictions: Sequence[Prediction], examples: Sequence[Sentence]
     ) -> list[ClassScores]:
-        """Scores of each type of entity; `support` counts entities."""
-        return scores_of_types(*_known([p.tags for p in predictions], examples), self.scheme)
+        """Scores of each type of entity, or of each tag without a scheme.
+
+        `support` counts entities, or words.
+        """
+        known = _known([p.tags for p in predictions], examples)
+        return scores_of_types(*known, self.entity_scheme)
 
     def write_predictions(
         self,

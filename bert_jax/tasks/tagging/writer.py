@@ -16,11 +16,11 @@ def entity_fields(entities: Iterable[Entity]) -> list[Plain]:
     return [entity._asdict() | {"score": round(entity.score, 6)} for entity in entities]
 
 
-def tag_fields(example: Sentence, prediction: Prediction) -> Plain:
+def tag_fields(example: Sentence, prediction: Prediction, scheme: str) -> Plain:
     """A tagged sentence as values of a JSON object.
 
     They are `text`, the words with a space between them; `words`; the `tags` of the words and their
-    `probabilities`, with 6 decimals; and the `entities` that the tags mark in `text`.
+    `probabilities`, with 6 decimals; and the `entities` that the tags mark in `text` by `scheme`.
     """
     text, words = join_words(example.words)
     return {
@@ -28,7 +28,7 @@ def tag_fields(example: Sentence, prediction: Prediction) -> Plain:
         "words": list(example.words),
         "tags": prediction.tags,
         "probabilities": [round(float(each), 6) for each in prediction.probabilities],
-        "entities": entity_fields(find_entities(text, words, prediction)),
+        "entities": entity_fields(find_entities(text, words, prediction, scheme)),
     }
 
 
