@@ -417,7 +417,8 @@ def test_tfds_without_tensorflow(tmp_path):
     subprocess.run([sys.executable, "-c", BUILD_AND_READ, tmp_path], check=True)
     for name, message in (
         ("tfds:sotu:test", "cannot be read from data_dir"),
-        ("tfds:no_such_dataset", "cannot be read from data_dir"),
+        ("tfds:no_such_dataset", "`tfds build no_such_dataset --file_format=array_record --data"),
+        ("tfds:wikipedia/20230601.en", "apache-beam .*`, then `tfds build wikipedia/20230601.en"),
     ):
         with pytest.raises(UserError, match=message) as error:
             read(name, data_dir=str(tmp_path))
