@@ -160,7 +160,15 @@ def test_help_has_examples_and_is_as_wide_as_the_terminal(verb, capsys, monkeypa
 
 
 # Flags of other programs.
-FOREIGN = {"--worker", "--file_format", "--help", "--include", "--local-dir", "--repo-type"}
+FOREIGN = {
+    "--worker",
+    "--file_format",
+    "--data_dir",
+    "--help",
+    "--include",
+    "--local-dir",
+    "--repo-type",
+}
 # The verbs whose messages these modules, which others import too, write.
 SPEAKS_TO = {
     "config.arguments": CONFIGS,
