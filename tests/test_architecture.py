@@ -18,6 +18,7 @@ LAYERS = (
     {"", "errors"},
     {"json_values"},
     {"fields", "storage", "terminal"},
+    {"locks"},
     {"model", "data", "corpora"},
     {"objective", "parallel"},
     {"tasks"},

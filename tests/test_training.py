@@ -26,11 +26,12 @@ from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics
-from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.checkpoints import Checkpoints, latest_step, saved_steps
 from bert_jax.train.optimizers import AdamW
 from bert_jax.train.schedules import Schedule
-from bert_jax.train.state import init_state
+from bert_jax.train.state import TrainState, init_state
 from bert_jax.train.step import make_train_step
+from bert_jax.train.trainer import Trainer
 
 pytestmark = pytest.mark.core
 
@@ -209,12 +210,57 @@ def test_evaluation_fits_any_mesh(uninterrupted, sotu_store):
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
+def test_a_damaged_checkpoint_is_left_for_an_older_one(uninterrupted, sotu_store, tmp_path):
+    """The run goes on to the same end; the same command again goes on from the newest."""
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", uninterrupted, workdir], check=True)
+    for data in (workdir / "checkpoints" / "14" / "state").rglob("d/*"):
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    message = r"checkpoints/14: damaged: .* of steps \[10\]: go back with --config\.resume_from=10"
+    with pytest.raises(UserError, match=message):
+        pretrain(recipe(sotu_store, steps=15), epath.Path(workdir))
+    with pytest.raises(UserError, match=r"resume_from=9: .* there are \[10, 14\], and 0 begins"):
+        pretrain(recipe(sotu_store, resume_from=9), epath.Path(workdir))
+    back = recipe(sotu_store, resume_from=10)
+    assert pretrain(back, epath.Path(workdir))
+    assert_same_run(uninterrupted, workdir, 14)
+    assert pretrain(back, epath.Path(workdir))
+    assert saved_steps(workdir) == [10, 14]
+
+
 def test_divergence_is_reported_and_not_saved(sotu_store, tmp_path):
+    """The weights are finite after the first step, but useless."""
     workdir = epath.Path(tmp_path / "run")
-    config = recipe(sotu_store, **{"optimizer.learning_rate": 1e30, "optimizer.warmup_steps": 0})
-    with pytest.raises(TrainingDiverged, match=r"Lower config\.optimizer\.learning_rate"):
-        pretrain(config, workdir)
-    assert Checkpoints(workdir, read_only=True).latest_step() is None
+    changes = {"optimizer.warmup_steps": 0, "checkpoint_every": 1, "steps": 2}
+    for rate in (1e30, 1e9):
+        config = recipe(sotu_store, **changes, **{"optimizer.learning_rate": rate})
+        message = (
+            r"^step 1 changes .* Lower config\.optimizer\.learning_rate .*resume_from=0: .* 0$"
+        )
+        with pytest.raises(TrainingDiverged, match=message):
+            pretrain(config, workdir)
+        assert latest_step(workdir) is None
+    assert pretrain(recipe(sotu_store, **changes, resume_from=0), workdir)
+    assert saved_steps(workdir) == [1, 2]
+
+
+def test_the_way_back_leads_past_the_weights_that_diverged(tmp_path):
+    """The gradient of step 7 is that of the weights after step 6."""
+    state = TrainState(np.int32(6), {"w": np.ones(2)}, ())
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+        for step in (4, 6):
+            checkpoints.save(step, state, {})
+        norms = {"update_norm": 1e-3, "param_norm": 1.0}
+        for metrics, back in ((norms | {"grad_norm": np.inf}, 4), ({"update_norm": 101.0}, 6)):
+            trainer = Trainer(state, checkpoints, {})
+            trainer.done = 7
+            trainer._pending = [norms | {"grad_norm": 1.0, "learning_rate": 1.0} | metrics]
+            with pytest.raises(
+                TrainingDiverged, match=rf"--config\.resume_from={back}: .* {back}$"
+            ):
+                trainer.collect()
 
 
 def small_step(gradient_accumulation=1):

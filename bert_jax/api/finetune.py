@@ -41,7 +41,7 @@ from bert_jax.storage import read_json, write_json
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
 from bert_jax.tasks.protocol import AnyTask, settings
-from bert_jax.train.checkpoints import Checkpoints, latest_step
+from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.hooks import Evaluate, KeepBest, Log, save
 from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.optimizers import scale_by_depth
@@ -50,7 +50,14 @@ from bert_jax.train.program import Program
 from bert_jax.train.state import TrainState
 from bert_jax.train.step import Batch
 from bert_jax.train.trainer import Trainer
-from bert_jax.train.workdirs import check_same_run, claim_workdir, has_run
+from bert_jax.train.workdirs import (
+    check_same_run,
+    claim_workdir,
+    has_run,
+    held,
+    starting_step,
+    way_back,
+)
 
 
 def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
@@ -79,6 +86,11 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     setup = Setup.build(config, source, task, data)
     if config.seeds == 1:
         return train_once(config, workdir, setup)
+    if config.resume_from >= 0:
+        raise UserError(
+            f"config.resume_from={config.resume_from} goes back with one seed: give "
+            f"--workdir={workdir}/seed{config.seed} --config.seed={config.seed} --config.seeds=1"
+        )
     runs = {
         workdir / f"seed{seed}": dataclasses.replace(config, seed=seed, seeds=1)
         for seed in range(config.seed, config.seed + config.seeds)
@@ -203,14 +215,30 @@ class Setup(NamedTuple):
 
 def train_once(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
     """Trains with one seed, then scores the best checkpoint; False if a signal stopped it."""
+    with held(workdir):
+        return train(config, workdir, setup)
+
+
+def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
+    """Begins or resumes the run in a workdir that is held; see `train_once`."""
     task, data, program = setup.task, setup.data, setup.program
     description = setup.description(config)
     identity = {split: fingerprint(examples.features) for split, examples in data.items()}
     with hosts.agreement():
+        saved = saved_description(workdir) if has_run(workdir) else None
+        done = starting_step(workdir, saved, description, config.resume_from)
+        if saved is not None:
+            changed = differences(saved, description)
+            check_same_run(workdir, changed, identity, free_to_change(config))
+    progress: dict[str, Any] = {}
+    if done is None:
+        state = initial_state(config, setup)
+    else:
+        with way_back(config.resume_from), Checkpoints(workdir, read_only=True) as old:
+            state, progress = old.restore(program.abstract_state, done)
+        hosts.print_once(f"resuming at step {done}")
+    with hosts.agreement():
         if hosts.is_primary():
-            if has_run(workdir):
-                changed = differences(saved_description(workdir), description)
-                check_same_run(workdir, changed, identity, free_to_change(config))
             described = description | {"task": settings(to_plain(task))}
             for directory in (workdir, workdir / "best"):
                 claim_workdir(directory, described, identity, setup.source.wordpiece)
@@ -218,20 +246,15 @@ def train_once(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> boo
     features = data["train"].features
     batches = training_batches(config, setup.source.wordpiece, task, features, setup.mesh)
     baseline = task.baseline(data["train"].examples, data["dev"].examples)
-    done = latest_step(workdir)
     with (
-        Checkpoints(workdir) as checkpoints,
-        Checkpoints(workdir / "best") as best,
+        # Two of both, to go back once: the best before the last evaluation is then still there.
+        Checkpoints(workdir, keep=2, last=done or 0) as checkpoints,
+        Checkpoints(workdir / "best", keep=2, last=done or 0) as best,
         MetricsWriter(workdir, done or 0) as writer,
         Profiler(workdir / "profile") as profiler,
     ):
-        progress: dict[str, Any] = {}
         if done is None:
-            state = initial_state(config, setup)
             writer.write(0, "baseline", baseline)
-        else:
-            state, progress = checkpoints.restore(program.abstract_state)
-            hosts.print_once(f"resuming at step {done}")
         trainer = Trainer(state, checkpoints, progress)
         keep_best = KeepBest(best, next(iter(baseline)), workdir)
         evaluate = Evaluate(lambda params: setup.scores["dev"](params).metrics, writer, [keep_best])
@@ -348,9 +371,12 @@ def describe(
 def free_to_change(config: FinetuneConfig) -> list[str]:
     """Prefixes "field:" of what a resumed run may change: how it computes and reports.
 
-    What it learns may not change; nor, since runs are short, may the fields of the optimizer.
+    What it learns may not change; nor, since runs are short, may the fields of the optimizer,
+    unless the run goes back.
     """
     free = [*resumable(config, "finetune."), *resumable(config.numerics, "numerics.")]
+    if config.resume_from >= 0:
+        return [*free, "finetune.warmup_share:"]
     return [field for field in free if not field.startswith("finetune.optimizer.")]
 
 

@@ -25,7 +25,7 @@ from bert_jax.parallel.parallelism import parallelism
 from bert_jax.report.flops import peak_flops, pretraining_flops_per_example
 from bert_jax.report.live import draw_run
 from bert_jax.train.budget import Budget
-from bert_jax.train.checkpoints import Checkpoints, latest_step
+from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.hooks import Evaluate, Log, Target, save
 from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.profiling import Profiler
@@ -34,7 +34,14 @@ from bert_jax.train.schedules import Rate
 from bert_jax.train.state import TrainState, num_params
 from bert_jax.train.step import Batch, Metrics
 from bert_jax.train.trainer import Trainer
-from bert_jax.train.workdirs import check_same_run, claim_workdir, has_run
+from bert_jax.train.workdirs import (
+    check_same_run,
+    claim_workdir,
+    has_run,
+    held,
+    starting_step,
+    way_back,
+)
 
 
 def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
@@ -49,18 +56,21 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
 
     Raises:
       UserError: config, store and workdir do not fit together, or the processes differ.
-      TrainingDiverged: a gradient is not finite.
+      TrainingDiverged: a gradient is not finite, or an update destroys the parameters.
     """
     workdir = epath.Path(workdir)
     with hosts.agreement():
         store = configured_store(config)
     check_same(config, store)
     hosts.check_shared(workdir)
-    with hosts.agreement():
-        if hosts.is_primary():
-            check_can_go_on(workdir, config, store)
+    with held(workdir):
+        return train(config, workdir, store)
 
-    done = latest_step(workdir)
+
+def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
+    """Begins or resumes the run in a workdir that is held; see `pretrain`."""
+    with hosts.agreement():
+        done = check_can_go_on(workdir, config, store)
     initial: dict[str, Any] = {}
     if config.init_from and done is None:
         with hosts.agreement():
@@ -77,16 +87,17 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
     check_shapes(parts)
     describe(parts, store)
 
+    progress: dict[str, Any] = {}
+    if done is None:
+        state = parts[0].initial_state(config.seed, initial)
+    else:
+        with way_back(config.resume_from), Checkpoints(workdir, read_only=True) as saved:
+            state, progress = saved.restore(parts[0].program.abstract_state, done)
+        hosts.print_once(f"resuming at step {done}")
     with hosts.agreement():
         if hosts.is_primary():
             claim_workdir(workdir, config.to_dict(), identity(store), store.wordpiece)
-    with Checkpoints(workdir, keep=config.keep_checkpoints) as checkpoints:
-        progress: dict[str, Any] = {}
-        if done is None:
-            state = parts[0].initial_state(config.seed, initial)
-        else:
-            state, progress = checkpoints.restore(parts[0].program.abstract_state)
-            hosts.print_once(f"resuming at step {done}")
+    with Checkpoints(workdir, keep=config.keep_checkpoints, last=done or 0) as checkpoints:
         trainer = Trainer(state, checkpoints, progress)
         budget = Budget(config.steps, config.budget_hours, progress)
         target = Target("mlm_accuracy", config.target_mlm_accuracy, progress)
@@ -345,24 +356,30 @@ def is_over(config: PretrainConfig, done: int, budget: Budget, target: Target) -
     return ""
 
 
-def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -> None:
+def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -> int | None:
     """Checks that the workdir is new, or that its run can go on with this config and store.
+
+    Returns:
+      The step of the checkpoint to go on from; None to begin.
 
     Raises:
       UserError: the run in it is another one, or already has more steps.
     """
     if not has_run(workdir):
-        return
-    step = latest_step(workdir) or 0
+        return starting_step(workdir, None, config.to_dict(), config.resume_from)
+    saved = read_pretrain_config(workdir / "config.json").to_dict()
+    done = starting_step(workdir, saved, config.to_dict(), config.resume_from)
+    step = done or 0
     # A phase that has not begun may change, too.
     later = [s.name for s in config.stages() if s.name and s.first_step >= step]
-    changed = differences(read_pretrain_config(workdir / "config.json").to_dict(), config.to_dict())
+    changed = differences(saved, config.to_dict())
     check_same_run(workdir, changed, identity(store), [*resumable(config), *later])
     if step > config.steps:
         raise UserError(
             f"config.steps={config.steps}, but {workdir} has {step} steps already: "
             f"choose another --workdir or more steps"
         )
+    return done
 
 
 def identity(store: Store) -> dict[str, str]:

@@ -1,21 +1,33 @@
-"""Checkpoints of a training run: written asynchronously, pruned, restored into any mesh.
+"""Checkpoints of a training run: written asynchronously, pruned, restored into any mesh, checked.
 
-The only module that uses Orbax.
+A checkpoint holds a checksum of every array, and every reader compares them. This is the only
+module that uses Orbax.
 """
 
 import contextlib
+import functools
+import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from typing import Any
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from bert_jax.errors import UserError
+from bert_jax.errors import TrainingDiverged, UserError
+from bert_jax.parallel import hosts
+from bert_jax.storage import is_remote
+from bert_jax.train.checksums import Summary, named_leaves, summarize
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 # Warnings about its own options and about files of other versions, which no user can act on.
 logging.getLogger("absl").addFilter(
@@ -23,54 +35,138 @@ logging.getLogger("absl").addFilter(
 )
 _ERROR_NUMBER = re.compile(r"os_error_code='(\d+)'")
 
+ATTEMPTS = 10  # of a reader while a running training removes old checkpoints
+_STATE = "state"
+_COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint in object storage
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint does not hold what was saved.
+
+    Attributes:
+      fact: what is wrong and which other checkpoints are whole, without advice.
+      whole: steps of the other checkpoints that are whole, ascending.
+    """
+
+    def __init__(self, fact: str, whole: list[int]):
+        self.whole = whole
+        self.fact = f"{fact}; whole are the checkpoints of steps {whole or 'none'}"
+        super().__init__(self.fact + (f": read another with --step={whole[-1]}" if whole else ""))
+
+
+class _Damage(Exception):
+    """What is wrong with a checkpoint, in words that follow its path."""
+
+
+class _Array(NamedTuple):
+    """What a checkpoint records of an array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    checksum: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.dtype}{list(self.shape)}"
+
+
+_Arrays = Mapping[str, _Array]  # by path, as in "params/bert/pooler/kernel"
+
+
+def saved_steps(workdir: epath.PathLike) -> list[int]:
+    """The steps of a run's complete checkpoints, ascending; creates and opens nothing."""
+    directory = epath.Path(workdir) / "checkpoints"
+    for _ in range(ATTEMPTS):
+        # A running training may remove one while they are listed.
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            return sorted(ocp.utils.checkpoint_steps(directory))
+    return sorted(ocp.utils.checkpoint_steps(directory))
+
 
 def latest_step(workdir: epath.PathLike) -> int | None:
     """The step of a run's newest complete checkpoint, or None; creates and opens nothing."""
-    return max(ocp.utils.checkpoint_steps(epath.Path(workdir) / "checkpoints"), default=None)
+    return max(saved_steps(workdir), default=None)
 
 
 class Checkpoints:
     """The checkpoints below `workdir`/checkpoints, one directory per step.
 
     Besides the training state, each holds a small JSON object, `progress`: what the loop needs to
-    resume as if it had not stopped.
+    resume as if it had not stopped, and shape, type and checksum of every array.
     """
 
-    def __init__(self, workdir: epath.PathLike, *, keep: int = 1, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        *,
+        keep: int = 1,
+        last: int | None = None,
+        read_only: bool = False,
+    ):
         """Opens the checkpoints of a run.
 
         Args:
           workdir: directory of the run.
           keep: how many of the newest to keep.
+          last: remove those of later steps, from which the run does not go on; None for none.
           read_only: neither create nor delete anything.
         """
-        self.directory = epath.Path(workdir) / "checkpoints"
+        self._workdir = epath.Path(workdir)
+        self.directory = self._workdir / "checkpoints"
+        self._manager: ocp.CheckpointManager | None = None
+        if read_only:
+            if not self.directory.exists():
+                raise UserError(
+                    f"{self.directory}: no checkpoints; is {workdir} a training workdir, and has "
+                    "its run saved one yet?"
+                )
+            return
+        if last is not None:
+            with hosts.agreement():
+                if hosts.is_primary():
+                    self._remove_after(last)
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,
-            read_only=read_only,
+            max_to_keep=keep, create=True, cleanup_tmp_directories=True
         )
-        if read_only and not self.directory.exists():
-            raise UserError(f"{self.directory}: no checkpoints; is {workdir} a training workdir?")
-        # `resolve` would take gs:// for a local folder.
-        is_absolute = self.directory.is_absolute()
-        self._absolute = self.directory if is_absolute else self.directory.resolve()
         with _disk_errors(self.directory):
             self._manager = ocp.CheckpointManager(self._absolute, options=options)
 
+    @property
+    def _absolute(self) -> epath.Path:
+        """The directory as Orbax takes it; `resolve` would take gs:// for a local folder."""
+        is_absolute = self.directory.is_absolute()
+        return self.directory if is_absolute else self.directory.resolve()
+
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        return latest_step(self._workdir)
 
-    def save(self, step: int, state: Any, progress: dict[str, Any]) -> None:
+    def finished_steps(self) -> list[int]:
+        """The steps of all complete checkpoints, ascending; waits for the one being written."""
+        if self._manager:
+            self._manager.wait_until_finished()
+        return saved_steps(self._workdir)
+
+    def save(self, step: int, state: Any, progress: Mapping[str, Any]) -> None:
         """Starts to write a checkpoint; the state may be donated as soon as this returns.
 
         Raises:
+          TrainingDiverged: a parameter is not finite. Nothing is written.
           OSError: this or the last checkpoint cannot be written, such as to a full disk. Those
             before it are whole.
         """
-        items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(progress)}
+        summaries = summarize(state)
+        if bad := _not_finite(summaries):
+            raise TrainingDiverged(
+                f"{bad} holds values that are not finite numbers after step {step}: not saved"
+            )
+        arrays = {
+            name: [list(leaf.shape), str(leaf.dtype), summaries[name].checksum]
+            for name, leaf in named_leaves(state).items()
+        }
+        record = {**progress, "arrays": arrays}
+        record["crc32"] = _crc32(record)
+        items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(record)}
+        assert self._manager, "opened to read only"
         with _disk_errors(self.directory):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -86,20 +182,22 @@ class Checkpoints:
 
         Raises:
           UserError: there is no such checkpoint, or it holds a state of other shapes.
+          DamagedCheckpoint: it does not hold what was saved, or a parameter is not finite.
         """
-        step = self._existing(step)
-        items = {
-            "state": ocp.args.StandardRestore(abstract_state),
-            "progress": ocp.args.JsonRestore(),
-        }
-        try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"{self.directory / str(step)}: cannot be restored into this model: {reason}"
-            ) from error
-        return restored["state"], restored["progress"]
+
+        def read(path: epath.Path) -> tuple[Any, dict[str, Any], _Arrays]:
+            progress, arrays = _read_progress(path)
+            _check_fits(path, _stored_arrays(path, arrays), abstract_state)
+            with _reading(), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
+                arguments = ocp.args.StandardRestore(abstract_state)
+                return handler.restore(path / _STATE, args=arguments), progress, arrays
+
+        def check(found: tuple[Any, dict[str, Any], _Arrays]) -> None:
+            state, _, arrays = found
+            _check_values(arrays, summarize(state))
+
+        (state, progress, _), _ = self._read(step, read, check)
+        return state, progress
 
     def read_params(self, step: int | None = None) -> tuple[dict[str, Any], int]:
         """Reads only the parameters, of any model.
@@ -112,34 +210,74 @@ class Checkpoints:
 
         Raises:
           UserError: there is no such checkpoint.
+          DamagedCheckpoint: it does not hold what was saved, or a parameter is not finite.
         """
-        step = self._existing(step)
-        path = self._absolute / str(step) / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            saved = {"params": checkpointer.metadata(path).item_metadata.tree["params"]}
-            arguments = ocp.args.PyTreeRestore(
-                item=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved),
-                restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), saved),
-                partial_restore=True,
-            )
-            return checkpointer.restore(path, args=arguments)["params"], step
+        return self._read(step, _read_params)
+
+    def _read(
+        self,
+        step: int | None,
+        read: Callable[[epath.Path], T],
+        check: Callable[[T], None] = lambda found: None,
+    ) -> tuple[T, int]:
+        """Reads a checkpoint; the next one if a running training removes the newest meanwhile.
+
+        Args:
+          step: checkpoint to read; None for the newest.
+          read: reads the directory of a checkpoint, without waiting for other processes.
+          check: checks what was read, on all processes together.
+
+        Returns:
+          What was read, and the step.
+        """
+        for attempt in range(ATTEMPTS):
+            with hosts.agreement():
+                existing = self._existing(step)
+            chosen = int(hosts.gather(str(existing))[0])
+            found, damage = _attempt(read, self._absolute / str(chosen))
+            damage = next(filter(None, hosts.gather(damage)), "")
+            if not damage:
+                _, damage = _attempt(check, cast(T, found))
+            if not damage:
+                return cast(T, found), chosen
+            newest = hosts.gather(str(self.latest_step()))[0]
+            attempts = ATTEMPTS if step is None else 2
+            if newest == str(chosen) or attempt == attempts - 1:
+                break
+            time.sleep(0.1 * attempt)  # it may be half removed
+        others = [step for step in saved_steps(self._workdir) if step != chosen]
+        whole = [
+            step for step in others if not _attempt(_read_state, self._absolute / str(step))[1]
+        ]
+        raise DamagedCheckpoint(f"{self.directory / str(chosen)}: damaged: {damage}", whole)
 
     def _existing(self, step: int | None) -> int:
         """The step, or the newest; raises UserError if there is none."""
-        steps = sorted(self._manager.all_steps())
+        steps = saved_steps(self._workdir)
         if not steps or (step is not None and step not in steps):
-            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            wanted = "no checkpoint yet" if step is None else f"no checkpoint of step {step}"
             raise UserError(f"{self.directory}: {wanted}; there are {steps or 'none'}")
         return steps[-1] if step is None else step
+
+    def _remove_after(self, step: int) -> None:
+        for later in reversed(saved_steps(self._workdir)):
+            if later > step:
+                path = self._absolute / str(later)
+                if is_remote(path):
+                    (path / _COMMITTED).unlink()
+                else:  # under a name that Orbax takes for unfinished
+                    path = path.rename(path.with_name(f"{later}.orbax-checkpoint-tmp"))
+                path.rmtree()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *exception: object) -> None:
         """Waits until everything is written, also when training ends with an error."""
-        with _disk_errors(self.directory):
-            self._manager.wait_until_finished()
-            self._manager.close()
+        if self._manager:
+            with _disk_errors(self.directory):
+                self._manager.wait_until_finished()
+                self._manager.close()
 
 
 @contextlib.contextmanager
@@ -152,3 +290,123 @@ def _disk_errors(directory: epath.Path) -> Iterator[None]:
             raise
         number = int(found[1])
         raise OSError(number, os.strerror(number), os.fspath(directory)) from error
+
+
+def _attempt(action: Callable[[S], T], argument: S) -> tuple[T | None, str]:
+    """The result of an action, and what it found damaged."""
+    try:
+        return action(argument), ""
+    except _Damage as damage:
+        return None, str(damage)
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """Turns what Orbax and JSON raise on damaged files, which may be anything, into `_Damage`."""
+    _silence_what_is_left()
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise _Damage(f"cannot be read ({lines[0][:200]})") from error
+
+
+@functools.cache
+def _silence_what_is_left() -> None:
+    """Keeps quiet what Orbax leaves behind when it cannot read one of many arrays.
+
+    The other reads go on, and each complains that the event loop is closed.
+    """
+    report = sys.unraisablehook
+
+    def hook(ignored: Any) -> None:
+        code = getattr(ignored.object, "cr_code", None)
+        is_orbax = code is not None and "orbax" in code.co_filename
+        if not is_orbax and str(ignored.exc_value) != "Event loop is closed":
+            report(ignored)
+
+    sys.unraisablehook = hook
+
+
+def _read_progress(path: epath.Path) -> tuple[dict[str, Any], _Arrays]:
+    """`progress` of a checkpoint, and its arrays; none if an older version wrote it."""
+    with _reading():
+        progress = json.loads((path / "progress" / "metadata").read_text())
+    checksum = progress.pop("crc32", None)
+    if checksum is None and "arrays" not in progress:
+        return progress, {}
+    if checksum != _crc32(progress):
+        raise _Damage("progress is not what was saved")
+    arrays = progress.pop("arrays")
+    return progress, {
+        name: _Array(tuple(shape), dtype, checksum)
+        for name, (shape, dtype, checksum) in arrays.items()
+    }
+
+
+def _crc32(progress: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(progress, sort_keys=True).encode())
+
+
+def _stored_arrays(path: epath.Path, arrays: _Arrays) -> Any:
+    """Orbax's metadata of the stored arrays, which must be those that were saved."""
+    with _reading(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        tree = handler.metadata(path / _STATE).tree
+        stored = {
+            name: _Array(tuple(leaf.shape), str(leaf.dtype))
+            for name, leaf in named_leaves(tree).items()
+        }
+    for name in {**arrays, **stored} if arrays else ():
+        saved, found = arrays.get(name), stored.get(name)
+        if saved is None or found is None or saved[:2] != found[:2]:
+            raise _Damage(f"{name} is {found or 'missing'}, but {saved or 'nothing'} was saved")
+    return tree
+
+
+def _check_fits(path: epath.Path, stored: Any, abstract_state: Any) -> None:
+    """Raises UserError if a state of these shapes is not what is stored."""
+    found, wanted = (
+        {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
+        for tree in (stored, abstract_state)
+    )
+    for name in {**wanted, **found}:
+        here, there = (shapes.get(name, "nothing") for shapes in (found, wanted))
+        if here != there:
+            raise UserError(
+                f"{path}: cannot be restored into this model: {name} is {here}, but must be {there}"
+            )
+
+
+def _read_state(path: epath.Path, groups: Iterable[str] = ()) -> dict[str, Any]:
+    """All of a state, or some groups of it, as numpy arrays, checked."""
+    _, arrays = _read_progress(path)
+    tree = _stored_arrays(path, arrays)
+    with _reading(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+        tree = {group: tree[group] for group in groups or tree}
+        arguments = ocp.args.PyTreeRestore(
+            item=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree),
+            restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), tree),
+            partial_restore=True,
+        )
+        state: dict[str, Any] = handler.restore(path / _STATE, args=arguments)
+    _check_values(arrays, summarize(state))
+    return state
+
+
+def _read_params(path: epath.Path) -> dict[str, Any]:
+    params: dict[str, Any] = _read_state(path, ["params"])["params"]
+    return params
+
+
+def _check_values(arrays: _Arrays, summaries: Mapping[str, Summary]) -> None:
+    for name, summary in summaries.items():
+        if arrays and summary.checksum != arrays[name].checksum:
+            raise _Damage(f"{name} is not what was saved")
+    if bad := _not_finite(summaries):
+        raise _Damage(f"{bad} holds values that are not finite numbers")
+
+
+def _not_finite(summaries: Mapping[str, Summary]) -> str | None:
+    """The first parameter that holds NaN or infinity."""
+    names = (name for name, summary in summaries.items() if not summary.finite)
+    return next((name for name in names if name.startswith("params/")), None)

@@ -123,7 +123,8 @@ class KeepBest:
     def __call__(self, trainer: Trainer, scores: Scores) -> None:
         lines = read_metrics(self._workdir)
         earlier = [x[self._metric] for x in lines if x["split"] == "heldout" and self._metric in x]
-        if scores[self._metric] > max(earlier, default=-math.inf):
+        # Of equal ones the latest, which has seen the most.
+        if scores[self._metric] >= max(earlier, default=-math.inf):
             self._best.save(trainer.done, {"params": trainer.state.params}, dict(scores))
 
 

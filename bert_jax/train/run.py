@@ -21,6 +21,13 @@ class Run:
         'generator for dropout: "threefry" is the same on every mesh, "rbg" is cheap on TPUs',
         choices=("threefry", "rbg"),
     )
+    resume_from: int = field(
+        -1,
+        "checkpoint to go back to: later ones and their metrics are removed, 0 begins anew; "
+        "the same command again goes on from the newest, as without it, at -1",
+        bounds="[-1, inf)",
+        resume=True,
+    )
     log_every: int = field(100, "steps between lines of metrics", bounds=POSITIVE, resume=True)
 
     def check(self, path: str) -> None:

@@ -47,7 +47,8 @@ def make_train_step(
     Returns:
       The step. Its dropout key is typed, and folded with step and microbatch; None trains without
       dropout. Its metrics are the objective's sums, those of `count_positions`, and the scalars
-      "grad_norm" (before clipping) and "learning_rate".
+      "grad_norm" (before clipping), "update_norm", "param_norm" (before the update) and
+      "learning_rate".
     """
 
     def train_step(
@@ -89,7 +90,12 @@ def make_train_step(
         learning_rate = rate(state.step, *horizon)
         params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
         metrics |= count_positions(batch)
-        metrics |= {"grad_norm": optax.tree.norm(gradients), "learning_rate": learning_rate}
+        metrics |= {
+            "grad_norm": optax.tree.norm(gradients),
+            "update_norm": learning_rate * optax.tree.norm(direction),
+            "param_norm": optax.tree.norm(state.params),
+            "learning_rate": learning_rate,
+        }
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return train_step

@@ -17,6 +17,10 @@ from bert_jax.train.metrics import Stopwatch, Sums, add_sums
 from bert_jax.train.state import TrainState
 from bert_jax.train.step import Batch, Metrics
 
+# A step that changes the parameters by more than this multiple of their norm has destroyed them.
+# Real recipes change them by less than a tenth.
+MOST_UPDATE = 100.0
+
 Hook = Callable[["Trainer"], None]
 
 
@@ -191,7 +195,8 @@ class Trainer:
           last_step: total steps of the run at which to stop.
 
         Raises:
-          TrainingDiverged: a gradient is not finite. The state is not saved.
+          TrainingDiverged: a gradient is not finite, or an update is larger than the parameters by
+            far. The state is not saved.
         """
         self._stage_end = last_step
         self.stopwatch = Stopwatch()
@@ -232,22 +237,18 @@ class Trainer:
         """Adds the metrics of the latest steps to `sums`; waits for these steps to finish.
 
         Raises:
-          TrainingDiverged: a gradient is not finite.
+          TrainingDiverged: a gradient is not finite, or an update is larger than the parameters by
+            far.
         """
         fresh = [metrics | {"steps": 1} for metrics in jax.device_get(self._pending)]
         if not fresh:
             return
         self._pending.clear()
+        for step, metrics in enumerate(fresh, start=self.done - len(fresh) + 1):
+            self._check(step, metrics)
         self.stopwatch.count(add_sums(fresh))
         self.sums = add_sums([self.sums, *fresh])
         self.sums["learning_rate"] = float(fresh[-1]["learning_rate"])
-        if not math.isfinite(self.sums["grad_norm"]):
-            raise TrainingDiverged(
-                f"the gradient became infinite or NaN by step {self.done}. Lower "
-                f"config.optimizer.learning_rate or raise config.optimizer.warmup_steps and run "
-                f"again: the run resumes from its last checkpoint "
-                f"({self.checkpoints.latest_step() or 'none yet'})"
-            )
 
     def save(self) -> None:
         """Starts to write a checkpoint of the current state."""
@@ -268,6 +269,24 @@ class Trainer:
         print_once(f"compiled in {seconds:.0f} s")
         self.stopwatch.skip(seconds)
         return metrics
+
+    def _check(self, step: int, metrics: dict[str, Any]) -> None:
+        """Checks a step, and takes from its metrics what no one else needs."""
+        update, params = (float(metrics.pop(name)) for name in ("update_norm", "param_norm"))
+        good = step - 1  # the newest state that is known to be good
+        if not math.isfinite(metrics["grad_norm"]):
+            why = f"the gradient of step {step} is infinite or NaN"
+            good -= 1  # that state has this gradient
+        elif not update <= MOST_UPDATE * params < math.inf:
+            why = f"step {step} changes the parameters of norm {params:.4g} by {update:.4g}"
+        else:
+            return
+        back = max((s for s in self.checkpoints.finished_steps() if s <= good), default=0)
+        place = f"the last good checkpoint, of step {back}" if back else "step 0"
+        raise TrainingDiverged(
+            f"{why}. Lower config.optimizer.learning_rate or raise config.optimizer.warmup_steps "
+            f"and give --config.resume_from={back}: the run goes on from {place}"
+        )
 
     def _is_over(self) -> bool:
         return any(condition() for condition in self._conditions)

@@ -1,18 +1,35 @@
 """The directory of a run: whether a run may start or resume there, and what describes it."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
 
 from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece
 from bert_jax.errors import UserError
+from bert_jax.locks import locked
 from bert_jax.parallel import hosts
 from bert_jax.storage import UNFINISHED, read_json, write_json
-from bert_jax.train.checkpoints import latest_step
+from bert_jax.train.checkpoints import DamagedCheckpoint, latest_step, saved_steps
 
 # What an interrupted start may leave in a workdir, besides files with `UNFINISHED` names.
-CLAIM = (VOCAB_FILE, CONFIG_FILE, "data.json")
+CLAIM = (VOCAB_FILE, CONFIG_FILE, "data.json", "lock")
+
+
+@contextlib.contextmanager
+def held(workdir: epath.Path) -> Iterator[None]:
+    """Keeps other runs out of a workdir during the block.
+
+    Raises:
+      UserError: another run is in it, or something other than a run.
+    """
+    with contextlib.ExitStack() as stack:
+        with hosts.agreement():
+            has_run(workdir)
+            if hosts.is_primary():
+                stack.enter_context(locked(workdir / "lock", str(workdir)))
+        yield
 
 
 def has_run(workdir: epath.Path) -> bool:
@@ -29,6 +46,49 @@ def has_run(workdir: epath.Path) -> bool:
             raise UserError(f"{workdir} is not empty and holds no run: choose another --workdir")
         return False
     return latest_step(workdir) is not None
+
+
+def starting_step(
+    workdir: epath.Path, saved: Mapping[str, Any] | None, config: Mapping[str, Any], wanted: int
+) -> int | None:
+    """The step of the checkpoint that a run goes on from; None to begin.
+
+    Args:
+      workdir: directory of the run.
+      saved: its `config.json`; None if it holds no run.
+      config: what `config.json` will hold. If nothing changes, the command was given before, so
+        that going back is done already.
+      wanted: `resume_from` of the config.
+
+    Raises:
+      UserError: the checkpoint to go back to does not exist.
+    """
+    steps = saved_steps(workdir)
+    if wanted < 0 or saved == config:
+        return max(steps, default=None)
+    if wanted and wanted not in steps:
+        raise UserError(
+            f"config.resume_from={wanted}: {workdir} has no such checkpoint; there are "
+            f"{steps or 'none'}, and 0 begins anew"
+        )
+    return wanted or None
+
+
+@contextlib.contextmanager
+def way_back(wanted: int) -> Iterator[None]:
+    """Adds to the error about a damaged checkpoint how the run can go on.
+
+    Args:
+      wanted: `resume_from` of the config.
+    """
+    try:
+        yield
+    except DamagedCheckpoint as error:
+        other = max(error.whole, default=0)
+        advice = f"go back with --config.resume_from={other}"
+        if other == wanted:  # an option that does not change has no effect again
+            advice = f"to go back to step {other}, delete the damaged one"
+        raise UserError(f"{error.fact}: {advice}") from error
 
 
 def _is_claim(name: str) -> bool:
@@ -61,7 +121,7 @@ def check_same_run(
             f"Choose another --workdir, or give the old values to resume"
         )
     for line in changed:
-        hosts.print_here(f"changed since the last start: {line}")
+        hosts.print_once(f"changed since the last start: {line}")
 
 
 def claim_workdir(
