@@ -58,7 +58,7 @@ def get_config(batch_size: str = "448") -> ConfigDict:
     optimizer.name = "lamb"
     optimizer.schedule.name = "poly"
     optimizer.learning_rate = rate
-    optimizer.warmup_steps = warmup
+    optimizer.warmup_steps = config.get_oneway_ref("steps") * warmup // steps
     optimizer.b1 = b1
     optimizer.b2 = b2
     return config

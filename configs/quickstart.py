@@ -17,8 +17,9 @@ def get_config() -> ConfigDict:
     config = bert("tiny")
     config.steps = 4_000
     config.log_every = 50
-    config.eval_every = config.get_oneway_ref("steps") // 8
-    config.checkpoint_every = config.get_oneway_ref("steps") // 8
+    eighth = (config.get_oneway_ref("steps") + 7) // 8  # at least 1
+    config.eval_every = eighth
+    config.checkpoint_every = eighth
 
     model = config.model
     model.vocab_size = 8_192

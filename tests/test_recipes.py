@@ -51,6 +51,16 @@ def test_recipe_builds(stage: Stage):
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_takes_any_number_of_steps(recipe):
+    """Fields that are derived from it stay in their bounds."""
+    names = [f"phases[{index}].steps" for index in range(len(load(recipe).phases))] or ["steps"]
+    for steps in range(1, 11):
+        config = configured(recipe, **dict.fromkeys(names, steps))
+        assert config.steps == steps * len(names)
+        assert config.checkpoint_every > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_docstring_holds_command_source_and_cost(recipe):
     text = importlib.import_module(Path(recipe).stem).__doc__
     assert "bert-jax pretrain --config=" in text or "bash launch/" in text
