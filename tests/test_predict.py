@@ -1,5 +1,6 @@
 """`bert-jax predict`: files in, files out."""
 
+import contextlib
 import io
 import json
 import re
@@ -12,6 +13,8 @@ from portables import make_portable
 from bert_jax import load
 from bert_jax.__main__ import main
 from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.errors import UserError
+from bert_jax.inference.text_lines import Line, TextLines
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import PRETRAINING
 
@@ -130,7 +133,9 @@ def test_next_sentence(model, bert, tmp_path, monkeypatch, capsys):
 
 def test_fill_mask(model, bert, monkeypatch, capsys):
     masked = ["The [MASK] is [MASK].", "[MASK] [MASK] [MASK]"]
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"{masked[0]}\n\n{masked[1]}\n"))
+    monkeypatch.setattr(
+        "sys.stdin", io.TextIOWrapper(io.BytesIO(f"{masked[0]}\n\n{masked[1]}\n".encode()))
+    )
     assert main(["predict", "fill-mask", f"--model={model}", "--top-k=2"]) == 0
     lines = iter(capsys.readouterr().out.splitlines())
     for text, masks in zip(masked, bert.fill_mask(masked, top_k=2)):
@@ -144,9 +149,12 @@ def test_fill_mask(model, bert, monkeypatch, capsys):
 
 BAD_LINES = {
     "empty.txt": (b"one\n \ntwo\n", r"line 2: empty text"),
-    "latin1.txt": ("one\nCaf\xe9\ntwo\n".encode("latin-1"), r"line 2: byte 4 is not UTF-8"),
+    "latin1.txt": (
+        "one\nCaf\xe9\ntwo\n".encode("latin-1"),
+        r"line 2: byte 4 of the line is not UTF-8",
+    ),
     "plain.jsonl": (b'{"text": "one"}\ntwo\n{"text": "two"}\n', r"line 2: not JSON \(Expecting"),
-    "list.jsonl": (b'{"text": "one"}\n["two"]\n{"text": "two"}\n', r"line 2: not a JSON object"),
+    "list.jsonl": (b'{"text": "one"}\n["two"]\n{"text": "two"}\n', r"line 2: list, not an object"),
     "other.jsonl": (
         b'{"text": "one"}\n{"body": "two"}\n{"text": "two"}\n',
         r"line 2: no text in text_a; there must be text, or text_a and text_b \[body\]",
@@ -198,20 +206,27 @@ def test_bad_pair(model, tmp_path, monkeypatch, capsys):
 
 MISTAKES = {
     "gone.txt --output={tmp}/out.npy": r"gone\.txt: no such file",
+    "gone.csv": r"gone\.csv: no such file",
+    "{tmp} --output={tmp}/out.npy": r": a folder; name a file in it",
     "{tmp}/empty.txt --output={tmp}/out.npy": r"empty\.txt: no text to read",
+    "{tmp}/empty.txt {tmp}/texts.txt": r"empty\.txt is a file: give one FILE, or texts",
+    "a b c": r"3 texts on the command line: two TEXTs are a pair",
+    "{tmp}/texts.txt --format=csv": r"texts\.txt, line 1: none of the columns text, .* in \[one\]",
+    "{tmp}/texts.txt --format=json --columns=a,b,c": r"--columns=a,b,c: 3 columns",
     "{tmp}/empty.txt --output={tmp}/out.csv": r"out\.csv: must be a local file that ends in",
     "{tmp}/empty.txt --output=gs://bucket/out.npy": r"gs://bucket/out\.npy: must be a local file",
     "{tmp}/empty.txt --output={tmp}/out.npy --pooling=tokens": r"texts differ in tokens; use \.js",
-    "{tmp}/empty.txt --output={tmp}/gone/out.npy": r"gone/out\.npy\.unfinished: No such file",
-    "{tmp}/empty.txt --output={tmp}/out.npy --layers=9": r"layer 9: there are 0 \(emb",
-    "{tmp}/empty.txt --output={tmp}/out.npy --layers=x": r"argument --layers: invalid .* 'x'",
-    "{tmp}/empty.txt --output={tmp}/out.npy --step=4": r"no checkpoint of step 4; there are \[0\]",
+    "{tmp}/texts.txt --output={tmp}/gone/out.npy": r"gone/out\.npy\.unfinished: No such file",
+    "{tmp}/texts.txt --output={tmp}/out.npy --layers=9": r"layer 9: there are 0 \(emb",
+    "{tmp}/texts.txt --output={tmp}/out.npy --layers=x": r"argument --layers: invalid .* 'x'",
+    "{tmp}/texts.txt --output={tmp}/out.npy --step=4": r"no checkpoint of step 4; there are \[0\]",
 }
 
 
 @pytest.mark.parametrize("arguments", MISTAKES)
 def test_mistake(model, tmp_path, capsys, arguments):
     (tmp_path / "empty.txt").touch()
+    (tmp_path / "texts.txt").write_text("one\n")
     command = ["predict", "features", f"--model={model}", *arguments.format(tmp=tmp_path).split()]
     try:
         code = main(command)
@@ -219,4 +234,145 @@ def test_mistake(model, tmp_path, capsys, arguments):
         code = exit_.code
     assert code == 2
     assert re.search(MISTAKES[arguments], capsys.readouterr().err.splitlines()[-1])
-    assert [path.name for path in tmp_path.iterdir()] == ["empty.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"empty.txt", "texts.txt"}
+
+
+UNUSABLE = {
+    "empty.txt": (b"", "no text to read"),
+    "blank.txt": (b"\n \n", r"line 1: empty text; fix it"),
+    "blank.jsonl": (b"\n\n", "no text to read"),
+    "header.csv": (b"text,label\n", "no text to read"),
+    "other.csv": (b"review,label\ngood,1\n", r"line 1: none of the columns text, .* \[review, lab"),
+    "other.tsv": (b"review\tlabel\ngood\t1\n", r"line 2: no text in text_a; .* \[review, label\]"),
+    "twice.csv": (b"text,text\na,b\n", "line 1: two columns are called 'text'"),
+    "open.csv": (b'text\n"one\n', r"line 2: not CSV \(unexpected end of data\)"),
+    "number.json": (b"3", "line 1: int, not an object"),
+    "deep.jsonl": (b"[" * 100_000 + b"\n", "line 1: not usable JSON .*nested too deeply"),
+    "half.jsonl": (b'{"text": "\\ud83d"}\n', r"line 1: \\ud83d is half a character"),
+    "digits.jsonl": (b'{"text": ' + b"9" * 5000 + b"}\n", r"line 1: not JSON \(Exceeds the limit"),
+    "binary.txt": (
+        bytes(range(256)),
+        "line 1: empty text|line 2: byte 118 of the line is not UTF-8",
+    ),
+    "image.png": (b"\x89PNG\r\n\x1a\n", "line 1: byte 1 of the line is not UTF-8"),
+    "nothing.parquet": (b"PAR1", "nothing.parquet: not Parquet"),
+    "texts.txt.gz": (b"no gzip", "texts.txt.gz: damaged or cut short"),
+    "words.conll": (b"one O\n", "takes text, tsv, csv, jsonl, json, parquet; --format says which"),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_file_is_checked_before_the_model_is_read(tmp_path, monkeypatch, capsys, name):
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    content, message = UNUSABLE[name]
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr("bert_jax.inference.trained.load", lambda *_, **__: pytest.fail("read"))
+    command = ["predict", "features", "--model=none", str(tmp_path / name)]
+    assert main(command) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, error)
+    # Nothing else is left if bad lines are skipped.
+    assert main([*command, "--skip-bad-lines"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert re.search(f"{message}|no text to read", error)
+
+
+def test_standard_input_may_be_closed(monkeypatch, capsys):
+    for stdin, message in (
+        (None, "standard input is closed: name a FILE, or give a TEXT"),
+        (io.TextIOWrapper(io.BytesIO(b"")), "standard input: no text to read"),
+        (io.TextIOWrapper(io.BytesIO(b"\xff\n")), "standard input, line 1: byte 1 of the line is"),
+    ):
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert main(["predict", "features", "--model=none"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_tables_of_all_formats(model, bert, tmp_path, monkeypatch, capsys):
+    """Rows keep their other columns; a bad one may be left out."""
+    rows = [("1", 'A "quoted", text'), ("2", "two\nlines"), ("3", "three")]
+    quoted = "".join('{},"{}"\n'.format(i, t.replace('"', '""')) for i, t in rows)
+    given = {
+        "t.csv": f"id,sentence\n{quoted}",
+        "t.tsv": "id\tsentence\n" + quoted.replace(',"', '\t"'),
+        "t.json": json.dumps([{"id": i, "text": t} for i, t in rows]),
+        "t.jsonl": "\n" + "".join(json.dumps({"id": i, "text": t}) + "\n" for i, t in rows),
+    }
+    expected = bert.encode([text for _, text in rows])
+
+    def vectors(*arguments):
+        assert main(["predict", "features", f"--model={model}", *map(str, arguments)]) == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    for name, content in given.items():
+        (tmp_path / name).write_text(content)
+        found = vectors(tmp_path / name)
+        assert [(line["id"], line.get("text", line.get("sentence"))) for line in found] == rows
+        assert_close([line["vector"] for line in found], expected)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given["t.csv"].encode())))
+    found = vectors("--format=csv")
+    assert_close([line["vector"] for line in found], expected)
+
+    (tmp_path / "own.csv").write_text("3,three,four\n,,\n")
+    found = vectors(tmp_path / "own.csv", "--columns=2,3", "--skip-bad-lines")
+    assert_close([line["vector"] for line in found], bert.encode([("three", "four")]))
+    (tmp_path / "long.csv").write_text("text\none\ntwo,too many\nthree\n")
+    assert main(["predict", "features", f"--model={model}", str(tmp_path / "long.csv")]) == 2
+    assert "line 3: 2 fields under a header of 1" in capsys.readouterr().err
+    assert len(vectors(tmp_path / "long.csv", "--skip-bad-lines")) == 2
+
+
+def test_texts_on_the_command_line(model, bert, capsys):
+    command = ["predict", "features", f"--model={model}"]
+    assert main([*command, "We are at peace."]) == 0
+    assert main([*command, *PAIRS[0]]) == 0
+    single, pair = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (single["text"], pair["text_a"], pair["text_b"]) == ("We are at peace.", *PAIRS[0])
+    assert_close(single["vector"], bert.encode(["We are at peace."])[0])
+    assert_close(pair["vector"], bert.encode([PAIRS[0]])[0])
+    assert main(["predict", "next-sentence", f"--model={model}", *PAIRS[1]]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert_close(found["probability"], bert.next_sentence([PAIRS[1]])[0])
+    for texts, message in (
+        (["alone"], "1 texts on the command line: two TEXTs are the pair"),
+        (["a", " "], "a TEXT is empty"),
+        (["a", "b\udcff"], r"'b\udcff' is not UTF-8"),
+    ):
+        assert main(["predict", "next-sentence", "--model=none", *texts]) == 2
+        assert message in capsys.readouterr().err
+    assert main(["predict", "fill-mask", "--model=none", "no mask"]) == 2
+
+
+def test_a_text_without_a_mask_is_a_bad_line(model, tmp_path, capsys):
+    (tmp_path / "masked.jsonl").write_text('{"text": "The [MASK]."}\n{"text": "The end."}\n')
+    command = ["predict", "fill-mask", f"--model={model}", str(tmp_path / "masked.jsonl")]
+    assert main(command) == 2
+    assert "masked.jsonl, line 2: no [MASK] in the text; fix it or" in capsys.readouterr().err
+    assert main([*command, "--skip-bad-lines"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "The [MASK]."
+
+
+def test_fields_of_the_input_are_not_overwritten():
+    line = Line(1, "a", {"text": "a", "label": "gold", "when": np.float32(1)})
+    found = json.loads(line.json({"label": "guess"}))
+    assert found == {"text": "a", "input_label": "gold", "when": "1.0", "label": "guess"}
+
+
+def test_lines_of_anything(tmp_path):
+    """Whatever a line holds, it is a text or one counted line."""
+    random = np.random.default_rng(0)
+    bits = [b'{"text": "a"}', b'"', b"\\ud800", b"{", b"[", b"]}", b"\t", b",", b"1e999", b"NaN"]
+    bits += [b"\xff", b"\x00", b"\r", b"\xef\xbb\xbf", b"text", b"null", b": ", b" ", "é".encode()]
+    for number in range(300):
+        lines = [b"".join(random.choice(bits, random.integers(5))) for _ in range(4)]
+        for suffix in ("txt", "jsonl", "json", "csv", "tsv"):
+            file = tmp_path / f"lines.{suffix}"
+            file.write_bytes(b"\n".join([b"text", *lines] if suffix[1:] == "sv" else lines))
+            for skip in (False, True):
+                texts = TextLines(str(file), suffix.replace("txt", "text"), skip=skip)
+                with contextlib.suppress(UserError):
+                    for line in texts:
+                        json.loads(line.json({}).encode())
+                        assert number or line.text
+                assert not texts.skipped or texts.first_skipped

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from etils import epath
 
-from bert_jax.cli import flags
+from bert_jax.cli import flags, inputs
+from bert_jax.data.wordpiece import MASK
 from bert_jax.errors import UserError
 from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
-from bert_jax.inference.text_lines import FORMATS, Line, TextLines
+from bert_jax.inference.text_lines import Line, Lines
 from bert_jax.terminal import printable, say, say_json
 
 if TYPE_CHECKING:
-    from bert_jax.fields import Plain
-    from bert_jax.inference.trained import TrainedBert
+    from bert_jax.inference.trained import Guess, TrainedBert
     from bert_jax.tasks.answering.decoding import Prediction
     from bert_jax.tasks.classification.decoding import Verdict
     from bert_jax.tasks.tagging.plain_text import Entity
@@ -48,43 +48,48 @@ def _add_fill_mask(tasks: Any) -> None:
     task = tasks.add_parser(
         "fill-mask",
         help="guess the words behind [MASK]",
-        description="Guesses the words behind every [MASK] of a text.",
+        description="Guesses the words behind every [MASK] of a text. Prints each text, and under "
+        "it a line for each mask: the most probable words with their probabilities.",
         epilog="example:\n  bert-jax predict fill-mask --model=runs/quickstart "
         '"The president of the United [MASK]."',
     )
     task.set_defaults(run=_fill_mask)
     _add_model(task)
+    inputs.add(task, inputs.SINGLE)
     task.add_argument("--top-k", type=int, default=5, metavar="K", help="guesses for each mask")
-    task.add_argument("texts", nargs="*", metavar="TEXT", help="default: lines of standard input")
 
 
 def _fill_mask(arguments: argparse.Namespace) -> None:
-    texts = arguments.texts or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not texts:
-        raise UserError("no TEXT on the command line or standard input")
-    for text, masks in zip(texts, _load(arguments).fill_mask(iter(texts), arguments.top_k)):
-        say(text)
+    lines, bert = inputs.read(arguments, must_have=MASK), _load(arguments)
+
+    def fill_mask(texts: Iterator[str]) -> Iterator[list[list["Guess"]]]:
+        return bert.fill_mask(texts, arguments.top_k)
+
+    for line, masks in _with_results(lines, fill_mask):
+        say(line.text)
         for guesses in masks:
             say("   " + "  ".join(f"{g.token} {g.probability:.1%}" for g in guesses))
+    _report_skipped(lines)
 
 
 def _add_next_sentence(tasks: Any) -> None:
     task = tasks.add_parser(
         "next-sentence",
         help="print the probability that B follows A",
-        description="Prints pairs of texts as JSON lines, with the probability that B follows A.",
-        epilog="example:\n  printf 'Let us begin.\\tLet us go forward.\\n' | "
-        "bert-jax predict next-sentence --model=runs/quickstart",
+        description="Prints pairs of texts as JSON lines, with `probability`: that B follows A.",
+        epilog="examples:\n  bert-jax predict next-sentence --model=runs/quickstart "
+        '"Let us begin." "Let us go forward."\n'
+        "  bert-jax predict next-sentence --model=runs/quickstart pairs.tsv",
     )
     task.set_defaults(run=_next_sentence)
     _add_model(task)
-    _add_input(task, default="tsv", formats=("tsv", "jsonl"))
+    inputs.add(task, inputs.PAIRS)
 
 
 def _next_sentence(arguments: argparse.Namespace) -> None:
-    lines, bert = _lines(arguments, pairs=True), _load(arguments)
+    lines, bert = inputs.read(arguments), _load(arguments)
     for line, probability in _with_results(lines, bert.next_sentence):
-        say_json(line.fields | {"probability": round(probability, 6)})
+        say_json(line.merged({"probability": round(probability, 6)}))
     _report_skipped(lines)
 
 
@@ -93,12 +98,13 @@ def _add_features(tasks: Any) -> None:
         "features",
         help="turn texts into vectors",
         description="Turns texts, or pairs of texts, into vectors, one line at a time.",
-        epilog="example:\n  bert-jax predict features --model=runs/quickstart sentences.txt "
-        "--output=sentences.npy",
+        epilog="examples:\n  bert-jax predict features --model=runs/quickstart sentences.txt "
+        "--output=sentences.npy\n"
+        '  bert-jax predict features --model=runs/quickstart "One text."',
     )
     task.set_defaults(run=_features)
     _add_model(task)
-    _add_input(task, default="text", formats=("text", "tsv", "jsonl"))
+    inputs.add(task, inputs.EITHER)
     task.add_argument(
         "--output",
         metavar="FILE",
@@ -126,7 +132,7 @@ def _features(arguments: argparse.Namespace) -> None:
     from bert_jax.inference.vector_files import check_output, vector_file
 
     check_output(arguments.output, arguments.pooling)
-    lines, bert = _lines(arguments), _load(arguments)
+    lines, bert = inputs.read(arguments), _load(arguments)
 
     def encode(texts: Iterator[Any]) -> Iterator[Any]:
         return bert.encode(texts, arguments.pooling, arguments.layers)
@@ -134,11 +140,17 @@ def _features(arguments: argparse.Namespace) -> None:
     with (
         vector_file(arguments.output) as write,
         # disable=None: no bar if standard error is not a terminal.
-        tqdm(total=lines.size, unit="B", unit_scale=True, mininterval=0.5, disable=None) as bar,
+        tqdm(
+            total=lines.size,
+            unit="B" if lines.size else " texts",
+            unit_scale=True,
+            mininterval=0.5,
+            disable=None,
+        ) as bar,
     ):
         for line, vectors in _with_results(lines, encode):
             write(line, vectors, bert.tokens(line.text) if arguments.pooling == "tokens" else None)
-            bar.update(line.size)
+            bar.update(line.size if lines.size else 1)
     _report_skipped(lines)
 
 
@@ -187,29 +199,28 @@ def _add_classify(tasks: Any) -> None:
         "classify",
         help="classify or score texts",
         description="Classifies or scores texts, or pairs of texts, with a fine-tuned classifier "
-        "or regression. Prints them as JSON lines with the results.",
-        epilog="example:\n  bert-jax predict classify --model=runs/sst2/best reviews.txt",
+        "or regression. Prints them as JSON lines with `label`, the most probable class, its "
+        "`probability`, and the `probabilities` of all classes; or with the `score` that a "
+        "regression predicts.",
+        epilog="examples:\n  bert-jax predict classify --model=runs/sst2/best reviews.csv\n"
+        '  bert-jax predict classify --model=runs/sst2/best "A wonderful film."',
     )
     task.set_defaults(run=_classify)
     _add_model(task)
-    _add_input(task, default="text", formats=("text", "tsv", "jsonl"))
+    inputs.add(task, inputs.EITHER)
     _add_max_seq_length(task, "tokens to which longer texts are cut", "the model's positions")
 
 
 def _classify(arguments: argparse.Namespace) -> None:
-    lines, bert = _lines(arguments), _load(arguments)
+    lines, bert = inputs.read(arguments), _load(arguments)
+
+    from bert_jax.tasks.classification.writer import verdict_fields
 
     def classify(texts: Iterator[Any]) -> Iterator["Verdict"]:
         return bert.classify(texts, arguments.max_seq_length)
 
     for line, found in _with_results(lines, classify):
-        if isinstance(found, float):
-            said: Plain = {"score": round(found, 6)}
-        else:
-            rounded = {label: round(probability, 6) for label, probability in found.items()}
-            label = next(iter(rounded))
-            said = {"label": label, "probability": rounded[label], "probabilities": rounded}
-        say_json(line.fields | said)
+        say_json(line.merged(verdict_fields(found)))
     _report_skipped(lines)
 
 
@@ -217,25 +228,28 @@ def _add_tag(tasks: Any) -> None:
     task = tasks.add_parser(
         "tag",
         help="find entities in texts",
-        description="Prints texts as JSON lines, with the entities that a fine-tuned tagger finds, "
-        "their characters (start, end) and scores.",
-        epilog="example:\n  bert-jax predict tag --model=runs/ner/best articles.txt",
+        description="Prints texts as JSON lines with the `entities` that a fine-tuned tagger "
+        "finds: `type`, `text`, its characters `start` and `end`, and `score`, the mean "
+        "probability of the tags of its words.",
+        epilog="examples:\n  bert-jax predict tag --model=runs/ner/best articles.txt\n"
+        '  bert-jax predict tag --model=runs/ner/best "Ada Lovelace lived in London."',
     )
     task.set_defaults(run=_tag)
     _add_model(task)
-    _add_input(task, default="text", formats=("text", "jsonl"))
+    inputs.add(task, inputs.WORDS)
     _add_max_seq_length(task, "tokens of the windows into which long texts are cut", "128")
 
 
 def _tag(arguments: argparse.Namespace) -> None:
-    lines, bert = _lines(arguments), _load(arguments)
+    lines, bert = inputs.read(arguments), _load(arguments)
 
-    def tag(texts: Iterator[str]) -> Iterator[list["Entity"]]:
+    from bert_jax.tasks.tagging.writer import entity_fields
+
+    def tag(texts: Iterator[Any]) -> Iterator[list["Entity"]]:
         return bert.tag(texts, arguments.max_seq_length)
 
     for line, entities in _with_results(lines, tag):
-        found = [entity._asdict() | {"score": round(entity.score, 6)} for entity in entities]
-        say_json(line.fields | {"entities": found})
+        say_json(line.merged({"entities": entity_fields(entities)}))
     _report_skipped(lines)
 
 
@@ -244,13 +258,15 @@ def _add_answer(tasks: Any) -> None:
         "answer",
         help="answer questions from a text",
         description="Prints questions (text_a) on a context (text_b) as JSON lines, with the "
-        "answer in the context, its characters (start, end) and its probability.",
-        epilog="example:\n  printf 'Who spoke?\\tThe president spoke.\\n' | "
-        "bert-jax predict answer --model=runs/squad/best",
+        "`answer` in the context, its characters `start` and `end`, and its `probability` among "
+        "the candidates. No answer is an empty text.",
+        epilog='examples:\n  bert-jax predict answer --model=runs/squad/best "Who spoke?" '
+        '"The president spoke."\n'
+        "  bert-jax predict answer --model=runs/squad/best dev-v2.0.json",
     )
     task.set_defaults(run=_answer)
     _add_model(task)
-    _add_input(task, default="tsv", formats=("tsv", "jsonl"))
+    inputs.add(task, inputs.QUESTIONS)
     _add_max_seq_length(task, "tokens of the windows into which long texts are cut", "384")
     task.add_argument(
         "--unanswerable",
@@ -266,7 +282,9 @@ def _add_answer(tasks: Any) -> None:
 
 
 def _answer(arguments: argparse.Namespace) -> None:
-    lines, bert = _lines(arguments, pairs=True), _load(arguments)
+    lines, bert = inputs.read(arguments), _load(arguments)
+
+    from bert_jax.tasks.answering.writer import answer_fields
 
     def answer(pairs: Iterator[Any]) -> Iterator["Prediction"]:
         return bert.answer(
@@ -277,13 +295,7 @@ def _answer(arguments: argparse.Namespace) -> None:
         )
 
     for line, found in _with_results(lines, answer):
-        said = {
-            "answer": found.answer.text,
-            "start": found.answer.start,
-            "end": found.answer.end,
-            "probability": round(found.answer.probability, 6),
-        }
-        say_json(line.fields | said)
+        say_json(line.merged(answer_fields(found)))
     _report_skipped(lines)
 
 
@@ -316,26 +328,7 @@ def _load(arguments: argparse.Namespace) -> "TrainedBert":
     return load(arguments.model, arguments.step, compute_dtype=arguments.compute_dtype)
 
 
-def _add_input(task: argparse.ArgumentParser, default: str, formats: Sequence[str]) -> None:
-    add = task.add_argument
-    add("input", nargs="?", default="-", metavar="FILE", help="default: standard input")
-    add(
-        "--format",
-        choices=formats,
-        help="text: one per line; tsv: pairs separated by a tab; jsonl: objects with text, or "
-        f"text_a and text_b (default: by the suffix of FILE, or {default})",
-    )
-    add("--skip-bad-lines", action="store_true", help="leave out unreadable lines, and count them")
-    task.set_defaults(default_format=default)
-
-
-def _lines(arguments: argparse.Namespace, *, pairs: bool = False) -> TextLines:
-    suffix = Path(arguments.input).suffix
-    text_format = arguments.format or FORMATS.get(suffix, arguments.default_format)
-    return TextLines(arguments.input, text_format, pairs, arguments.skip_bad_lines)
-
-
-def _report_skipped(lines: TextLines) -> None:
+def _report_skipped(lines: Lines) -> None:
     if lines.skipped:
         first = printable(lines.first_skipped)
         print(f"bad lines skipped: {lines.skipped}; {first}", file=sys.stderr)

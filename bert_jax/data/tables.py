@@ -104,11 +104,32 @@ def read_rows(
         yield from _tfds_rows(*found, data_dir)
         return
     for path in find_files(source):
-        for row in _rows_of(path, columns, format, encoding, refuse):
-            if isinstance(row, UserError):
-                refuse(row)
-            else:
-                yield row
+        yield from _without_errors(_rows_of(path, columns, format, encoding, refuse), refuse)
+
+
+def parse_rows(
+    name: str, lines: Lines, columns: Collection[str], format: str, refuse: Refuse = throw
+) -> Iterator[Row]:
+    """The rows in lines of text, such as those of standard input.
+
+    Args:
+      name: where the lines come from, for messages.
+      lines: the lines, with their ends.
+      columns, refuse: as in `read_rows`.
+      format: a format of `read_rows` other than parquet.
+
+    Raises:
+      UserError: as `read_rows`.
+    """
+    return _without_errors(_TEXT_FORMATS[format](epath.Path(name), lines, columns), refuse)
+
+
+def _without_errors(rows: Iterable[Row | UserError], refuse: Refuse) -> Iterator[Row]:
+    for row in rows:
+        if isinstance(row, UserError):
+            refuse(row)
+        else:
+            yield row
 
 
 def find_files(source: str) -> list[epath.Path]:

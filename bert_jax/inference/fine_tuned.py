@@ -2,15 +2,37 @@
 
 from typing import Any, TypeVar
 
+from etils import epath
+
+from bert_jax.config.saved import read_task
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, build, to_plain
+from bert_jax.inference.exported import is_exported
+from bert_jax.inference.load_bert import MANIFEST
 from bert_jax.interop.portable import Portable
+from bert_jax.interop.workdir import CONFIG_FILE
+from bert_jax.storage import read_json
 from bert_jax.tasks import AnsweringTask, ClassificationTask, TaggingTask, Task
 from bert_jax.tasks.protocol import AnyTask
 
 SomeTask = TypeVar("SomeTask", bound=AnyTask)
 
 KINDS: tuple[type[AnyTask], ...] = (ClassificationTask, TaggingTask, AnsweringTask)
+
+
+def task_in(path: epath.Path) -> AnyTask | None:
+    """The task of the model in a directory, read without its parameters; None if not known.
+
+    Raises:
+      UserError: as `known_task`.
+    """
+    if is_exported(path):
+        fields = read_json(path / MANIFEST).get("task")
+    elif (path / CONFIG_FILE).exists():
+        fields = read_task(path / CONFIG_FILE)
+    else:
+        fields = None
+    return _task(fields) if fields else None
 
 
 def known_task(model: Portable) -> AnyTask | None:
@@ -21,8 +43,7 @@ def known_task(model: Portable) -> AnyTask | None:
     """
     if model.task is None:
         return None
-    task: AnyTask = build(Task, model.task, "task")  # type: ignore[type-abstract]
-    return task.with_labels(model.labels)
+    return _task(model.task).with_labels(model.labels)
 
 
 def task_as(model: Portable, kind: type[SomeTask], **changes: Any) -> SomeTask:
@@ -68,6 +89,11 @@ def task_of(model: Portable) -> AnyTask:
             return task
     heads = ", ".join(kind().head.part for kind in KINDS)
     raise UserError(f"the model has no head of a task, none of {heads}: fine-tune it")
+
+
+def _task(fields: Plain) -> AnyTask:
+    task: AnyTask = build(Task, fields, "task")  # type: ignore[type-abstract]
+    return task
 
 
 def _defaults(model: Portable, kind: type[AnyTask]) -> Plain:

@@ -1,67 +1,144 @@
-"""Reads texts and pairs of texts from files, one per line."""
+"""Reads texts and pairs of texts: lines of plain text, and rows of tables."""
 
+import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO, NamedTuple
 
 from etils import epath
 
+from bert_jax.data.documents import dataset_and_split, decoded_lines, suffixes
 from bert_jax.errors import UserError
 
-# By the suffix of a file:
-#   text   one text per line
-#   tsv    two texts, separated by a tab
-#   jsonl  a JSON object with `text`, or with `text_a` and `text_b`
-FORMATS = {".txt": "text", ".tsv": "tsv", ".jsonl": "jsonl"}
+# By the suffix of a file. `text` has one text per line; the others are tables, as
+# `bert_jax.tasks.tables.read_rows` reads them, or the examples of a task.
+FORMATS = {
+    ".txt": "text",
+    ".tsv": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".conll": "conll",
+}
+TABLES = ("tsv", "csv", "jsonl", "json", "parquet")
+# If the first line of a TSV file without known columns has one of these, it is still a header.
+_OF_HEADERS = ("label", "labels", "index", "idx", "id", "score")
+_STDIN = "standard input"
+
+Names = tuple[str, ...]  # of a column; the first that a row has is used
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the rows of a table have their texts.
+
+    Attributes:
+      text: column of a text; empty if there must be pairs.
+      pair: columns of the two texts of a pair; empty if there must be single texts.
+    """
+
+    text: Names = ("text", "sentence")
+    pair: tuple[Names, ...] = (
+        ("text_a", "sentence1", "premise", "question"),
+        ("text_b", "sentence2", "hypothesis", "context"),
+    )
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all columns."""
+        return [name for names in (self.text, *self.pair) for name in names]
+
+    def find(self, values: Mapping[str, Any]) -> str | tuple[str, str]:
+        """The text or pair among the values of a row.
+
+        Raises:
+          UserError: there is none.
+        """
+        is_single = not self.pair or any(name in values for name in self.text)
+        found = []
+        for names in (self.text,) if is_single else self.pair:
+            name = next((name for name in names if name in values), names[0])
+            if not isinstance(values.get(name), str):
+                pair = " and ".join(names[0] for names in self.pair)
+                wanted = ", or ".join([*self.text[:1], *([pair] if pair else [])])
+                there = ", ".join(values)
+                raise UserError(f"no text in {name}; there must be {wanted} [{there}]")
+            found.append(values[name])
+        if not all(text.strip() for text in found):
+            raise UserError("empty text")
+        return found[0] if is_single else (found[0], found[1])
 
 
 class Line(NamedTuple):
-    """A line of a file.
+    """A text of a file.
 
     Attributes:
-      number: line number, from 1.
+      number: its line or row, from 1.
       text: a text or a pair.
-      fields: fields of the JSON object; for other formats, those that it would have.
-      size: bytes.
+      fields: fields of the JSON object or row; for other formats, those that it would have.
+      size: bytes read since the line before; 0 if that is not known.
     """
 
     number: int
-    text: str | tuple[str, str]
-    fields: dict[str, Any]
-    size: int
+    text: Any
+    fields: Mapping[str, Any]
+    size: int = 0
+
+    def merged(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields and what was found.
+
+        A field of the input with the name of a result is called `input_NAME`.
+        """
+        given = {f"input_{n}" if n in results else n: value for n, value in self.fields.items()}
+        return given | dict(results)
 
 
 @dataclass
 class TextLines:
-    """The lines of a file, read lazily.
+    """The texts of a file, read lazily.
 
     Attributes:
-      name: path of a file, or "-" for standard input.
-      format: see `FORMATS`.
-      pairs: accept only pairs.
+      name: path of a file, "-" for standard input, or tfds:NAME:SPLIT.
+      format: "text" or one of `TABLES`; not used for datasets.
+      columns: columns of tables. Lines of plain text are in a column called `text`.
       skip: leave out lines that cannot be read, instead of raising.
+      must_have: what every text must contain; if not empty, blank lines are left out uncounted.
       skipped: number of lines left out.
       first_skipped: the first of them, and why it was left out.
+      size: bytes, the sum of the lines' sizes; None if those are not known.
     """
 
     name: str
     format: str
-    pairs: bool = False
+    columns: Columns = field(default_factory=Columns)
     skip: bool = False
+    must_have: str = ""
     skipped: int = 0
     first_skipped: str = ""
+    size: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if self.name != "-" and not epath.Path(self.name).exists():
-            raise UserError(f"{self.name}: no such file")
+        self._position = 0  # bytes read
+        self._first: list[Line] = []
+        self._rest: Iterator[Line] | None = None
+        self._is_dataset = dataset_and_split(self.name) is not None
+        if self.name != "-" and not self._is_dataset:
+            check_file(self.name)
+            if self.format not in ("tsv", "parquet"):
+                self.size = epath.Path(self.name).stat().length
 
-    @property
-    def size(self) -> int | None:
-        """Bytes; None for standard input."""
-        return None if self.name == "-" else epath.Path(self.name).stat().length
+    def check(self) -> None:
+        """Reads the first text, so that an unusable file is found before a model is loaded.
+
+        Raises:
+          UserError: as when iterating.
+        """
+        self._rest = self._read()
+        self._first = [*itertools.islice(self._rest, 1)]
 
     def __iter__(self) -> Iterator[Line]:
         """Yields the lines.
@@ -69,59 +146,111 @@ class TextLines:
         Raises:
           UserError: a line is not UTF-8, not of the format, or has no text; or no line can be read.
         """
-        name = "standard input" if self.name == "-" else self.name
-        number = 0
-        with self._open() as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    text, fields = self._parse(line)
-                except ValueError as error:
-                    place = f"{name}, line {number}: {error}"
-                    if not self.skip:
-                        raise UserError(f"{place}; fix it or pass --skip-bad-lines") from error
-                    self.first_skipped = self.first_skipped or place
-                    self.skipped += 1
-                else:
-                    yield Line(number, text, fields, len(line))
-        if number == self.skipped:
-            raise UserError(f"{name}: no text to read")
+        return self._read() if self._rest is None else itertools.chain(self._first, self._rest)
+
+    def _read(self) -> Iterator[Line]:
+        before, is_empty = 0, True
+        for place, values in self._rows():
+            try:
+                text = self.columns.find(values)
+                if self.must_have and self.must_have not in text:
+                    raise UserError(f"no {self.must_have} in the text")
+            except UserError as error:
+                self._refuse(UserError(f"{place}: {error}"))
+            else:
+                number = int(place.rpartition(" ")[2])
+                yield Line(number, text, values, self._position - before)
+                before, is_empty = self._position, False
+        if is_empty:
+            name = _STDIN if self.name == "-" else self.name
+            reason = f"; {self.first_skipped}" if self.skipped else ""
+            raise UserError(f"{name}: no text to read{reason}")
+
+    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Place, which ends in a number from 1, and values of each row."""
+        if self.format == "text":
+            for number, line in self._lines():
+                if line.strip() or not self.must_have:
+                    yield f"{self._path}, line {number}", {"text": line.rstrip("\r\n")}
+            return
+        # Imports jax, which takes seconds: not for files that do not exist.
+        from bert_jax.tasks.tables import parse_rows, read_rows
+
+        names = self.columns.names
+        if self.format == "tsv":  # may have no header
+            names += ["1", "2", *_OF_HEADERS]
+        rows = (
+            parse_rows(str(self._path), self._lines(), names, self.format, refuse=self._refuse)
+            if self.name == "-" or self.size is not None
+            # Reads a .tsv file twice, to find out whether it is quoted.
+            else read_rows(self.name, names, format=self._given_format, refuse=self._refuse)
+        )
+        for place, values in rows:
+            if self.format == "parquet" or self._is_dataset:  # may have dates, bytes, arrays
+                values = json.loads(json.dumps(dict(values), default=str))
+            is_named = any(name in values for name in self.columns.names)
+            if self.format != "tsv" or is_named or not all(map(str.isdecimal, values)):
+                yield place, values
+            elif len(values) == 2 and self.columns.pair:
+                yield place, dict(zip(("text_a", "text_b"), values.values()))
+            else:
+                reason = f"{len(values)} fields; must be two texts with a tab between them"
+                self._refuse(UserError(f"{place}: {reason}"))
+
+    @property
+    def _given_format(self) -> str:
+        """The format, if the file's suffix does not say it."""
+        return "" if format_of(self.name) == self.format else self.format
+
+    @property
+    def _path(self) -> epath.Path:
+        """The path for messages."""
+        return epath.Path(_STDIN if self.name == "-" else self.name)
+
+    def _lines(self) -> Iterator[tuple[int, str]]:
+        try:
+            with self._open() as file:
+                for number, line in decoded_lines(self._path, file, refuse=self._refuse):
+                    self._position = file.tell() if self.size else 0
+                    yield number, line
+        except OSError as error:  # such as a closed standard input
+            raise UserError(f"{self._path}: {error.strerror or error}") from error
 
     def _open(self) -> AbstractContextManager[BinaryIO]:
-        if self.name == "-":
-            return nullcontext(sys.stdin.buffer)
-        return epath.Path(self.name).open("rb")
+        if self.name != "-":
+            return epath.Path(self.name).open("rb")
+        if sys.stdin is None:
+            raise UserError(f"{_STDIN} is closed: name a FILE, or give a TEXT")
+        return nullcontext(sys.stdin.buffer)
 
-    def _parse(self, line: bytes) -> tuple[str | tuple[str, str], dict[str, Any]]:
-        try:
-            content = line.decode("utf-8").removeprefix("\ufeff").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"byte {error.start + 1} is not UTF-8") from error
-        if self.format == "jsonl":
-            fields = _json_object(content)
-        elif self.format == "tsv":
-            texts = content.split("\t")
-            if len(texts) != 2:
-                raise ValueError(f"{len(texts)} fields; must be two texts with a tab between them")
-            fields = {"text_a": texts[0], "text_b": texts[1]}
-        else:
-            fields = {"text": content}
-        names = ["text"] if "text" in fields and not self.pairs else ["text_a", "text_b"]
-        if missing := [name for name in names if not isinstance(fields.get(name), str)]:
-            there, single = ", ".join(fields), "" if self.pairs else "text, or "
-            raise ValueError(
-                f"no text in {missing[0]}; there must be {single}text_a and text_b [{there}]"
-            )
-        found = [fields[name] for name in names]
-        if not all(text.strip() for text in found):
-            raise ValueError("empty text")
-        return found[0] if len(found) == 1 else (found[0], found[1]), fields
+    def _refuse(self, error: UserError) -> None:
+        """Counts a line that cannot be read, or raises its error."""
+        if not self.skip:
+            raise UserError(f"{error}; fix it or pass --skip-bad-lines") from error
+        self.first_skipped = self.first_skipped or str(error)
+        self.skipped += 1
 
 
-def _json_object(content: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(content)
-    except ValueError as error:
-        raise ValueError(f"not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError("not a JSON object")
-    return fields
+class GivenLines(list[Line]):
+    """Texts that are in memory, with the attributes of `TextLines`."""
+
+    skipped = 0
+    first_skipped = ""
+    size = None
+
+
+Lines = TextLines | GivenLines
+
+
+def check_file(name: str) -> None:
+    """Raises UserError if there is no such file."""
+    path = epath.Path(name)
+    if not path.exists():
+        raise UserError(f"{name}: no such file")
+    if path.is_dir():
+        raise UserError(f"{name}: a folder; name a file in it")
+
+
+def format_of(name: str) -> str | None:
+    """The format that the suffix of a file stands for; it may be followed by one of compression."""
+    return FORMATS.get(suffixes(epath.Path(name))[0].lower())

@@ -32,9 +32,10 @@ from bert_jax.tasks.classification.decoding import Verdict, verdict
 from bert_jax.tasks.features import pair_ids
 from bert_jax.tasks.protocol import AnyTask
 from bert_jax.tasks.tagging.example import Sentence
-from bert_jax.tasks.tagging.plain_text import Entity
+from bert_jax.tasks.tagging.plain_text import Entity, join_words
 
 T = TypeVar("T")
+Words = str | list[str] | Sentence
 # Texts or questions that are cut into windows together.
 EXAMPLES_PER_CHUNK = 256
 
@@ -290,18 +291,21 @@ class TrainedBert:
 
     @overload
     def tag(
-        self, texts: Iterator[str], max_seq_length: int | None = ...
+        self, texts: Iterator[Words], max_seq_length: int | None = ...
     ) -> Iterator[list[Entity]]: ...
     @overload
-    def tag(self, texts: Sequence[str], max_seq_length: int | None = ...) -> list[list[Entity]]: ...
     def tag(
-        self, texts: Iterable[str], max_seq_length: int | None = None
+        self, texts: Sequence[Words], max_seq_length: int | None = ...
+    ) -> list[list[Entity]]: ...
+    def tag(
+        self, texts: Iterable[Words], max_seq_length: int | None = None
     ) -> list[list[Entity]] | Iterator[list[Entity]]:
         """The entities that a fine-tuned tagger finds, with their characters and scores.
 
         Args:
-          texts: strings; words are split as in the training examples, or at white space and
-            punctuation.
+          texts: strings, whose words are split as in the training examples, or at white space and
+            punctuation; or lists of words, which count as a text with a space between them; or a
+            task's `Sentence`s.
           max_seq_length: tokens of the windows that a longer text is cut into; None = as in
             fine-tuning, or 128 if that is not known.
 
@@ -310,14 +314,11 @@ class TrainedBert:
         """
 
         def entities() -> Iterator[list[Entity]]:
-            for some in _chunks(checked(texts, pair=False)):
-                words = [task.split_words(self.wordpiece, text) for text in some]
-                sentences = [
-                    Sentence([text[start:end] for start, end in spans], None, excerpt(text))
-                    for text, spans in zip(some, words)
-                ]
-                predictions = self._predictions(task, sentences)
-                yield from map(task.find_entities, some, words, predictions)
+            for some in _chunks(checked(texts, pair=False, words=True)):
+                of_each = [self._words(task, item) for item in some]
+                found = self._predictions(task, [sentence for *_, sentence in of_each])
+                for (text, spans, _), prediction in zip(of_each, found):
+                    yield task.find_entities(text, spans, prediction)
 
         task = task_as(self._model, TaggingTask, max_seq_length=max_seq_length)
         self.require(*task.head.parts)
@@ -391,6 +392,17 @@ class TrainedBert:
             return head.by_example(found, batch)
 
         return self._devices.run(examples, start, finish)
+
+    def _words(
+        self, task: TaggingTask, item: Words
+    ) -> tuple[str, list[tuple[int, int]], Sentence]:
+        """A text, the characters of its words, and the words as a task takes them."""
+        if isinstance(item, str):
+            spans = task.split_words(self.wordpiece, item)
+            words = [item[start:end] for start, end in spans]
+            return item, spans, Sentence(words, None, excerpt(item))
+        sentence = item if isinstance(item, Sentence) else Sentence(item, None, excerpt(item))
+        return *join_words(sentence.words), sentence
 
     def _predictions(self, task: AnyTask, examples: Sequence[Any]) -> Sequence[Any]:
         features = task.features(examples, self.wordpiece, self._limit(task))

@@ -57,7 +57,7 @@ def _jsonl(file: BinaryIO) -> Iterator[Write]:
     def write(line: Line, vectors: np.ndarray, tokens: Sequence[str] | None) -> None:
         values = vectors.astype(float).round(7).tolist()
         new = {"vector": values} if tokens is None else {"tokens": tokens, "vectors": values}
-        file.write(json_line(line.fields | new).encode() + b"\n")
+        file.write(json_line(line.merged(new)).encode() + b"\n")
 
     yield write
     file.flush()
