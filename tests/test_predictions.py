@@ -76,13 +76,14 @@ def models(tmp_path_factory):
 
 
 def write_examples(name, folder):
-    """The same examples for `evaluate` and for `predict`."""
+    """A file for `evaluate`, and files of the same examples for `predict`."""
     if name == "tags":
         data, given = folder / "data.conll", folder / "texts.txt"
         lines = texts(12, 1)
         data.write_text("\n".join("".join(f"{w} O\n" for w in x.split()) for x in lines))
         given.write_text("".join(f"{line}\n" for line in lines))
-    elif name in ("answers", "no answers"):
+        return data, [data, given]
+    if name in ("answers", "no answers"):
         data, given = folder / "data.json", folder / "asked.jsonl"
         asked = [*zip(texts(12, 2, 9), texts(12, 3))]
         paragraphs = [
@@ -92,15 +93,14 @@ def write_examples(name, folder):
         data.write_text(json.dumps({"data": [{"title": "", "paragraphs": paragraphs}]}))
         rows = [{"text_a": question, "text_b": context} for question, context in asked]
         given.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        data, given = folder / "data.jsonl", folder / "texts.jsonl"
-        pairs = [*zip(texts(12, 4), texts(12, 5))]
-        data.write_text(
-            "".join(json.dumps({"text": a, "one": a, "two": b}) + "\n" for a, b in pairs)
-        )
-        rows = [{"text_a": a, "text_b": b} if name == "pair" else {"text": a} for a, b in pairs]
-        given.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return data, given
+        return data, [data, given]
+    data, given = folder / "data.csv", folder / "texts.jsonl"
+    pairs = [*zip(texts(12, 4), texts(12, 5))]
+    rows = "".join(f'"{a}",{b},{a},none\n' for a, b in pairs)
+    data.write_text(f"one,two,text,label\n{rows}")
+    objects = [{"text_a": a, "text_b": b} if name == "pair" else {"text": a} for a, b in pairs]
+    given.write_text("".join(json.dumps(each) + "\n" for each in objects))
+    return data, [data, given]
 
 
 VERB = {"tags": "tag", "answers": "answer", "no answers": "answer"}
@@ -111,7 +111,9 @@ def predicted(capsys, name, *arguments):
     capsys.readouterr()
     assert main(["predict", VERB.get(name, "classify"), *map(str, arguments)]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    given = {"text", "text_a", "text_b"}
+    given = {"text", "one", "two", "text_a", "text_b", "words", "id", "input_label"}
+    if name == "score":
+        given.add("label")
     return [{key: line[key] for key in line if key not in given} for line in lines]
 
 
@@ -135,15 +137,16 @@ def test_predict_says_what_evaluate_writes(name, models, tmp_path, capsys):
         for only_of_evaluate in ("index", "id", "text", "words", "tags", "probabilities"):
             if only_of_evaluate != "probabilities" or name == "tags":
                 row.pop(only_of_evaluate, None)
-    found = predicted(capsys, name, f"--model={models / name}", given)
-    assert len(found) == 12
-    assert close(found, expected)
-    longer = predicted(capsys, name, f"--model={models / name}", given, "--max-seq-length=60")
+    model = f"--model={models / name}"
+    for file in given:
+        found = predicted(capsys, name, model, file)
+        assert len(found) == 12
+        assert close(found, expected)
+    longer = predicted(capsys, name, model, given[0], "--max-seq-length=60")
     assert not close(longer, expected), "texts are cut to the length of training"
     if name == "no answers":
         assert {line["answer"] == "" for line in found} == {True, False}
-        model = f"--model={models / name}"
-        told = predicted(capsys, name, model, given, "--no-unanswerable")
+        told = predicted(capsys, name, model, given[0], "--no-unanswerable")
         assert all(line["answer"] for line in told)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from etils import epath
 
 from bert_jax.cli import flags, inputs
-from bert_jax.data.wordpiece import MASK
 from bert_jax.errors import UserError
 from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
 from bert_jax.inference.text_lines import Line, Lines
@@ -60,7 +59,7 @@ def _add_fill_mask(tasks: Any) -> None:
 
 
 def _fill_mask(arguments: argparse.Namespace) -> None:
-    lines, bert = inputs.read(arguments, must_have=MASK), _load(arguments)
+    lines, bert = inputs.read(arguments, must_have="[MASK]"), _load(arguments)
 
     def fill_mask(texts: Iterator[str]) -> Iterator[list[list["Guess"]]]:
         return bert.fill_mask(texts, arguments.top_k)
