@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import re
 import sys
 
@@ -276,8 +277,12 @@ def test_a_file_is_checked_before_the_model_is_read(tmp_path, monkeypatch, capsy
 
 
 def test_standard_input_may_be_closed(monkeypatch, capsys):
+    ours, theirs = os.pipe()
+    os.write(theirs, b"\n")
+    os.close(theirs)
     for stdin, message in (
         (None, "standard input is closed: name a FILE, or give a TEXT"),
+        (os.fdopen(ours), "standard input, line 1: empty text"),
         (io.TextIOWrapper(io.BytesIO(b"")), "standard input: no text to read"),
         (io.TextIOWrapper(io.BytesIO(b"\xff\n")), "standard input, line 1: byte 1 of the line is"),
     ):

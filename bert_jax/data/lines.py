@@ -75,6 +75,8 @@ def decoded_lines(
 
 
 def _check_beginning(path: epath.Path, file: BinaryIO, compression: str) -> None:
+    if not file.seekable():  # a pipe
+        return
     start = file.read(10)
     file.seek(0)
     if compression and not start:

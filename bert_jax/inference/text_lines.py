@@ -10,11 +10,13 @@ from typing import Any, BinaryIO, NamedTuple
 
 from etils import epath
 
-from bert_jax.data.documents import dataset_and_split, decoded_lines, suffixes
+from bert_jax.data.lines import decoded_lines, suffixes
+from bert_jax.data.tables import parse_rows, read_rows
+from bert_jax.data.tfds import dataset_and_split
 from bert_jax.errors import UserError
 
 # By the suffix of a file. `text` has one text per line; the others are tables, as
-# `bert_jax.tasks.tables.read_rows` reads them, or the examples of a task.
+# `bert_jax.data.tables.read_rows` reads them, or the examples of a task.
 FORMATS = {
     ".txt": "text",
     ".tsv": "tsv",
@@ -173,9 +175,6 @@ class TextLines:
                 if line.strip() or not self.must_have:
                     yield f"{self._path}, line {number}", {"text": line.rstrip("\r\n")}
             return
-        # Imports jax, which takes seconds: not for files that do not exist.
-        from bert_jax.tasks.tables import parse_rows, read_rows
-
         names = self.columns.names
         if self.format == "tsv":  # may have no header
             names += ["1", "2", *_OF_HEADERS]
