@@ -1,6 +1,7 @@
 """`bert-jax predict`: files in, files out."""
 
 import contextlib
+import datetime
 import io
 import json
 import os
@@ -18,6 +19,7 @@ from bert_jax.errors import UserError
 from bert_jax.inference.text_lines import Line, TextLines
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import PRETRAINING
+from bert_jax.terminal import json_line
 
 pytestmark = pytest.mark.core
 
@@ -356,9 +358,19 @@ def test_a_text_without_a_mask_is_a_bad_line(model, tmp_path, capsys):
 
 
 def test_fields_of_the_input_are_not_overwritten():
-    line = Line(1, "a", {"text": "a", "label": "gold", "when": np.float32(1)})
-    found = json.loads(line.json({"label": "guess"}))
-    assert found == {"text": "a", "input_label": "gold", "when": "1.0", "label": "guess"}
+    line = Line(1, "a", {"text": "a", "label": "gold"})
+    found = line.merged({"label": "guess"})
+    assert found == {"text": "a", "input_label": "gold", "label": "guess"}
+
+
+def test_a_parquet_table_may_hold_anything(model, tmp_path, capsys):
+    pa = pytest.importorskip("pyarrow")
+    columns = {"when": [datetime.date(2026, 11, 26)], "raw": [b"x"], "text": ["one"]}
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table(columns), tmp_path / "t.parquet")
+    assert main(["predict", "features", f"--model={model}", str(tmp_path / "t.parquet")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["when"], found["text"]) == ("2026-11-26", "one")
 
 
 def test_lines_of_anything(tmp_path):
@@ -375,6 +387,6 @@ def test_lines_of_anything(tmp_path):
                 texts = TextLines(str(file), suffix.replace("txt", "text"), skip=skip)
                 with contextlib.suppress(UserError):
                     for line in texts:
-                        json.loads(line.json({}).encode())
+                        json_line(line.fields).encode()
                         assert number or line.text
                 assert not texts.skipped or texts.first_skipped

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from bert_jax.fields import Plain
 from bert_jax.storage import is_remote, write_text
 from bert_jax.tasks.features import Features
 from bert_jax.tasks.protocol import AnyTask
+from bert_jax.terminal import json_line
 
 
 class Predicted(NamedTuple):
@@ -43,8 +43,7 @@ def write(path: epath.Path, task: AnyTask, predicted: Predicted) -> None:
     - any other: the format of the task's benchmark, as `Task.write_predictions` says.
     """
     if path.suffix == ".jsonl":
-        records = task.records(*predicted)
-        write_text(path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in records))
+        write_text(path, "".join(json_line(x) + "\n" for x in task.records(*predicted)))
     elif path.suffix == ".csv":
         write_text(path, _table([*map(_flat, task.records(*predicted))]))
     else:
@@ -57,7 +56,7 @@ def _flat(record: Plain) -> dict[str, Any]:
         if isinstance(value, Mapping):
             columns |= {f"{name}.{inner}": value[inner] for inner in sorted(value)}
         elif isinstance(value, list):
-            columns[name] = json.dumps(value, ensure_ascii=False)
+            columns[name] = json_line(value)
         else:
             columns[name] = value
     return columns
