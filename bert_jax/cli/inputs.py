@@ -19,7 +19,6 @@ from bert_jax.inference.text_lines import (
     check_file,
     format_of,
 )
-from bert_jax.storage import is_remote
 
 
 class Input(NamedTuple):
@@ -58,6 +57,7 @@ _MEANINGS = {
 
 
 def add(task: argparse.ArgumentParser, given: Input) -> None:
+    """Adds the arguments of a task of `predict` that say what it reads."""
     task.add_argument(
         "input",
         nargs="*",
@@ -99,7 +99,7 @@ def read(arguments: argparse.Namespace, *, must_have: str = "") -> Lines:
     texts = arguments.input or ["-"]
     files = [text for text in texts if _is_source(text)]
     if not files:
-        return _given_texts(texts, given)
+        return _given_texts(texts, given, must_have)
     if len(texts) > 1:
         raise UserError(f"{files[0]} is a file: give one FILE, or texts")
     (name,) = files
@@ -109,6 +109,8 @@ def read(arguments: argparse.Namespace, *, must_have: str = "") -> Lines:
     text_format = arguments.format or by_suffix or given.formats[0]
     if text_format not in given.formats:
         raise UserError(f"{name}: takes {', '.join(given.formats)}; --format says which it is")
+    if arguments.columns and text_format not in TABLES:
+        raise UserError(f"--columns={arguments.columns}: {name} is no table; see --format")
     if text_format in ("conll", "squad"):
         return _examples(name, arguments.model, text_format)
     columns = given.columns
@@ -125,15 +127,17 @@ def _is_source(text: str) -> bool:
         text == "-"
         or format_of(text) is not None
         or text.startswith("tfds:")
-        or is_remote(text)
+        or text.startswith("gs://")
         or os.path.exists(text)
     )
 
 
-def _given_texts(texts: Sequence[str], given: Input) -> GivenLines:
+def _given_texts(texts: Sequence[str], given: Input, must_have: str) -> GivenLines:
     for text in texts:
         if not text.strip():
             raise UserError("a TEXT is empty")
+        if must_have not in text:
+            raise UserError(f"no {must_have} in {text!r}: put one where a word is to be guessed")
         try:
             text.encode()
         except UnicodeEncodeError as error:
