@@ -268,6 +268,8 @@ def test_missing_heads(model):
     bert = TrainedBert(model._replace(params={"bert": {**model.params["bert"]}}))
     with pytest.raises(UserError, match=r"no masked_lm: .*convert --initialise=masked_lm"):
         bert.fill_mask(["[MASK]"])
+    with pytest.raises(UserError, match="has no sequence_classifier: fine-tune it with `bert-"):
+        bert.classify(["A"])
     with pytest.raises(UserError, match="has no next_sentence: use"):
         bert.next_sentence([("A", "B")])
     del bert.functions["pooler"]

@@ -23,7 +23,14 @@ from bert_jax.inference.functions import Function, part_functions
 from bert_jax.inference.texts import Text, checked, excerpt
 from bert_jax.interop.formats import read
 from bert_jax.interop.portable import Portable
-from bert_jax.model.heads import MASKED_LM, NEXT_SENTENCE, SEQUENCE_CLASSIFIER, Head, parts_of
+from bert_jax.model.heads import (
+    MASKED_LM,
+    NEXT_SENTENCE,
+    PRETRAINING,
+    SEQUENCE_CLASSIFIER,
+    Head,
+    parts_of,
+)
 from bert_jax.model.model import build_model
 from bert_jax.tasks import AnsweringTask, ClassificationTask, TaggingTask
 from bert_jax.tasks.answering.decoding import Prediction
@@ -432,8 +439,11 @@ class TrainedBert:
     def require(self, *parts: str) -> None:
         """Raises UserError if the model lacks one of `bert_jax.model.heads.PARTS`."""
         if missing := [part for part in parts if part not in self.functions]:
+            names = " and no ".join(missing)
+            if not {*PRETRAINING}.issuperset(missing):
+                raise UserError(f"the model has no {names}: fine-tune it with `bert-jax finetune`")
             raise UserError(
-                f"the model has no {' and no '.join(missing)}: use one that has, or add it "
+                f"the model has no {names}: use one that has, or add it "
                 f"with `bert-jax convert --initialise={','.join(missing)}` and train it"
             )
 
