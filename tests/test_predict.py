@@ -219,7 +219,7 @@ MISTAKES = {
     "{tmp}/empty.txt --output={tmp}/out.csv": r"out\.csv: must be a local file that ends in",
     "{tmp}/empty.txt --output=gs://bucket/out.npy": r"gs://bucket/out\.npy: must be a local file",
     "{tmp}/empty.txt --output={tmp}/out.npy --pooling=tokens": r"texts differ in tokens; use \.js",
-    "{tmp}/texts.txt --output={tmp}/gone/out.npy": r"gone/out\.npy\.unfinished: No such file",
+    "{tmp}/texts.txt --output={tmp}/gone/out.npy": r"gone/out\.npy: No such file",
     "{tmp}/texts.txt --output={tmp}/out.npy --layers=9": r"layer 9: there are 0 \(emb",
     "{tmp}/texts.txt --output={tmp}/out.npy --layers=x": r"argument --layers: invalid .* 'x'",
     "{tmp}/texts.txt --output={tmp}/out.npy --step=4": r"no checkpoint of step 4; there are \[0\]",
