@@ -400,9 +400,7 @@ class TrainedBert:
 
         return self._devices.run(examples, start, finish)
 
-    def _words(
-        self, task: TaggingTask, item: Words
-    ) -> tuple[str, list[tuple[int, int]], Sentence]:
+    def _words(self, task: TaggingTask, item: Words) -> tuple[str, list[tuple[int, int]], Sentence]:
         """A text, the characters of its words, and the words as a task takes them."""
         if isinstance(item, str):
             spans = task.split_words(self.wordpiece, item)
