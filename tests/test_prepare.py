@@ -1,20 +1,24 @@
 """The verb `prepare`, as a user runs it."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
+import numpy as np
 import pytest
 
 from bert_jax.cli import prepare
 from bert_jax.data.documents import find_sources, read_documents
+from bert_jax.data.sampling import Sampling, plan_epoch
 from bert_jax.data.store import document_hash, verify_store
 from bert_jax.data.stores import open_store
-from bert_jax.data.wordpiece import train_wordpiece
+from bert_jax.data.wordpiece import SPECIAL_TOKENS, train_wordpiece
 from bert_jax.errors import UserError
 
 
@@ -153,6 +157,135 @@ def test_bad_records_are_skipped_in_every_pass(tmp_path, caplog, capsys):
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(UserError, match=r"other --skip-bad-lines \(True there, None now\)"):
         run(bad, "--output", tmp_path / "one", *flags)
+
+
+def summary_of(capsys, tmp_path, text, *options):
+    """What is printed for a .txt file of this text, and the store."""
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    run(tmp_path / "a.txt", "--output", tmp_path / "store", "--workers", 1, *options)
+    return capsys.readouterr().out, open_store(tmp_path / "store")
+
+
+def sentences(number, of="one two three four five six seven eight"):
+    words = of.split()
+    return " ".join(f"{words[i % 8].title()} {words[i % 7]} {words[i % 5]}." for i in range(number))
+
+
+def test_one_document_is_trained_on_without_its_end(capsys, tmp_path):
+    text = f"{sentences(95)} {sentences(5, of='nine ' * 8)}"
+    output, store = summary_of(capsys, tmp_path, text, "--vocab-size", 80)
+    assert "Warning: there is one document, whose end is held out, and" in output
+    assert "--config.data.pairs=none" in output
+    assert len(store.train.sentences) - 1 == 95
+    assert len(store.heldout.sentences) - 1 == 5
+    assert "nine" not in store.wordpiece.vocab
+    rows, options = np.arange(4), {"batch_size": 4, "max_seq_length": 16}
+    sampling = Sampling(pairs="none", **options)
+    assert store.training_batches(sampling, seed=0, host_rows=rows).batch(0)["input_ids"].any()
+    assert list(store.heldout_batches(sampling, num_batches=0, host_rows=rows))
+    with pytest.raises(UserError, match=r"only one: .*--config\.data\.pairs to sop or none"):
+        store.training_batches(Sampling(pairs="nsp", **options), seed=0, host_rows=rows)
+
+
+def test_chapters_are_documents(capsys, tmp_path):
+    chapter = f"{sentences(9)}\n\n{sentences(9)}\n"
+    text = "".join(
+        f" CHAPTER {number}. \n{chapter} {number}.\n" for number in ("I", "II", "IV", "X")
+    )
+    separator = ("--document-separator", r"CHAPTER [IVX]+\.")
+    output, store = summary_of(capsys, tmp_path, text, "--vocab-size", 80, *separator)
+    assert store.manifest["splits"]["train"]["documents"] == 2
+    assert store.manifest["splits"]["heldout"]["documents"] == 2
+    assert "Warning" not in output
+    with pytest.raises(
+        UserError, match=r"other --document-separator \(CHAPTER .* there, None now\)"
+    ):
+        summary_of(capsys, tmp_path, text, "--vocab-size", 80)
+    with pytest.raises(UserError, match=r"--document-separator: '\(' is no regular expression"):
+        summary_of(capsys, tmp_path, text, "--document-separator", "(")
+
+
+def test_what_an_epoch_uses_is_told(capsys, tmp_path):
+    """Of documents of one sentence, the pairs are all random."""
+    texts = [f"{sentences(40)} End {number}.\n\n" for number in range(40)]
+    output, store = summary_of(capsys, tmp_path, "".join(texts), "--vocab-size", 80)
+    train = store.train
+    plan = plan_epoch(
+        train.sentences, train.documents, Sampling(max_seq_length=128), seed=0, epoch=0
+    )
+    used = plan.a_length.sum() + plan.b_length[plan.next_sentence_label == 0].sum()
+    share, random = used / len(train.tokens), plan.next_sentence_label.mean()
+    assert store.manifest["epoch"] == pytest.approx({"tokens": share, "label_1": random})
+    assert share > 0.95
+    assert f"{share:.1%} of the tokens used in an epoch, {random:.0%} of the pairs random" in output
+    assert "0.0% of the documents are one sentence" in output
+    assert "Warning" not in output
+
+    (tmp_path / "one").mkdir()
+    texts = [f"{sentences(1)[:-1]} end {number}.\n\n" for number in range(40)]
+    output, store = summary_of(capsys, tmp_path / "one", "".join(texts), "--vocab-size", 80)
+    assert store.manifest["epoch"]["label_1"] == 1
+    assert "100.0% of the documents are one sentence" in output
+    assert "Warning: 100% of the next-sentence pairs are random" in output
+    assert "--config.data.pairs=none" in output
+
+
+def test_lost_characters_are_told(capsys, tmp_path):
+    """A word is one [UNK], however long."""
+    texts = [f"{sentences(3)} {'ab' * 60} Œœ{number}.\n\n" for number in range(20)]
+    letters = tmp_path / "vocab.txt"
+    letters.write_text("\n".join((*SPECIAL_TOKENS, ".", *"abcdefghijklmnopqrstuvwxyz", "")))
+    pieces = [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz0123456789"]
+    letters.write_text(letters.read_text() + "\n".join([*pieces, ""]))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    text = "".join(texts)
+    output, store = summary_of(capsys, tmp_path, text, "--vocab", letters)
+    train, heldout = (store.manifest["splits"][split] for split in ("train", "heldout"))
+    total = train["documents"] + heldout["documents"]
+    assert total == 20
+    assert train["characters"] + heldout["characters"] == len("".join(text.split()))
+    assert train["long_word_characters"] == 120 * train["documents"]
+    unknown = train["unknown_characters"] + heldout["unknown_characters"]
+    assert unknown == 20 * 120 + 10 * 3 + 10 * 4
+    assert f"{train['unknown_characters'] / train['characters']:.3%}" in output
+    assert "of the characters are in words of more than 100 characters" in output
+    assert "Thai" in output
+    assert "of the characters are in other words that the vocabulary lacks" in output
+
+
+def test_nothing_but_unknown_words(capsys, tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join((*SPECIAL_TOKENS, "a", "")))
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    with pytest.raises(UserError, match="every word is \\[UNK\\]"):
+        summary_of(capsys, tmp_path, "Ω ω.\n\nΨ ψ.\n", "--vocab", tmp_path / "vocab.txt")
+    assert not (tmp_path / "store").exists()
+    text = "a Ω.\n\na Ψ.\n\na Φ.\n\na Σ.\n"
+    _, store = summary_of(capsys, tmp_path, text, "--vocab", tmp_path / "vocab.txt")
+    store.check(Sampling(), 20, "config")
+    counts = np.array([0, 9, 0, 0, 0, 0])
+    unknown = dataclasses.replace(
+        store, train=dataclasses.replace(store.train, tokens=np.ones(9, int), token_counts=counts)
+    )
+    with pytest.raises(UserError, match=r"store: train split: every word is \[UNK\]"):
+        unknown.check(Sampling(), 20, "config")
+
+
+def test_hard_wrapped_text_is_told(capsys, tmp_path):
+    prose = sentences(400, of="alpha be gamma delta ex zeta eta theta").replace(". Be", ", be")
+    wrapped = [textwrap.fill(prose, width) for width in (72, 72, 70, 72)]
+    verse = "\n".join(prose[i : i + 20 + i % 37].strip() for i in range(0, 5000, 60))
+    warning = "lines break within sentences, at about 72 characters"
+    for name, texts, options, is_told in (
+        ("wrapped", wrapped, (), True),
+        ("unwrapped", wrapped, ("--unwrap",), False),
+        ("lines", [prose.replace(". ", ".\n")] * 4, (), False),
+        ("verse", [verse] * 4, (), False),
+    ):
+        (tmp_path / name).mkdir()
+        text = "\n\n".join(f"{number} {text}" for number, text in enumerate(texts))
+        output, _ = summary_of(capsys, tmp_path / name, text, "--vocab-size", 80, *options)
+        assert (warning in output) == is_told, name
+        assert ("--unwrap" in output) == is_told
 
 
 def test_empty_corpus(tmp_path):

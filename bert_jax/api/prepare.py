@@ -16,13 +16,16 @@ from bert_jax.data.documents import (
     source_fingerprint,
 )
 from bert_jax.data.limits import check_heldout, check_workers
+from bert_jax.data.sentences import split_sentences
 from bert_jax.data.store import (
     TokenStore,
     check_unused,
     document_hash,
     heldout_bound,
+    is_single_document,
     is_store,
     open_token_store,
+    tail_start,
     write_store,
 )
 from bert_jax.data.wordpiece import train_wordpiece
@@ -42,6 +45,7 @@ def prepare(
     heldout: float = 0.05,
     text_field: str = "text",
     document_per_file: bool = False,
+    document_separator: str | None = None,
     unwrap: bool = False,
     data_dir: str | None = None,
     workers: int | None = None,
@@ -61,9 +65,12 @@ def prepare(
         is trained.
       strip_accents: whether to drop accents; None for what a given vocabulary says, or, if one is
         trained, for what `train_wordpiece` finds right.
-      heldout: share of the documents kept for evaluation, at least two.
+      heldout: share of the documents kept for evaluation, at least two. Of a single document this
+        share is kept, its last sentences.
       text_field: field of the text in JSONL or TFDS.
       document_per_file: each .txt file is one document; blank lines in it end paragraphs.
+      document_separator: regular expression; a line of a .txt file that is such a separator ends a
+        document and is left out, and blank lines end paragraphs. None: blank lines end documents.
       unwrap: join the lines of a paragraph, for text with line breaks at a fixed width.
       data_dir: directory in which TensorFlow Datasets keeps its datasets.
       workers: processes that tokenise; any number gives the same store. None for one per core.
@@ -85,6 +92,7 @@ def prepare(
         refuse=refuse,
         text_field=text_field,
         document_per_file=document_per_file,
+        document_separator=document_separator,
         unwrap=unwrap,
         data_dir=data_dir,
     )
@@ -110,8 +118,9 @@ def prepare(
             "document_per_file": document_per_file,
             "unwrap": unwrap,
         }
-        # Stores that were made before there was this option lack it.
-        | ({"skip_bad_lines": True} if skip_bad_lines else {}),
+        # Stores that were made before there were these options lack them.
+        | ({"skip_bad_lines": True} if skip_bad_lines else {})
+        | ({"document_separator": document_separator} if document_separator else {}),
     }
     if is_store(output):
         store = open_token_store(output)
@@ -120,10 +129,11 @@ def prepare(
 
     check_unused(output)  # before the vocabulary is trained, which can take long
     bound = heldout_bound(read_documents(found, refuse=refuse), heldout)
+    tail = heldout if is_single_document(read_documents(found, refuse=refuse)) else 0.0
     if wordpiece is None:
         documents = _with_progress(found, "vocabulary", refuse)
         wordpiece = train_wordpiece(
-            (text for text in documents if document_hash(text) >= bound),
+            (_without_tail(text, tail) for text in documents if document_hash(text) >= bound),
             vocab_size=vocab_size,
             lowercase=lowercase is not False,
             strip_accents=strip_accents,
@@ -137,7 +147,15 @@ def prepare(
         workers=workers,
         provenance=provenance,
         num_skipped=lambda: skipped.count,
+        heldout_tail=tail,
     )
+
+
+def _without_tail(text: str, share: float) -> str:
+    if not share:
+        return text
+    sentences = split_sentences(text)
+    return "\n".join(sentences[: tail_start(len(sentences), share)])
 
 
 def _refuse(error: UserError) -> None:

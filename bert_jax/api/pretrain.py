@@ -13,6 +13,7 @@ from bert_jax.config.overrides import differences
 from bert_jax.config.pretraining import PretrainConfig, Stage
 from bert_jax.config.saved import read_pretrain_config
 from bert_jax.data.batches import BatchStream, prefetch
+from bert_jax.data.sampling import Usage
 from bert_jax.data.stores import Store, open_store
 from bert_jax.errors import UserError
 from bert_jax.evaluation.heldout import HeldOut, bound_objective
@@ -235,8 +236,18 @@ def describe(parts: list[Part], store: Store) -> None:
         hosts.print_once(
             f"{part.stage.name or 'run'}: {config.steps:,} steps of {config.data.batch_size:,} "
             f"rows of {config.data.max_seq_length} tokens, {part.stream.rows_per_epoch:,} rows an "
-            "epoch"
+            f"epoch{_used(part.stream.usage, config.data.pairs)}"
         )
+        if part.stream.usage and (warning := part.stream.usage.warning()):
+            hosts.print_once(f"Warning: {warning}.")
+
+
+def _used(usage: Usage | None, pairs: str) -> str:
+    if usage is None:
+        return ""
+    of_pairs = {"nsp": "random", "sop": "swapped"}
+    labels = "" if usage.label_1 is None else f", {usage.label_1:.0%} of pairs {of_pairs[pairs]}"
+    return f", {usage.tokens:.1%} of tokens used{labels}"
 
 
 def stage_model(config: PretrainConfig, mesh: Mesh) -> Model:

@@ -3,7 +3,7 @@
 import argparse
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from etils import epath
@@ -36,6 +36,8 @@ A source is
   gs://...          any of these in Google Cloud Storage; --output may be there, too
   corpus:sotu       State of the Union 1790-2026, 2 million words, which comes with bert_jax
 """
+
+_MOST_UNKNOWN = 0.01  # share of the characters beyond which a user is warned
 
 _EXAMPLES = """\
 examples:
@@ -115,13 +117,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         type=float,
         default=0.05,
         metavar="SHARE",
-        help="share of the documents kept for evaluation, at least two (default: %(default)s)",
+        help="share of the documents kept for evaluation, at least two (default: %(default)s); of a"
+        " single document its last sentences",
     )
     add("--text-field", default="text", metavar="NAME", help="field or column of the text")
     add(
         "--document-per-file",
         action="store_true",
         help="each .txt file is one document; blank lines in it end paragraphs",
+    )
+    add(
+        "--document-separator",
+        metavar="REGEX",
+        help="lines of a .txt file that match it as a whole, such as 'CHAPTER [IVXL]+', separate"
+        " documents and are left out; blank lines end paragraphs",
     )
     add(
         "--skip-bad-lines",
@@ -147,6 +156,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("a SOURCE and --output are required, or --verify")
     if args.verify is not None and (args.sources or args.output):
         parser.error("--verify takes neither a SOURCE nor --output")
+    if args.document_separator is not None and args.document_per_file:
+        parser.error("--document-separator and --document-per-file exclude each other")
     check_heldout(args.heldout)
     check_workers(args.workers)
     return args
@@ -169,30 +180,83 @@ def _verify(path: epath.Path) -> None:
 
 
 def _print_summary(store: "TokenStore") -> None:
+    from bert_jax.data.store import EPOCH_LENGTH
+
     casing = "uncased" if store.wordpiece.lowercase else "cased"
     if store.wordpiece.strip_accents not in (None, store.wordpiece.lowercase):
         casing += f", accents {'stripped' if store.wordpiece.strip_accents else 'kept'}"
     say(f"vocabulary: {len(store.wordpiece.vocab):,} tokens, {casing}")
     say("")
-    columns = "{:10}{:>12}{:>14}{:>16}{:>10}{:>17}"
-    say(columns.format("", "documents", "sentences", "tokens", "unknown", "tokens per word"))
+    columns = "{:8}{:>10}{:>12}{:>15}{:>9}{:>12}{:>13}"
+    titles = ("documents", "sentences", "tokens", "unknown", "of the text", "tokens/word")
+    say(columns.format("", *titles))
     for split in (store.train, store.heldout):
-        say(columns.format(split.name, *_row(split, store.wordpiece)))
+        counts = store.manifest["splits"][split.name]
+        say(columns.format(split.name, *_row(split, counts, store.wordpiece)))
     if empty := store.manifest["empty_documents"]:
         say(f"{empty:,} documents without text were left out.")
     if skipped := store.manifest.get("skipped_records"):
         say(f"{skipped:,} records that could not be read were left out.")
-    if store.manifest["splits"]["heldout"]["documents"] < 2:
-        say("Fewer than two documents are held out: next-sentence pairs need two.")
+    if epoch := store.manifest.get("epoch"):
+        counts = store.manifest["splits"]["train"]
+        single = (counts.get("single_sentence_documents") or 0) / max(1, counts["documents"])
+        say(
+            f"next-sentence pairs in rows of {EPOCH_LENGTH} tokens: {epoch['tokens']:.1%} of the "
+            f"tokens used in an epoch, {epoch['label_1']:.0%} of the pairs random; {single:.1%} of "
+            "the documents are one sentence"
+        )
+    for warning in _warnings(store):
+        say(f"Warning: {warning}.")
 
 
-def _row(split: "Split", wordpiece: "WordPiece") -> list[str]:
-    tokens = len(split.tokens)
+def _warnings(store: "TokenStore") -> Iterator[str]:
+    """What a user should know before training on the store."""
+    from bert_jax.data.sampling import Usage
+
+    train = store.manifest["splits"]["train"]
+    if characters := train.get("characters"):
+        unknown = (train.get("unknown_characters") or 0) / characters
+        long = (train.get("long_word_characters") or 0) / characters
+        if long > _MOST_UNKNOWN:
+            yield (
+                f"{long:.0%} of the characters are in words of more than 100 characters, each one "
+                "[UNK]. Languages written without spaces (Thai, Lao, Khmer, Burmese) need text "
+                "with spaces between words: segment it first"
+            )
+        if unknown - long > _MOST_UNKNOWN:
+            yield (
+                f"{unknown - long:.0%} of the characters are in other words that the vocabulary "
+                "lacks, each one [UNK]: take a vocabulary of this language or a larger one"
+            )
+    if width := store.manifest.get("wrapped_at"):
+        yield (
+            f"lines break within sentences, at about {width} characters, and a line break ends a "
+            "sentence: if the text is hard-wrapped, prepare it again with --unwrap"
+        )
+    if store.manifest.get("heldout_tail") and len(store.heldout.tokens):
+        yield (
+            "there is one document, whose end is held out, and next-sentence pairs need several: "
+            "pretrain with --config.data.pairs=none, or mark the ends of documents by blank lines "
+            "or --document-separator"
+        )
+    elif store.manifest["splits"]["heldout"]["documents"] < 2:
+        yield (
+            "fewer than two documents are held out, and next-sentence pairs need two: add "
+            "documents, or pretrain with --config.data.pairs=none"
+        )
+    elif (epoch := store.manifest.get("epoch")) and (problem := Usage(**epoch).warning()):
+        yield problem
+
+
+def _row(split: "Split", counts: Mapping[str, int], wordpiece: "WordPiece") -> list[str]:
+    tokens, characters = len(split.tokens), counts.get("characters") or 0
+    unknown = counts.get("unknown_characters") or 0
     words = split.token_counts[~wordpiece.is_continuation].sum()
     return [
         f"{len(split.documents) - 1:,}",
         f"{len(split.sentences) - 1:,}",
         f"{tokens:,}",
         f"{split.token_counts[wordpiece.unk_id] / max(1, tokens):.3%}",
+        f"{unknown / characters:.3%}" if characters else "",
         f"{tokens / max(1, words):.2f}",
     ]

@@ -15,7 +15,7 @@ import grain
 import numpy as np
 from numba import njit
 
-from bert_jax.data.sampling import Plan, Sampling, plan_epoch
+from bert_jax.data.sampling import Plan, Sampling, Usage, plan_epoch, usage
 from bert_jax.data.split import Split
 from bert_jax.errors import UserError
 
@@ -37,9 +37,11 @@ class BatchStream(Steps, Protocol):
 
     Attributes:
       rows_per_epoch: rows of the first epoch; other epochs have about as many.
+      usage: what the first epoch uses of the documents; None if it uses all of its data.
     """
 
     rows_per_epoch: int
+    usage: Usage | None
 
 
 class SpecialIds(Protocol):
@@ -82,6 +84,7 @@ class Batches:
 
     Attributes:
       rows_per_epoch: rows in the plan of epoch 0.
+      usage: what the plan of epoch 0 uses of the split.
     """
 
     def __init__(
@@ -122,9 +125,11 @@ class Batches:
         self._planned = functools.lru_cache(maxsize=3)(submit)
         self._lock = threading.Lock()
         try:
-            self.rows_per_epoch = self._planned(0).result().num_rows
+            first = self._planned(0).result()
         except UserError as error:
             raise UserError(f"{split.name} split: {error}") from None
+        self.rows_per_epoch = first.num_rows
+        self.usage: Usage | None = usage(first, sampling, len(split.tokens))
 
     def batch(self, step: int) -> Batch:
         """This host's rows of batch `step`.
@@ -214,6 +219,7 @@ class PremaskedBatches:
         self._batch_size = batch_size
         self._host_rows = np.arange(batch_size) if host_rows is None else host_rows
         self.rows_per_epoch = len(split)
+        self.usage: Usage | None = None
         self._num_rows = math.inf if num_epochs is None else num_epochs * len(split)
         # Row of the stream -> example, in a new order every epoch, without holding it in memory.
         self._order = grain.MapDataset.range(len(split)).shuffle(seed=seed)

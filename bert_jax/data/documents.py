@@ -79,6 +79,7 @@ class TextFile:
     document_per_file: bool
     unwrap: bool
     refuse: Refuse = throw
+    separator: re.Pattern[str] | None = None
 
     @property
     def size(self) -> int:
@@ -102,22 +103,27 @@ class TextFile:
         if self.document_per_file:
             yield "".join(line for _, line in lines)
             return
-        document, blank_lines = [], 0
+        document: list[str] = []
+        separators = 0
         for _, line in lines:
-            if line.strip():
-                document.append(line)
-            else:
-                blank_lines += 1
+            if self._is_separator(line.strip()):
+                separators += 1
                 if document:
                     yield "".join(document)
                 document = []
-        if document and not blank_lines:
+            else:
+                document.append(line)
+        if document and not separators:
             _warn(
-                f"{self.path}: no blank line, so the whole file is one document. Put a blank line "
-                "between documents, or pass --document-per-file if it really is one."
+                f"{self.path}: no {'separator' if self.separator else 'blank line'}, so the whole "
+                "file is one document. Put a blank line between documents, name what separates "
+                "them with --document-separator, or pass --document-per-file if it really is one."
             )
         if document:
             yield "".join(document)
+
+    def _is_separator(self, line: str) -> bool:
+        return bool(self.separator.fullmatch(line)) if self.separator else not line
 
     def _records(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
         for number, line in lines:
@@ -211,6 +217,7 @@ def find_sources(
     *,
     text_field: str = "text",
     document_per_file: bool = False,
+    document_separator: str | None = None,
     unwrap: bool = False,
     data_dir: str | None = None,
     refuse: Refuse = throw,
@@ -229,6 +236,8 @@ def find_sources(
         nested.
       document_per_file: a .txt file is one document and its blank lines end paragraphs; otherwise
         they end documents.
+      document_separator: regular expression; in a .txt file lines that match it as a whole, white
+        space around them aside, separate documents, and blank lines do not. None: blank lines do.
       unwrap: lines are hard-wrapped: only a blank line ends a paragraph.
       data_dir: where TFDS keeps its datasets; None for its default.
       refuse: called with the error of each record of these files and datasets that cannot be read:
@@ -238,9 +247,16 @@ def find_sources(
       UserError: a name matches no file, or a file of another format; or it is no `Source`.
     """
 
+    try:
+        separator = re.compile(document_separator) if document_separator else None
+    except re.error as error:
+        raise UserError(
+            f"--document-separator: {document_separator!r} is no regular expression ({error})"
+        ) from error
+
     def of_file(path: epath.Path, name: str) -> Source:
         if suffixes(path)[0] in _FORMATS[0]:
-            return TextFile(path, name, text_field, document_per_file, unwrap, refuse)
+            return TextFile(path, name, text_field, document_per_file, unwrap, refuse, separator)
         return TableFile(path, name, text_field, unwrap, refuse)
 
     sources: list[Source] = []

@@ -9,6 +9,7 @@ for bit in all versions of NumPy and Numba.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -24,6 +25,8 @@ _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _LOW_32_BITS = np.uint64(0xFFFFFFFF)
 _U1, _U11, _U27, _U30, _U31, _U32 = (np.uint64(n) for n in (1, 11, 27, 30, 31, 32))
+
+_MOST_RANDOM, _FEWEST_USED = 0.8, 0.6  # shares beyond which a user is warned
 
 _EXAMPLES, _EXAMPLE_ORDER, _ROW_ORDER = range(3)  # purposes of random streams
 
@@ -108,6 +111,42 @@ class Plan:
         return np.concatenate([self.row_examples[first:stop] for first, stop in bounds])
 
 
+class Usage(NamedTuple):
+    """What an epoch uses of the documents.
+
+    Attributes:
+      tokens: share of the tokens that are used, random second segments not counted.
+      label_1: share of the pairs with label 1, random or swapped; None without pairs.
+    """
+
+    tokens: float
+    label_1: float | None
+
+    def warning(self) -> str:
+        """What is wrong with it and what to do; empty if nothing."""
+        if self.label_1 is not None and self.label_1 > _MOST_RANDOM:
+            return (
+                f"{self.label_1:.0%} of the next-sentence pairs are random, since few documents "
+                "have several sentences that fit a row: there is little to learn from pairs. Put "
+                "line breaks between sentences, or pretrain with --config.data.pairs=none"
+            )
+        if self.tokens < _FEWEST_USED:
+            return (
+                f"an epoch uses only {self.tokens:.0%} of the tokens, since many sentences are "
+                "longer than a row. Take longer rows or --config.data.pairs=none, which uses all "
+                "tokens; or put line breaks between sentences and prepare the store again"
+            )
+        return ""
+
+
+def usage(plan: Plan, sampling: Sampling, num_tokens: int) -> Usage:
+    """What a plan uses of `num_tokens` tokens."""
+    own = plan.next_sentence_label != 1 if sampling.pairs == "nsp" else slice(None)
+    used = int(plan.a_length.sum()) + int(plan.b_length[own].sum())
+    label_1 = None if sampling.pairs == "none" else float((plan.next_sentence_label == 1).mean())
+    return Usage(used / num_tokens, label_1)
+
+
 def plan_epoch(
     sentences: np.ndarray, documents: np.ndarray, sampling: Sampling, *, seed: int, epoch: int
 ) -> Plan:
@@ -161,11 +200,14 @@ def plan_epoch(
     sentences, documents = _without_empty(np.asarray(sentences), np.asarray(documents))
     num_sentences, num_documents = len(sentences) - 1, len(documents) - 1
     if num_sentences == 0:
-        raise UserError("there are no sentences to sample from: add documents")
+        raise UserError(
+            "there are no sentences to sample from: add documents. A store of one document that "
+            "has nothing held out is to be prepared again"
+        )
     if pairs == "nsp" and num_documents == 1:
         raise UserError(
             "pairs='nsp' takes random segments from other documents, but there is only one: "
-            "add documents, or set pairs to 'sop' or 'none'"
+            "add documents, or set --config.data.pairs to sop or none"
         )
 
     # Every example starts a new sentence or is another full row of a long one. Pages of the arrays
@@ -184,7 +226,7 @@ def plan_epoch(
     if n == 0:
         raise UserError(
             "pairs='sop' needs documents of at least two sentences, but there is none: "
-            "set pairs to 'nsp' or 'none'"
+            "set --config.data.pairs to nsp or none"
         )
 
     row_examples = _permutation(_stream(seed, epoch, _EXAMPLE_ORDER), n)

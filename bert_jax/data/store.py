@@ -17,7 +17,9 @@ by its checksums.
 import contextlib
 import fcntl
 import hashlib
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -25,11 +27,11 @@ import shutil
 import tempfile
 import threading
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -37,6 +39,7 @@ import tokenizers
 from etils import epath
 from tqdm import tqdm
 
+from bert_jax.data.line_breaks import LineBreaks
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.split import BLOCK_BYTES, Split, TokenBlocks
 from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece, load_wordpiece
@@ -52,8 +55,14 @@ FORMAT, VERSION = "bert_jax token store", 1
 SPLITS = ("train", "heldout")
 ARRAYS = ("tokens", "sentences", "documents", "token_counts")
 FILES = frozenset(f"{split}/{array}.bin" for split in SPLITS for array in ARRAYS)
+EPOCH_LENGTH = 128  # tokens of the rows in the summary of a store
 _MANIFEST = "manifest.json"
 _REMEDY = "Restore the file, or delete the store and prepare it again"
+_ALL_UNKNOWN = (
+    "every word is [UNK], so there is nothing to predict: take a vocabulary of this language, or "
+    "none, to train one"
+)
+_MAX_WORD = 100  # characters; longer words are [UNK] in every BERT
 _CHANGED = "content changed since it was written"
 _OFFSET = np.dtype("<i8")
 _CHUNK_CHARACTERS = 1_000_000
@@ -77,16 +86,40 @@ class _File:
 
 @dataclass(frozen=True)
 class _Counts:
-    """What a manifest says about a split."""
+    """What a manifest says about a split; older stores lack the last four.
+
+    Attributes:
+      characters: of all sentences, white space not counted.
+      unknown_characters: of words that became [UNK].
+      long_word_characters: of those of them that are longer than any word of BERT.
+    """
 
     documents: int
     sentences: int
     tokens: int
+    single_sentence_documents: int | None = None
+    characters: int | None = None
+    unknown_characters: int | None = None
+    long_word_characters: int | None = None
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """What a manifest says about an epoch; see `Usage`, which is not loaded here."""
+
+    tokens: float
+    label_1: float
 
 
 @dataclass(frozen=True)
 class _Manifest:
-    """The fields of a manifest that are read; older stores lack `fingerprint`."""
+    """The fields of a manifest that are read; older stores lack the last ones.
+
+    Attributes:
+      wrapped_at: width at which lines were hard-wrapped, in characters; 0 if they were not.
+      epoch: what next-sentence pairs in rows of `EPOCH_LENGTH` tokens use; see `Usage`. None if
+        there are no such pairs.
+    """
 
     dtype: str
     vocab_size: int
@@ -98,6 +131,10 @@ class _Manifest:
     sources: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     fingerprint: str = ""
+    skipped_records: int = 0
+    heldout_tail: float = 0.0
+    wrapped_at: int = 0
+    epoch: _Epoch | None = None
 
     @property
     def identity(self) -> str:
@@ -157,7 +194,11 @@ class TokenStore:
         return self.train.token_counts
 
     def check(self, sampling: "Sampling", max_predictions_per_seq: int, path: str) -> None:
-        """Accepts any sampling."""
+        """Accepts any sampling; raises UserError if a split has nothing to mask."""
+        for split in (self.train, self.heldout):
+            special = split.token_counts[self.wordpiece.special_ids].sum()
+            if len(split.tokens) and special == len(split.tokens):
+                raise UserError(f"{self.path}: {split.name} split: {_ALL_UNKNOWN}")
 
     def training_batches(
         self, sampling: "Sampling", *, seed: int, host_rows: np.ndarray
@@ -274,6 +315,11 @@ def heldout_bound(documents: Iterable[str], share: float) -> float:
     return sorted(hashes)[min(max(num_heldout, least), most)]
 
 
+def is_single_document(documents: Iterable[str]) -> bool:
+    """Whether there is exactly one document with text. Stops reading at the second."""
+    return len(list(itertools.islice(filter(str.strip, documents), 2))) == 1
+
+
 def is_store(path: epath.Path) -> bool:
     """Whether `path` holds a complete store: `write_store` writes the manifest last."""
     return (path / _MANIFEST).exists()
@@ -298,6 +344,7 @@ def write_store(
     workers: int = 1,
     provenance: Mapping[str, Any],
     num_skipped: Callable[[], int] = lambda: 0,
+    heldout_tail: float = 0.0,
 ) -> TokenStore:
     """Splits documents into sentences, tokenises them and writes the store.
 
@@ -313,9 +360,12 @@ def write_store(
       workers: processes that tokenise; 1 uses this process.
       provenance: further entries of the manifest: what the store was made from, and how.
       num_skipped: gives the number of records that `documents` left out, once they are read.
+      heldout_tail: share of each document that is held out, its last sentences; for a corpus of
+        one document.
 
     Raises:
-      UserError: `path` is in use, no document has a token, or a worker was killed.
+      UserError: `path` is in use, no document has a token, every word is unknown, or a worker was
+        killed.
     """
     path = epath.Path(path)
     check_unused(path)
@@ -330,23 +380,27 @@ def write_store(
                 workers=workers,
                 provenance=provenance,
                 num_skipped=num_skipped,
+                heldout_tail=heldout_tail,
             )
             _copy(local.path, path, typed(local.manifest, _Manifest, str(local.path)))
             with contextlib.suppress(FileExistsError):  # the cache has this content already
                 local.path.rename(_cache() / local.fingerprint)
         return open_token_store(path)
     path = pathlib.Path(path)
-    encoder = _Encoder(wordpiece, heldout_bound)
+    encoder = _Encoder(wordpiece, heldout_bound, heldout_tail)
     with _unfinished(path) as directory:
         wordpiece.save(directory)
         writers = {split: _SplitWriter(directory, split, encoder) for split in SPLITS}
-        num_empty = 0
+        num_empty, line_breaks = 0, LineBreaks()
         for chunk in _encode(_chunks(documents), encoder, workers):
             num_empty += chunk.num_empty
+            line_breaks.merge(chunk.line_breaks)
             for split in SPLITS:
                 writers[split].append(chunk.splits[split])
         if not any(writer.counts["documents"] for writer in writers.values()):
             raise UserError("no document with text: check the sources")
+        if writers["train"].is_unknown():
+            raise UserError(_ALL_UNKNOWN)
         files = {k: v for writer in writers.values() for k, v in writer.finish().items()}
         checksums = {name: file["sha256"] for name, file in files.items()}
         manifest = {
@@ -360,6 +414,9 @@ def write_store(
             "empty_documents": num_empty,
             "skipped_records": num_skipped(),
             "heldout_bound": heldout_bound,
+            "heldout_tail": heldout_tail,
+            "wrapped_at": line_breaks.width(),
+            "epoch": _epoch_usage(directory / "train"),
             **provenance,
             "files": files,
             "libraries": {"numpy": np.__version__, "tokenizers": tokenizers.__version__},
@@ -423,6 +480,21 @@ def _load_vocabulary(path: epath.Path, local: epath.Path, stated: _Manifest) -> 
     if wordpiece.vocab_hash != stated.vocab_hash:
         raise UserError(f"{path}: the vocabulary is not the one that the tokens were made with")
     return wordpiece
+
+
+def _epoch_usage(train: pathlib.Path) -> dict[str, float] | None:
+    """See `_Manifest.epoch`."""
+    from bert_jax.data.sampling import Sampling, plan_epoch, usage  # imports Numba
+
+    sentences, documents = (
+        np.memmap(train / f"{name}.bin", _OFFSET, mode="r") for name in ("sentences", "documents")
+    )
+    sampling = Sampling(max_seq_length=EPOCH_LENGTH, packing=False)
+    try:
+        plan = plan_epoch(sentences, documents, sampling, seed=0, epoch=0)
+    except UserError:
+        return None
+    return usage(plan, sampling, int(sentences[-1]))._asdict()
 
 
 def _cache() -> epath.Path:
@@ -519,47 +591,70 @@ def _unfinished(path: pathlib.Path) -> Iterator[pathlib.Path]:
         os.close(lock)
 
 
-class _EncodedSplit(NamedTuple):
-    tokens: np.ndarray  # [num_tokens]
-    sentence_lengths: list[int]  # in tokens
-    document_lengths: list[int]  # in sentences
+class _EncodedSplit:
+    def __init__(self, dtype: np.dtype) -> None:
+        self.tokens = [np.empty(0, dtype)]  # of each sentence
+        self.sentence_lengths: list[int] = []  # in tokens
+        self.document_lengths: list[int] = []  # in sentences
+        self.characters: Counter[str] = Counter()  # the counts of a manifest that end so
 
 
 class _EncodedChunk(NamedTuple):
     splits: dict[str, _EncodedSplit]
     num_empty: int
+    line_breaks: LineBreaks
+
+
+def tail_start(num_sentences: int, share: float) -> int:
+    """Where the last `share` of a document begins: it and the rest have a sentence each if any."""
+    return num_sentences - min(num_sentences - 1, math.ceil(share * num_sentences))
 
 
 @dataclass(frozen=True)
 class _Encoder:
     wordpiece: WordPiece
     heldout_bound: float
+    heldout_tail: float = 0.0
 
     @property
     def dtype(self) -> np.dtype:
         return _dtype(len(self.wordpiece.vocab))
 
     def __call__(self, texts: list[str]) -> _EncodedChunk:
-        tokens = {split: [np.empty(0, self.dtype)] for split in SPLITS}
-        sentence_lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
-        document_lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
-        num_empty = 0
+        splits = {split: _EncodedSplit(self.dtype) for split in SPLITS}
+        num_empty, line_breaks = 0, LineBreaks()
         for text in texts:
-            split = "heldout" if document_hash(text) < self.heldout_bound else "train"
-            sentences = [ids for ids in self.wordpiece.encode(split_sentences(text)) if ids]
-            if not sentences:
-                num_empty += 1
-                continue
-            tokens[split] += [np.array(ids, self.dtype) for ids in sentences]
-            sentence_lengths[split] += map(len, sentences)
-            document_lengths[split].append(len(sentences))
-        splits = {
-            split: _EncodedSplit(
-                np.concatenate(tokens[split]), sentence_lengths[split], document_lengths[split]
-            )
-            for split in SPLITS
-        }
-        return _EncodedChunk(splits, num_empty)
+            line_breaks.add(text)
+            sentences = split_sentences(text)
+            if self.heldout_tail:
+                start = tail_start(len(sentences), self.heldout_tail) if sentences else 0
+                parts = {"train": sentences[:start], "heldout": sentences[start:]}
+            else:
+                parts = {self._split(text): sentences}
+            num_found = sum(self._encode(splits[split], part) for split, part in parts.items())
+            num_empty += not num_found
+        for split in splits.values():
+            split.tokens = [np.concatenate(split.tokens)]  # so that fewer objects are sent
+        return _EncodedChunk(splits, num_empty, line_breaks)
+
+    def _split(self, text: str) -> str:
+        return "heldout" if document_hash(text) < self.heldout_bound else "train"
+
+    def _encode(self, split: _EncodedSplit, sentences: list[str]) -> bool:
+        """Appends a document; False if it has no tokens."""
+        encoded = self.wordpiece.encode(sentences)
+        for sentence, ids in zip(sentences, encoded):
+            split.characters["characters"] += len(sentence) - sentence.count(" ")
+            if self.wordpiece.unk_id in ids:
+                words = self.wordpiece.unknown_words(sentence)
+                split.characters["unknown_characters"] += sum(words)
+                split.characters["long_word_characters"] += sum(n for n in words if n > _MAX_WORD)
+        found = [ids for ids in encoded if ids]
+        if found:
+            split.tokens += [np.array(ids, self.dtype) for ids in found]
+            split.sentence_lengths += map(len, found)
+            split.document_lengths.append(len(found))
+        return bool(found)
 
 
 def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -627,7 +722,8 @@ class _SplitWriter:
         (directory / split).mkdir()
         self._directory, self._split = directory, split
         self._files: dict[str, _HashedFile] = {}
-        self.counts = {"documents": 0, "sentences": 0, "tokens": 0}
+        self.counts = dict.fromkeys((each.name for each in fields(_Counts)), 0)
+        self._special_ids = encoder.wordpiece.special_ids
         self._token_counts = np.zeros(len(encoder.wordpiece.vocab), _OFFSET)
         for name in ("tokens", "sentences", "documents"):
             self._files[name] = _HashedFile(directory / split / f"{name}.bin", name == "tokens")
@@ -635,16 +731,24 @@ class _SplitWriter:
             self._files[name].write(np.zeros(1, _OFFSET))
 
     def append(self, chunk: _EncodedSplit) -> None:
-        self._files["tokens"].write(chunk.tokens)
+        tokens = np.concatenate(chunk.tokens)
+        self._files["tokens"].write(tokens)
         for name, lengths, start in (
             ("sentences", chunk.sentence_lengths, self.counts["tokens"]),
             ("documents", chunk.document_lengths, self.counts["sentences"]),
         ):
             self._files[name].write(start + np.cumsum(lengths, dtype=_OFFSET))
-        self._token_counts += np.bincount(chunk.tokens, minlength=len(self._token_counts))
-        self.counts["tokens"] += len(chunk.tokens)
+        self._token_counts += np.bincount(tokens, minlength=len(self._token_counts))
+        self.counts["tokens"] += len(tokens)
         self.counts["sentences"] += len(chunk.sentence_lengths)
         self.counts["documents"] += len(chunk.document_lengths)
+        self.counts["single_sentence_documents"] += chunk.document_lengths.count(1)
+        for name, number in chunk.characters.items():
+            self.counts[name] += number
+
+    def is_unknown(self) -> bool:
+        """Whether there are tokens, but none of a known word."""
+        return 0 < self.counts["tokens"] == self._token_counts[self._special_ids].sum()
 
     def finish(self) -> dict[str, dict[str, Any]]:
         """Closes the files and returns their sizes and checksums."""

@@ -139,6 +139,12 @@ class WordPiece:
         ids_of, cut = self._ids_of.__getitem__, self._cut.findall
         return [list(itertools.chain.from_iterable(map(ids_of, cut(text)))) for text in texts]
 
+    def unknown_words(self, text: str) -> list[int]:
+        """Length in characters of each word of `text` that becomes [UNK]."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        spans = zip(encoding.ids, encoding.offsets)
+        return [end - start for id_, (start, end) in spans if id_ == self.unk_id]
+
     def encode_with_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
         """Ids of a text, the same as from `encode`, and their positions in it.
 
