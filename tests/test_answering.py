@@ -85,9 +85,125 @@ def test_reads_both_versions(write):
     assert AnsweringTask().read(path, labelled=False) == [Question("a", "When?", CONTEXT)]
 
 
+ROWS = [
+    {
+        "id": 1,
+        "question": "When?",
+        "context": CONTEXT,
+        "answers": {"text": ["1863", "in 1863"], "answer_start": [17, 14]},
+    },
+    {
+        "id": "b",
+        "question": "When?",
+        "context": CONTEXT,
+        "answers": {"text": [], "answer_start": []},
+    },
+]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "data.json", "a.parquet", "a.jsonl.gz"])
+def test_reads_rows_of_datasets(tmp_path, name):
+    """Numbers may be ids, and a question without an answer is impossible."""
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pyarrow = pytest.importorskip("pyarrow")
+        parquet = pytest.importorskip("pyarrow.parquet")
+        rows = [row | {"id": str(row["id"])} for row in ROWS]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(ROWS if name == "a.json" else {"data": ROWS}))
+    else:
+        lines = "\n".join(map(json.dumps, ROWS)).encode()
+        path.write_bytes(gzip.compress(lines) if name.endswith("gz") else lines)
+    assert SQUAD2.read(str(path)) == [
+        Question("1", "When?", CONTEXT, (("1863", 17), ("in 1863", 14))),
+        Question("b", "When?", CONTEXT),
+    ]
+    with pytest.raises(
+        UserError, match=r"(line|item|row) 2: the question is possible .*; set unan"
+    ):
+        AnsweringTask().read(str(path))
+
+
+def test_answers_decide_where_no_flag_does(write):
+    path = write(squad((1, [answer("1863", 17)]), (2, []), ("c", None)))
+    assert [(q.id, q.answers) for q in SQUAD2.read(path)] == [
+        ("1", (("1863", 17),)),
+        ("2", ()),
+        ("c", ()),
+    ]
+    single = ROWS[0] | {"answers": {"text": "1863", "answer_start": 17}}
+    assert AnsweringTask().read(write([single]))[0].answers == (("1863", 17),)
+    with pytest.raises(UserError, match="the question is possible and has 0 answers"):
+        SQUAD2.read(write(squad(("a", [], {"is_impossible": False}))))
+
+
+def test_files_with_values_of_other_types_are_refused_by_name(write):
+    """Whatever stands in place of a value, the file is read or the error is one line."""
+    right = squad((1, [answer("1863", 17)], {"is_impossible": False}))
+
+    def places(value, path=()):
+        yield path
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        if isinstance(value, dict | list):
+            for key, item in [*items]:
+                yield from (
+                    places(item, (*path, key)) if isinstance(item, dict | list) else [(*path, key)]
+                )
+
+    messages: list[str] = []
+    for tops, paths in ((right, [*places(right)]), (ROWS[:1], [*places(ROWS[:1])])):
+        for path in paths:
+            for other in (None, True, 7, 1.5, -1, "", "x", [], ["x"], [3], {}, {"x": 1}):
+                if not path:
+                    changed = other
+                else:
+                    changed = json.loads(json.dumps(tops))
+                    holder = changed
+                    for key in path[:-1]:
+                        holder = holder[key]
+                    holder[path[-1]] = other
+                try:
+                    found = SQUAD2.read(write(changed))
+                except UserError as error:
+                    messages.append(str(error))
+                else:
+                    assert all(isinstance(q.id, str) and q.context for q in found)
+    assert len(messages) > 100
+    assert all("dev.json" in message and "\n" not in message for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("gold", "told_", "f1", "exact"),
+    [
+        ("北京大学", "北京大学", 1, 1),
+        ("北京大学", "北京", 2 / 3, 0),
+        ("北京大学", "大北京", 4 / 7, 0),  # the longest run, not all that is in common
+        ("北京大学", "《北京大学》。", 1, 1),
+        ("1998年", "1998", 2 / 3, 0),  # a number is one unit
+        ("iPhone手机", "iphone 手机", 1, 1),
+        ("北京", "上海", 0, 0),
+    ],
+)
+def test_chinese_answers_by_character(gold, told_, f1, exact):
+    task = AnsweringTask(by_character=True)
+    assert task.metrics([told(told_)], given((gold,))) == {
+        "f1": pytest.approx(f1),
+        "exact_match": exact,
+    }
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"data": 1.5}, 'not a JSON object with "data"'),
+        ([{"question": "?"}], "item 1: context is None"),
+        ([3], "dev.json, article 1: not in SQuAD's format: 'paragraphs' must be a list"),
+        (
+            squad(("a", [], {"is_impossible": "no"})),
+            "is_impossible is 'no'; it must be true or fal",
+        ),
+        (b"[" * 100_000, "brackets nested too deeply"),
         (b'{"data": [', 'not a JSON object with "data"'),
         (b'{"paragraphs": []}', 'not a JSON object with "data"'),
         (b'{"data": [{"t": "\xe9"}]}', "dev.json, line 1: byte 18 of the line is not UTF-8"),

@@ -76,8 +76,9 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     """
     workdir = epath.Path(workdir)
     with hosts.agreement():
+        task, given = read_examples(config.task)  # first: a mistake in a file is told at once
         source = read(config.init_from, report=hosts.print_once)
-        task, data = read_data(config, source)
+        data = make_features(config, source, task, given)
     hosts.check_shared(workdir)
     for name, (examples, features, _) in data.items():
         counts = ", ".join(f"{count:,} {what}" for what, count in features.counts.items() if count)
@@ -104,13 +105,34 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     return True
 
 
-def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[str, Examples]]:
+def read_examples(task: AnyTask) -> tuple[AnyTask, dict[str, list[Any]]]:
     """The task with its labels, and the examples of each split.
 
     Raises:
-      UserError: files cannot be read, or do not fit the task, the model or the config.
+      UserError: files cannot be read, or do not fit the task.
     """
-    task = config.task
+    examples = {}
+    for split in ("train", "dev", "test"):
+        if source := getattr(task, split):
+            examples[split] = task.read(source, labelled=is_labelled(task, split))
+        if split == "train":
+            task = task.with_labels_of(examples[split])
+    return task, examples
+
+
+def is_labelled(task: AnyTask, split: str) -> bool:
+    """Whether the labels of a split are known."""
+    return split != "test" or task.test_labelled
+
+
+def make_features(
+    config: FinetuneConfig, source: Portable, task: AnyTask, examples: Mapping[str, list[Any]]
+) -> dict[str, Examples]:
+    """The examples of each split with their features.
+
+    Raises:
+      UserError: they do not fit the model or the config.
+    """
     positions = source.architecture.max_position_embeddings
     if task.max_seq_length > positions:
         raise UserError(
@@ -118,21 +140,15 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
             f"{positions} positions"
         )
     data = {}
-    for split in ("train", "dev", "test"):
-        name, labelled = getattr(task, split), split != "test" or task.test_labelled
-        if not name:
-            continue
-        examples = task.read(name, labelled=labelled)
-        if split == "train":
-            task = task.with_labels_of(examples)
-        features = task.features(examples, source.wordpiece, task.max_seq_length)
-        data[split] = Examples(examples, features, labelled)
+    for split, some in examples.items():
+        features = task.features(some, source.wordpiece, task.max_seq_length)
+        data[split] = Examples(some, features, is_labelled(task, split))
     if len(data["train"].features) < config.batch_size:
         raise UserError(
             f"config.batch_size={config.batch_size}, but {task.train} has only "
             f"{len(data['train'].features)} examples"
         )
-    return task, data
+    return data
 
 
 class Setup(NamedTuple):
