@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, arguments: list[str]) -> int:
     if verb in ("", "-h", "--help"):
-        print(USAGE)
+        with output_errors():
+            print(USAGE)
         return 0 if verb else 2
     if verb not in VERBS:
         return _fail(verb, f"unknown verb {verb!r}: use one of {', '.join(VERBS)}", 2)

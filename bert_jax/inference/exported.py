@@ -34,7 +34,7 @@ from bert_jax.interop.shapes import check_shapes, unpadded_shapes
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
-from bert_jax.storage import files_below, is_remote, write_json
+from bert_jax.storage import errors_name, files_below, is_remote, write_json
 
 
 def is_exported(path: epath.Path) -> bool:
@@ -94,10 +94,11 @@ def write_exported(
     nearby = None if is_remote(path) else path.parent
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=nearby) as temporary:
         directory = Path(temporary) / "export"
-        _write(directory, model, tuple(platforms))
-        if not is_remote(path):
-            directory.rename(path)
-            return
+        with errors_name(path, instead_of=temporary):
+            _write(directory, model, tuple(platforms))
+            if not is_remote(path):
+                directory.rename(path)
+                return
         files = list(files_below(directory))
         for file in sorted(files, key=lambda file: file.name == load_bert.MANIFEST):
             target = path / str(file.relative_to(directory))
