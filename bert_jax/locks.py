@@ -11,7 +11,6 @@ import json
 import os
 import pathlib
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -22,6 +21,7 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.storage import is_remote
+from bert_jax.terminal import warn
 
 RENEWED_EVERY = 15.0  # seconds between two writes of a lease
 DEAD_AFTER = 60.0  # seconds without a new one
@@ -92,10 +92,9 @@ def _acquired(path: pathlib.Path, what: str, wait: bool) -> int:
             os.close(file)
             raise _in_use(what, holder) from None
         except OSError as error:  # a network file system without locks
-            print(
+            warn(
                 f"warning: {path.parent} cannot be locked ({error.strerror}): start no second "
-                "process there",
-                file=sys.stderr,
+                "process there"
             )
             return file
         with contextlib.suppress(FileNotFoundError):
@@ -122,7 +121,7 @@ def _leased(path: epath.Path, what: str) -> Iterator[None]:
             # If storage fails, the next time may succeed, or the run fails at its own writes.
             with contextlib.suppress(OSError):
                 if _holder(storage.cat_file(str(path))).get("lease") != mine["lease"]:
-                    print(f"warning: {what} was taken over: end this run", file=sys.stderr)
+                    warn(f"warning: {what} was taken over: end this run")
                     return
                 write(count, "overwrite")
 
@@ -165,11 +164,7 @@ def _wait_for_its_end(storage: Any, path: epath.Path, what: str) -> None:
         return
     if not _is_dead_here(holder):
         name = f"process {holder.get('process')} on {holder.get('host')}"
-        print(
-            f"{what}: in use by {name}, if that still runs: waiting up to {DEAD_AFTER:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+        warn(f"{what}: in use by {name}, if that still runs: waiting up to {DEAD_AFTER:.0f} s")
         deadline = time.monotonic() + DEAD_AFTER
         while time.monotonic() < deadline:
             time.sleep(RENEWED_EVERY / 10)

@@ -37,6 +37,11 @@ def say(line: object) -> None:
         print(printable(line), flush=True)
 
 
+def warn(line: object) -> None:
+    """Prints a line on standard error; see `printable`."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
 def say_json(value: Any) -> None:
     """Prints a line of JSON on standard output; see `json_line`."""
     with output_errors():
