@@ -34,6 +34,7 @@ from bert_jax.storage import read_json
 from bert_jax.tasks import Task
 from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, latest_step
+from bert_jax.train.workdirs import stored_path
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ def _evaluate_pretraining(
 ) -> Evaluated:
     with hosts.agreement():
         config = read_pretrain_config(workdir / "config.json")
-        store = open_store(store_path or config.data.store)
+        store = open_store(store_path or stored_path(workdir, config.data.store, "--store"))
         if store.wordpiece.vocab_hash != load_wordpiece(workdir).vocab_hash:
             raise UserError(
                 f"{store.path} has another vocabulary than {workdir}: "
