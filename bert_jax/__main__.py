@@ -82,8 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, arguments: list[str]) -> int:
     if verb in ("", "-h", "--help"):
-        with output_errors():
-            print(USAGE)
+        print(USAGE)
         return 0 if verb else 2
     if verb not in VERBS:
         return _fail(verb, f"unknown verb {verb!r}: use one of {', '.join(VERBS)}", 2)

@@ -113,6 +113,8 @@ class Choice:
         Raises:
           UserError: no such kind; the message begins with `path`.
         """
+        if not isinstance(name, str):
+            raise UserError(f"{path} must be a name, not {name!r}")
         if name in cls._kinds:
             return cls._kinds[name]
         if ":" not in name:

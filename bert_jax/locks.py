@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -21,7 +22,6 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.storage import is_remote
-from bert_jax.terminal import warn
 
 RENEWED_EVERY = 15.0  # seconds between two writes of a lease
 DEAD_AFTER = 60.0  # seconds without a new one
@@ -92,9 +92,10 @@ def _acquired(path: pathlib.Path, what: str, wait: bool) -> int:
             os.close(file)
             raise _in_use(what, holder) from None
         except OSError as error:  # a network file system without locks
-            warn(
+            print(
                 f"warning: {path.parent} cannot be locked ({error.strerror}): start no second "
-                "process there"
+                "process there",
+                file=sys.stderr,
             )
             return file
         with contextlib.suppress(FileNotFoundError):
@@ -121,7 +122,7 @@ def _leased(path: epath.Path, what: str) -> Iterator[None]:
             # If storage fails, the next time may succeed, or the run fails at its own writes.
             with contextlib.suppress(OSError):
                 if _holder(storage.cat_file(str(path))).get("lease") != mine["lease"]:
-                    warn(f"warning: {what} was taken over: end this run")
+                    print(f"warning: {what} was taken over: end this run", file=sys.stderr)
                     return
                 write(count, "overwrite")
 
@@ -164,7 +165,11 @@ def _wait_for_its_end(storage: Any, path: epath.Path, what: str) -> None:
         return
     if not _is_dead_here(holder):
         name = f"process {holder.get('process')} on {holder.get('host')}"
-        warn(f"{what}: in use by {name}, if that still runs: waiting up to {DEAD_AFTER:.0f} s")
+        print(
+            f"{what}: in use by {name}, if that still runs: waiting up to {DEAD_AFTER:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
         deadline = time.monotonic() + DEAD_AFTER
         while time.monotonic() < deadline:
             time.sleep(RENEWED_EVERY / 10)

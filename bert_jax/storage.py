@@ -5,13 +5,10 @@ atomic renaming of folders, so this package does not use them there.
 """
 
 import contextlib
-import errno
 import glob
 import os
-import re
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from etils import epath
@@ -24,9 +21,6 @@ os.environ.setdefault("EPATH_USE_TF", "false")
 
 T = TypeVar("T")
 
-_SYSTEM_ERROR = re.compile(
-    r"os_error_code='(\d+)'|\(os error (\d+)\)|" + re.escape(os.strerror(errno.ENOSPC))
-)
 UNFINISHED = ".unfinished"  # suffix of a file that is being written
 
 
@@ -61,26 +55,18 @@ def glob_files(pattern: epath.Path) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def errors_name(path: epath.PathLike, *, instead_of: epath.PathLike = "") -> Iterator[None]:
-    """Lets errors of the system in the block, such as a full disk, be `OSError`s that name a path.
+    """Names the path in errors of the block that name none, such as a full disk.
 
     Args:
-      path: path to name where an error has none.
-      instead_of: temporary path, which errors must not name, nor anything below it.
+      path: path to name.
+      instead_of: a temporary path, which errors must not name.
     """
     try:
         yield
     except OSError as error:
-        temporary = os.fspath(instead_of)
-        if error.filename is None or (temporary and str(error.filename).startswith(temporary)):
+        if error.filename is None or str(error.filename) == str(instead_of):
             error.filename = os.fspath(path)
         raise
-    except Exception as error:
-        # TensorStore, safetensors and TensorFlow raise classes of their own.
-        found = _SYSTEM_ERROR.search(str(error))
-        if found is None:
-            raise
-        number = int(found[1] or found[2] or errno.ENOSPC)
-        raise OSError(number, os.strerror(number), os.fspath(path)) from error
 
 
 @contextlib.contextmanager
@@ -95,7 +81,7 @@ def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
       OSError: as raised in the block; it names a path.
     """
     path = epath.Path(path)
-    if is_remote(path) or _is_device(Path(path)):
+    if is_remote(path) or (path.exists() and not path.is_file() and not path.is_dir()):
         with errors_name(path):
             yield path
         return
@@ -106,12 +92,6 @@ def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
             unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def _is_device(path: Path) -> bool:
-    """Whether a path is no file, such as a pipe, or may be a link to one, such as /dev/stdout."""
-    is_other = path.exists() and not path.is_file() and not path.is_dir()
-    return is_other or path.parts[:2] == ("/", "dev")
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

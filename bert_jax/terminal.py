@@ -37,11 +37,6 @@ def say(line: object) -> None:
         print(printable(line), flush=True)
 
 
-def warn(line: object) -> None:
-    """Prints a line on standard error; see `printable`."""
-    print(printable(line), file=sys.stderr, flush=True)
-
-
 def say_json(value: Any) -> None:
     """Prints a line of JSON on standard output; see `json_line`."""
     with output_errors():
@@ -68,30 +63,3 @@ def output_errors() -> Iterator[None]:
 def is_closed_output(error: OSError) -> bool:
     """Whether an error says that nobody reads standard output any more."""
     return isinstance(error, BrokenPipeError) and error.filename in (None, _OUTPUT)
-
-
-def progress(what: str, total: int | None, unit: str = "B") -> Any:
-    """A bar of tqdm on standard error; in a log, a line every 30 seconds.
-
-    Args:
-      what: what is read or written.
-      total: number of units; None if it is not known.
-      unit: what is counted, bytes or something else.
-    """
-    from tqdm import tqdm  # not above: --help needs none
-
-    options: dict[str, Any] = {"desc": printable(what), "total": total, "mininterval": 0.5}
-    if not sys.stderr.isatty():
-        options |= {"file": _Lines(), "mininterval": 30, "delay": 30, "ncols": 80}
-    return tqdm(unit=unit, unit_scale=True, **options)
-
-
-class _Lines:
-    """A file that writes each state of a bar to standard error as a line of its own."""
-
-    def write(self, text: str) -> None:
-        if line := text.strip("\r\n "):
-            print(line, file=sys.stderr)
-
-    def flush(self) -> None:
-        sys.stderr.flush()

@@ -1,7 +1,6 @@
 """Imports point one way."""
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -285,75 +284,3 @@ def test_help_and_mistakes_are_told_before_anything_heavy_is_loaded():
         [sys.executable, "-c", COMMANDS], cwd=ROOT, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
-
-
-# Calls that write files, and why they do not go through `storage.whole_file`: the folder around
-# them is temporary and renamed when it is whole, or they write something other than files to keep.
-WRITES = {
-    "bert_jax.train.metrics": "one line is appended; a resume drops a line that was cut short",
-    "bert_jax.parallel.hosts": "an empty file that shows who shares the folder; standard output",
-    "bert_jax.data.store": "a temporary folder, renamed at the end; a file to lock",
-    "bert_jax.inference.exported": "a temporary folder, renamed at the end",
-    "bert_jax.interop.huggingface": "a temporary folder, renamed at the end",
-    "bert_jax.__main__": "/dev/null",
-}
-WRITERS = {"write_text", "write_bytes", "savefig", "savez", "tofile", "save_file"}
-
-
-def parsed(module: str) -> ast.Module:
-    file = ROOT.joinpath(*module.split("."))
-    file = file / "__init__.py" if file.is_dir() else file.with_suffix(".py")
-    return ast.parse(file.read_text(encoding="utf-8"))
-
-
-def writes(module: str) -> list[str]:
-    """Calls in a module that write a file under its final name."""
-    tree = parsed(module)
-    within: set[ast.AST] = set()  # blocks of whole_file
-    for node in ast.walk(tree):
-        if isinstance(node, ast.With) and "whole_file" in ast.unparse(node.items[0].context_expr):
-            within |= set(ast.walk(node))
-    found = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or node in within:
-            continue
-        owner, _, name = ast.unparse(node.func).rpartition(".")
-        arguments = [*node.args, *(keyword.value for keyword in node.keywords)]
-        if name == "open":
-            writer = any(map(_is_mode, arguments))
-        elif name == "save":  # not that of `Checkpoints`, `WordPiece` and the like
-            writer = owner in ("np", "numpy")
-        else:
-            writer = name in WRITERS and owner != ""
-        if writer:
-            found.append(ast.unparse(node))
-    return found
-
-
-def _is_mode(node: ast.AST) -> bool:
-    is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-    return is_text and re.fullmatch("[wax]b?", node.value) is not None
-
-
-def test_files_are_written_whole():
-    found = {module: writes(module) for module in IMPORTS}
-    assert {module for module, calls in found.items() if calls} == set(WRITES), found
-
-
-# Where lines may be printed other than by `terminal.say`, and what they are.
-PRINTS = {
-    "bert_jax.terminal": "say itself",
-    "bert_jax.__main__": "the usage; errors, through printable",
-    "bert_jax.config.reference": "a page of Markdown",
-    "bert_jax.parallel.hosts": "fixed texts",
-    "bert_jax.cli.predict": "a warning, through printable",
-}
-
-
-def test_lines_are_printed_in_one_place():
-    found = set()
-    for module in IMPORTS:
-        calls = [node for node in ast.walk(parsed(module)) if isinstance(node, ast.Call)]
-        if any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls):
-            found.add(module)
-    assert found == set(PRINTS)

@@ -141,7 +141,7 @@ BROKEN = {
     "a shard elsewhere": (shards("a.safetensors", "../b"), r"source: \.\./b is missing"),
     "index without map": (
         both(without(WEIGHTS), write(f"{WEIGHTS}.index.json", b"{}")),
-        r"the index of the shards has no weight_map",
+        r"index\.json: object missing required field weight_map",
     ),
     "no vocabulary": (without("vocab.txt", "tokenizer.json"), r"vocab\.txt: no such vocabulary"),
     # config

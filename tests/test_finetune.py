@@ -418,8 +418,6 @@ def test_seeds_are_summarized(model, tmp_path, capsys):
         ({"task.name": "tagging "}, r"config\.task\.name='tagging ': use one of"),
         ({"task.max_seq_length": 128}, r"max_seq_length=128, but .* has 64 positions"),
         ({"task.train": "gone.tsv"}, r"gone\.tsv: no such file"),
-        ({"task.train": "gone.tsv", "init_from": "nowhere"}, r"gone\.tsv: no such file"),
-        ({"task.label": "gold", "init_from": "nowhere"}, r"line 2: no column 'gold'"),
         ({"batch_size": 512}, r"config\.batch_size=512, but .* has only 160 examples"),
         ({"layer_decay": 1.5}, r"config\.layer_decay must be in \(0, 1\], not 1\.5"),
         ({"task.dev": ""}, r"config\.task\.dev is empty"),

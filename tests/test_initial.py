@@ -1,6 +1,7 @@
 """Continued pretraining: a run that starts from the weights of another."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from test_training import recipe
 from bert_jax.__main__ import main
 from bert_jax.api.pretrain import pretrain
 from bert_jax.errors import UserError
+from bert_jax.interop.initial import follow_weights
 from bert_jax.interop.workdir import read_workdir, write_workdir
 from bert_jax.report.metrics_file import read_metrics
 
@@ -100,3 +102,50 @@ def test_another_vocabulary_is_refused(trained, sotu_store, tmp_path):
     write_workdir(epath.Path(tmp_path / "other"), source._replace(wordpiece=swapped))
     with pytest.raises(UserError, match=r"vocabulary.*--vocab="):
         pretrain(continued(sotu_store, tmp_path / "other"), epath.Path(tmp_path / "run"))
+
+
+def test_without_pairs_no_head_for_them_is_there(trained, sotu_store, tmp_path, capsys):
+    """Nor is one asked of the weights; the other parameters start as they would beside it."""
+    encoder = epath.Path(tmp_path / "masked_lm")
+    model = read_workdir(trained)
+    bert = {name: values for name, values in model.params["bert"].items() if name != "pooler"}
+    masked_lm = {"bert": bert, "masked_lm": model.params["masked_lm"]}
+    write_workdir(encoder, model._replace(params=masked_lm))
+    run, changes = tmp_path / "run", {"steps": 1, "data.pairs": "none"}
+    assert pretrain(continued(sotu_store, encoder, **changes), epath.Path(run))
+    assert set(read_workdir(epath.Path(run)).params) == {"bert", "masked_lm"}
+    assert main(["convert", str(run), str(tmp_path / "theirs"), "--to=huggingface"]) == 0
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    assert config["architectures"] == ["BertForMaskedLM"]
+    pairs = tmp_path / "pairs.tsv"
+    pairs.write_text("We are at peace.\tLet it last.\n")
+    assert main(["predict", "next-sentence", f"--model={run}", str(pairs)]) == 2
+    assert "the model has no" in capsys.readouterr().err
+
+    rates = {"steps": 1, "optimizer.learning_rate": 1e-30}
+    starts = {}
+    for kind in ("nsp", "none"):
+        path = epath.Path(tmp_path / kind)
+        assert pretrain(recipe(sotu_store, **rates, **{"data.pairs": kind}), path)
+        starts[kind] = read_workdir(path).params
+    for name in ("masked_lm", "bert"):
+        without, beside = starts["none"][name], starts["nsp"][name]
+        same = {part: beside[part] for part in without}
+        # What starts at 0 has moved by the learning rate.
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-20), without, same)
+
+
+def test_the_architecture_follows_the_weights_where_it_is_left_open(trained, tmp_path):
+    ours = recipe("nowhere", init_from=str(trained), **{"model.num_layers": 3})
+    ours = dataclasses.replace(ours, model=dataclasses.replace(ours.model, hidden_size=64))
+    theirs = read_workdir(trained).architecture
+    config, (line,) = follow_weights(ours, [])
+    assert config.model == theirs
+    assert line == f"config.model follows {trained}: num_layers=2, hidden_size=32"
+    config, _ = follow_weights(ours, ["--config.model.num_layers=3", "--config.steps=9"])
+    assert config.model == dataclasses.replace(theirs, num_layers=3)
+    assert follow_weights(config, ["--config.model.num_layers=3"]) == (config, [])
+    assert follow_weights(dataclasses.replace(ours, init_from=""), []) == (
+        dataclasses.replace(ours, init_from=""),
+        [],
+    )

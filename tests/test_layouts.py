@@ -47,7 +47,7 @@ def program(data, fsdp, tensor, zero1, **numerics) -> Program:
         },
     )
     mesh = config.mesh.mesh(jax.devices()[: data * fsdp * tensor])
-    network = stage_model(config, mesh)
+    network = stage_model(config, mesh, config.objective.parts)
     objective = PreTraining(network.graphdef, make_masking(slots=12), seed=0)
     optimizer = config.optimizer.transformation(network.axes)
     return Program(config, objective, network, optimizer, learning_rate(config), mesh)

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from etils import epath
 
-from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.locks import locked
-from bert_jax.train.workdirs import claim_workdir, held, stored_path
+from bert_jax.train.workdirs import held
 
 pytestmark = pytest.mark.core
 
@@ -89,15 +88,3 @@ def test_a_workdir_is_held_by_one_run(tmp_path):
     (tmp_path / "other" / "file").write_text("mine")
     with pytest.raises(UserError, match="not empty and holds no run"), held(epath.Path(tmp_path)):
         pass
-
-
-def test_paths_of_a_run_are_found_from_elsewhere(tmp_path, monkeypatch):
-    workdir = epath.Path(tmp_path / "run")
-    (tmp_path / "store").mkdir()
-    monkeypatch.chdir(tmp_path)
-    claim_workdir(workdir, {}, {}, WordPiece(SPECIAL_TOKENS, lowercase=True))
-    assert stored_path(workdir, "store", "--store") == "store"
-    monkeypatch.chdir("/")
-    assert stored_path(workdir, "store", "--store") == str(tmp_path / "store")
-    with pytest.raises(UserError, match=f"^gone: not found, .* in {tmp_path}: give --store$"):
-        stored_path(workdir, "gone", "--store")

@@ -22,7 +22,7 @@ from etils import epath
 from etils.epath import backend
 from fsspec.registry import _registry
 
-from bert_jax import __main__, locks
+from bert_jax import __main__
 from bert_jax.api.evaluate import load_trained
 from bert_jax.api.pretrain import pretrain
 from bert_jax.cli import plot, predict, prepare
@@ -286,24 +286,3 @@ def test_without_gcsfs_one_line_says_what_to_install(monkeypatch, capsys):
     assert __main__.main(["plot", "gs://bucket/run"]) == 2
     backend.fsspec_backend._get_filesystem.cache_clear()
     assert "gs:// needs gcsfs: pip install gcsfs" in capsys.readouterr().err
-
-
-def test_a_lease_names_its_holder_and_ends_with_it(bucket, monkeypatch):
-    monkeypatch.setattr(locks, "RENEWED_EVERY", 0.1)
-    monkeypatch.setattr(locks, "DEAD_AFTER", 600.0)
-    path = bucket / "runs" / "held" / "lock"
-    mine = f"the run: in use by process {os.getpid()} on {socket.gethostname()}"
-    with (
-        locks.locked(path, "the run"),
-        pytest.raises(UserError, match=mine),
-        locks.locked(path, "the run"),
-    ):
-        pass
-    assert not path.exists()
-    path.write_text(json.dumps({"host": socket.gethostname(), "process": 2**22 + 5}))  # no more
-    with locks.locked(path, "the run"):
-        assert json.loads(path.read_text())["process"] == os.getpid()
-    monkeypatch.setattr(locks, "DEAD_AFTER", 0.5)
-    path.write_text(json.dumps({"host": "another", "process": 3}))  # not renewed
-    with locks.locked(path, "the run"):
-        assert json.loads(path.read_text())["process"] == os.getpid()

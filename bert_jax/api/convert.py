@@ -26,7 +26,7 @@ from bert_jax.interop.tensors import Report
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import HEADS, PRETRAINING, parts_of
 from bert_jax.model.model import build_model
-from bert_jax.storage import errors_name, is_remote
+from bert_jax.storage import is_remote
 from bert_jax.terminal import say
 
 WRITERS = {
@@ -78,6 +78,8 @@ def convert(
     _check_unused(target)
     model = formats.read(source, step, lowercase=lowercase, strict=strict, report=report)
     model = _with_parts(model, architecture, initialise, seed, report)
+    if model.vectors and to != "bert_jax":
+        report("left out: the length, pooling and normalisation of sentence-transformers")
     if model.task and to != "bert_jax":
         length = model.task["max_seq_length"]
         report(f"left out: how the task was read (max_seq_length={length}, ...), no field for it")
@@ -125,7 +127,12 @@ def _with_parts(
     has_labels = any(part in wanted and head.has_labels for part, head in HEADS.items())
     labels = model.labels if has_labels else ()
     has_task = any(part in wanted for part in HEADS if part not in PRETRAINING)
-    return model._replace(params=params, labels=labels, task=model.task if has_task else None)
+    return model._replace(
+        params=params,
+        labels=labels,
+        task=model.task if has_task else None,
+        problem_type=model.problem_type if "sequence_classifier" in params else None,
+    )
 
 
 def _write(target: epath.Path, model: Portable, to: str, report: Report) -> None:
@@ -134,7 +141,6 @@ def _write(target: epath.Path, model: Portable, to: str, report: Report) -> None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         unfinished = epath.Path(scratch) / target.name
-        with errors_name(target, instead_of=scratch):
-            unfinished.mkdir()
-            WRITERS[to](unfinished, model, report)
-            os.replace(unfinished, target)
+        unfinished.mkdir()
+        WRITERS[to](unfinished, model, report)
+        os.replace(unfinished, target)

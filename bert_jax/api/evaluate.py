@@ -32,9 +32,9 @@ from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.storage import read_json
 from bert_jax.tasks import Task
+from bert_jax.tasks.features import check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, latest_step
-from bert_jax.train.workdirs import stored_path
 
 _log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _evaluate_pretraining(
 ) -> Evaluated:
     with hosts.agreement():
         config = read_pretrain_config(workdir / "config.json")
-        store = open_store(store_path or stored_path(workdir, config.data.store, "--store"))
+        store = open_store(store_path or config.data.store)
         if store.wordpiece.vocab_hash != load_wordpiece(workdir).vocab_hash:
             raise UserError(
                 f"{store.path} has another vocabulary than {workdir}: "
@@ -136,6 +136,7 @@ def _evaluate_task(
         examples = task.read(source, labelled=labelled)
         limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
         features = task.features(examples, model.wordpiece, limit)
+        check_token_types(features, model.architecture.type_vocab_size)
         baseline = _baseline(task, examples) if labelled else {}
     mesh = make_mesh()
     structure = build_model(
@@ -231,6 +232,6 @@ def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Tr
     with Checkpoints(workdir, read_only=True) as checkpoints:
         params, step = checkpoints.read_params(step)
     config = config.stage_of(step).config
-    model = stage_model(config, mesh)
+    model = stage_model(config, mesh, parts_of(params))
     check_params(workdir / "checkpoints" / str(step), model, params)
     return Trained(config, model, rules.put_params(params, mesh, model.axes), step)

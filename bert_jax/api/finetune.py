@@ -39,7 +39,7 @@ from bert_jax.report.metrics_file import finite
 from bert_jax.report.units import listed, shown
 from bert_jax.storage import read_json, write_json
 from bert_jax.tasks.batches import ExampleBatches
-from bert_jax.tasks.features import Features
+from bert_jax.tasks.features import Features, check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.hooks import Evaluate, KeepBest, Log, save
@@ -76,9 +76,8 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     """
     workdir = epath.Path(workdir)
     with hosts.agreement():
-        task, given = read_examples(config.task)  # first: a mistake in a file is told at once
         source = read(config.init_from, report=hosts.print_once)
-        data = make_features(config, source, task, given)
+        task, data = read_data(config, source)
     hosts.check_shared(workdir)
     for name, (examples, features, _) in data.items():
         counts = ", ".join(f"{count:,} {what}" for what, count in features.counts.items() if count)
@@ -105,34 +104,13 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     return True
 
 
-def read_examples(task: AnyTask) -> tuple[AnyTask, dict[str, list[Any]]]:
+def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[str, Examples]]:
     """The task with its labels, and the examples of each split.
 
     Raises:
-      UserError: files cannot be read, or do not fit the task.
+      UserError: files cannot be read, or do not fit the task, the model or the config.
     """
-    examples = {}
-    for split in ("train", "dev", "test"):
-        if source := getattr(task, split):
-            examples[split] = task.read(source, labelled=is_labelled(task, split))
-        if split == "train":
-            task = task.with_labels_of(examples[split])
-    return task, examples
-
-
-def is_labelled(task: AnyTask, split: str) -> bool:
-    """Whether the labels of a split are known."""
-    return split != "test" or task.test_labelled
-
-
-def make_features(
-    config: FinetuneConfig, source: Portable, task: AnyTask, examples: Mapping[str, list[Any]]
-) -> dict[str, Examples]:
-    """The examples of each split with their features.
-
-    Raises:
-      UserError: they do not fit the model or the config.
-    """
+    task = config.task
     positions = source.architecture.max_position_embeddings
     if task.max_seq_length > positions:
         raise UserError(
@@ -140,15 +118,22 @@ def make_features(
             f"{positions} positions"
         )
     data = {}
-    for split, some in examples.items():
-        features = task.features(some, source.wordpiece, task.max_seq_length)
-        data[split] = Examples(some, features, is_labelled(task, split))
+    for split in ("train", "dev", "test"):
+        name, labelled = getattr(task, split), split != "test" or task.test_labelled
+        if not name:
+            continue
+        examples = task.read(name, labelled=labelled)
+        if split == "train":
+            task = task.with_labels_of(examples)
+        features = task.features(examples, source.wordpiece, task.max_seq_length)
+        check_token_types(features, source.architecture.type_vocab_size)
+        data[split] = Examples(examples, features, labelled)
     if len(data["train"].features) < config.batch_size:
         raise UserError(
             f"config.batch_size={config.batch_size}, but {task.train} has only "
             f"{len(data['train'].features)} examples"
         )
-    return data
+    return task, data
 
 
 class Setup(NamedTuple):
@@ -336,8 +321,11 @@ def initial_state(config: FinetuneConfig, setup: Setup) -> TrainState:
         return state
     found, wanted = parts_of(source.params), parts_of(state.params)
     unused = {part for part in found if part not in wanted}
-    if tuple(source.labels) != tuple(task.label_names):
+    head = head_by_names(source, task)
+    if head is None:
         unused |= {task.head.part} & set(found)  # its classes are other ones
+    elif source.labels != task.label_names:
+        hosts.print_once(f"taken over by the names of its classes: {task.head.part}")
     if config.reinit_layers:
         unused |= {"pooler"} & set(found)
     fresh = [part for part in wanted if part not in found or part in unused]
@@ -346,11 +334,29 @@ def initial_state(config: FinetuneConfig, setup: Setup) -> TrainState:
     if unused:
         hosts.print_once(f"not used from {config.init_from}: {', '.join(sorted(unused))}")
     given = without_parts(source.params, unused)
+    if head is not None:
+        given |= {task.head.part: head}
     given = rules.put_params(given, mesh, setup.model.axes, zero1=config.mesh.zero1)
     params = replace_params(state.params, given)
     if config.reinit_layers:
         params = reinit_layers(params, state.params, config.reinit_layers)
     return dataclasses.replace(state, params=params)
+
+
+def head_by_names(source: Portable, task: AnyTask) -> Params | None:
+    """The parameters of a model's head for a task, its outputs in the order of the task's classes.
+
+    None if the model has no such head, or if its outputs do not mean these classes.
+    """
+    found, wanted = source.labels, task.label_names
+    other_meaning = source.problem_type == "multi_label_classification"
+    if task.head.part not in source.params or sorted(found) != sorted(wanted) or other_meaning:
+        return None
+    head: Params = source.params[task.head.part]
+    if found == wanted:
+        return head
+    order = [found.index(label) for label in wanted]
+    return {name: values[..., order] for name, values in head.items()}
 
 
 def reinit_layers(params: Params, fresh: Params, num_layers: int) -> Params:

@@ -18,7 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bert_jax.api.pretrain import check_devices, flops_per_row, learning_rate, stage_model
+from bert_jax.api.pretrain import (
+    check_devices,
+    flops_per_row,
+    learning_rate,
+    stage_model,
+    trained_parts,
+)
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.data.batches import batch_shapes
 from bert_jax.errors import UserError
@@ -100,7 +106,7 @@ def planned_step(config: PretrainConfig, mesh: Mesh) -> program.Program:
       UserError: config and devices do not fit together.
     """
     check_devices(config, mesh)
-    model = stage_model(config, mesh)
+    model = stage_model(config, mesh, trained_parts(config))
     masking = config.bound_masking(_Vocabulary(config.model.vocab_size))
     objective = config.objective.bind(model.graphdef, masking, config.seed)
     untimed = dataclasses.replace(config, budget_hours=0.0)  # a budget's rate needs the clock

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
+from tqdm import tqdm
 
 from bert_jax.data.documents import (
     Refuse,
@@ -31,7 +32,6 @@ from bert_jax.data.wordpiece import train_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain
 from bert_jax.interop.tokenizer import read_wordpiece
-from bert_jax.terminal import progress
 
 
 def prepare(
@@ -180,7 +180,7 @@ def _check_same(store: TokenStore, provenance: dict[str, Any]) -> None:
 
 def _with_progress(sources: Sequence[Source], label: str, refuse: Refuse) -> Iterator[str]:
     total = sum(source.size for source in sources)
-    with progress(label, total) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=label, mininterval=0.5) as bar:
         count = 0
         for count, text in enumerate(read_documents(sources, bar.update, refuse), 1):
             if count % 100 == 0:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,8 @@ from bert_jax.data.stores import Store, open_store
 from bert_jax.errors import UserError
 from bert_jax.evaluation.heldout import HeldOut, bound_objective
 from bert_jax.fields import resumable
-from bert_jax.interop.initial import initial_params, replace_params
+from bert_jax.interop.initial import initial_params, replace_params, without_parts
+from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
 from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
@@ -72,10 +73,11 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
     """Begins or resumes the run in a workdir that is held; see `pretrain`."""
     with hosts.agreement():
         done = check_can_go_on(workdir, config, store)
+    model_parts = trained_parts(config, store) if done is None else saved_parts(workdir, done)
     initial: dict[str, Any] = {}
     if config.init_from and done is None:
         with hosts.agreement():
-            initial, lines = initial_params(config, store.wordpiece, config.objective.parts)
+            initial, lines = initial_params(config, store.wordpiece, model_parts)
         for line in lines:
             hosts.print_once(line)
     stages = [stage for stage in config.stages() if stage.last_step > (done or 0)]
@@ -84,7 +86,7 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
         draw(workdir)
         return True
     # Build all stages now, so that a mistake in the last one fails before the first is trained.
-    parts = [Part.build(stage, store) for stage in stages]
+    parts = [Part.build(stage, store, model_parts) for stage in stages]
     check_shapes(parts)
     describe(parts, store)
 
@@ -161,7 +163,7 @@ class Part(NamedTuple):
     heldout: HeldOut
 
     @classmethod
-    def build(cls, stage: Stage, store: Store) -> "Part":
+    def build(cls, stage: Stage, store: Store, parts: Sequence[str]) -> "Part":
         """Plans the first epoch and draws the held-out examples; compiles at the first step.
 
         Raises:
@@ -174,7 +176,7 @@ class Part(NamedTuple):
             store.check(config.data, config.masking.max_predictions_per_seq, "config")
             rows = hosts.local_rows(rules.batch_sharding(mesh), config.data.batch_size)
             stream = store.training_batches(config.data, seed=config.seed, host_rows=rows)
-            model = stage_model(config, mesh)
+            model = stage_model(config, mesh, parts)
             heldout = HeldOut(config, store, model, mesh)
         objective = bound_objective(config, store, model, config.seed)
         optimizer = config.optimizer.transformation(model.axes)
@@ -250,10 +252,37 @@ def _used(usage: Usage | None, pairs: str) -> str:
     return f", {usage.tokens:.1%} of tokens used{labels}"
 
 
-def stage_model(config: PretrainConfig, mesh: Mesh) -> Model:
-    """The model of a run or stage, on a mesh."""
+def trained_parts(config: PretrainConfig, store: Store | None = None) -> tuple[str, ...]:
+    """The parts that a new run trains; those without data for them are not in its model.
+
+    Args:
+      config: configuration of the run.
+      store: its data, if they are there.
+    """
+    pairs = any(stage.config.data.pairs != "none" for stage in config.stages())
+    # Records that are masked in advance have their own pairs, whatever the config says.
+    is_masked = store is not None and store.is_masked
+    return config.objective.parts_for(pairs=pairs or is_masked)
+
+
+def saved_parts(workdir: epath.Path, step: int) -> tuple[str, ...]:
+    """The parts in a checkpoint; earlier versions kept heads that nothing trained."""
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return parts_of(checkpoints.params_tree(step))
+
+
+def stage_model(config: PretrainConfig, mesh: Mesh, parts: Sequence[str]) -> Model:
+    """The model of a run or stage, on a mesh, with some parts of its objective.
+
+    A part starts with the same values whatever the other parts are.
+    """
     parallel = parallelism(mesh, config.numerics)
-    return build_model(config.model, config.numerics, parallel, parts=config.objective.parts)
+    whole, model = (
+        build_model(config.model, config.numerics, parallel, parts=chosen)
+        for chosen in (config.objective.parts, parts)
+    )
+    others = [part for part in config.objective.parts if part not in parts]
+    return model._replace(init=lambda key: without_parts(whole.init(key), others))
 
 
 def learning_rate(config: PretrainConfig, first_step: int = 0) -> Rate:

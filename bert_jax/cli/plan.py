@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.api.plan import plan_stages
     from bert_jax.config.pretraining import PretrainConfig
     from bert_jax.config.recipes import load_config
+    from bert_jax.interop.initial import follow_weights
 
     config = load_config(PretrainConfig, given)
     # Little is computed here, so leave any accelerator free for others. JAX's own cache cannot read
@@ -53,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
 
+    config, lines = follow_weights(config, overrides)
+    print(*lines, sep="\n", end="\n" if lines else "")
     plans = []
     for name, plan in plan_stages(
         config, arguments.topology, arguments.slices, largest_batch=arguments.search

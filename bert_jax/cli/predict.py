@@ -13,7 +13,7 @@ from bert_jax.cli import flags, inputs
 from bert_jax.errors import UserError
 from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
 from bert_jax.inference.text_lines import Line, Lines
-from bert_jax.terminal import printable, progress, say, say_json
+from bert_jax.terminal import printable, say, say_json
 
 if TYPE_CHECKING:
     from bert_jax.inference.trained import Guess, TrainedBert
@@ -112,8 +112,8 @@ def _add_features(tasks: Any) -> None:
     task.add_argument(
         "--pooling",
         choices=POOLINGS,
-        default="mean",
-        help="mean of all tokens, vector of [CLS], pooler's output, or every token (default: mean)",
+        help="mean of all tokens, their largest values, vector of [CLS], pooler's output, or every "
+        "token (default: that of sentence-transformers' files beside the model, else mean)",
     )
     task.add_argument(
         "--layers",
@@ -126,6 +126,8 @@ def _add_features(tasks: Any) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from bert_jax.inference.vector_files import check_output, vector_file
 
     check_output(arguments.output, arguments.pooling)
@@ -134,17 +136,20 @@ def _features(arguments: argparse.Namespace) -> None:
     def encode(texts: Iterator[Any]) -> Iterator[Any]:
         return bert.encode(texts, arguments.pooling, arguments.layers)
 
-    count = 0
     with (
         vector_file(arguments.output) as write,
-        progress("vectors", lines.size, "B" if lines.size else " texts") as bar,
+        # disable=None: no bar if standard error is not a terminal.
+        tqdm(
+            total=lines.size,
+            unit="B" if lines.size else " texts",
+            unit_scale=True,
+            mininterval=0.5,
+            disable=None,
+        ) as bar,
     ):
         for line, vectors in _with_results(lines, encode):
             write(line, vectors, bert.tokens(line.text) if arguments.pooling == "tokens" else None)
             bar.update(line.size if lines.size else 1)
-            count += 1
-    if arguments.output:
-        say(f"{arguments.output}: vectors of {count:,} texts")
     _report_skipped(lines)
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from etils import epath
+
 from bert_jax.cli import flags, hosts, stopping
 
 
@@ -39,5 +41,11 @@ def main(argv: Sequence[str]) -> int:
     hosts.connect(arguments)
 
     from bert_jax.api.pretrain import pretrain
+    from bert_jax.interop.initial import follow_weights
+    from bert_jax.parallel.hosts import agreement, print_once
 
+    with agreement():
+        config, lines = follow_weights(config, overrides, epath.Path(arguments.workdir))
+    for line in lines:
+        print_once(line)
     return stopping.exit_code(pretrain(config, arguments.workdir))

@@ -118,9 +118,7 @@ def read_model_config(path: epath.Path) -> tuple[Architecture, Numerics, tuple[s
     """The model and the names of its classes, from the `config.json` of any workdir."""
     fields = migrate(read_json(path))
     with _errors_of(path):
-        labels = fields.get("labels", [])
-        if not isinstance(labels, list):
-            raise UserError(f"labels must be a list of names, not {labels!r}")
+        labels = typed(fields.get("labels", []), list[str], "labels")
         return *model_config(fields), tuple(labels)
 
 

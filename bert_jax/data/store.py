@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import tokenizers
 from etils import epath
+from tqdm import tqdm
 
 from bert_jax.data.line_breaks import LineBreaks
 from bert_jax.data.sentences import split_sentences
@@ -44,8 +45,7 @@ from bert_jax.data.split import BLOCK_BYTES, Split, TokenBlocks
 from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece, load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.json_values import typed
-from bert_jax.storage import UNFINISHED, errors_name, is_remote, read_json, write_json
-from bert_jax.terminal import progress
+from bert_jax.storage import UNFINISHED, is_remote, read_json, write_json
 
 if TYPE_CHECKING:
     from bert_jax.data.batches import BatchStream
@@ -526,7 +526,7 @@ def _copy(source: epath.Path, target: epath.Path, stated: _Manifest) -> None:
     """Copies a store, manifest last, and verifies the checksum of every array."""
     files = stated.files
     total = sum(file.bytes for file in files.values())
-    with progress(f"copying {source}", total) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=f"copying {source}") as bar:
         for name in (VOCAB_FILE, CONFIG_FILE, *files, _MANIFEST):
             digest = hashlib.sha256()
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -583,8 +583,7 @@ def _unfinished(path: pathlib.Path) -> Iterator[pathlib.Path]:
         for entry in directory.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         try:
-            with errors_name(path):
-                yield directory
+            yield directory
         except BaseException:
             shutil.rmtree(directory)
             raise

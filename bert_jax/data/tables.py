@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax.data.hub import dataset_files
 from bert_jax.data.lines import decoded_lines, suffixes
 from bert_jax.data.parquet import parquet_rows
 from bert_jax.data.tfds import dataset_and_split, tfds_examples
@@ -87,8 +86,7 @@ def read_rows(
     columns are called "1", "2", ... Lines without any text are skipped.
 
     Args:
-      source: a file, a glob of several, `hf:OWNER/DATASET[/FOLDER][:SPLIT]` (see
-        `bert_jax.data.hub`), or `tfds:NAME[:SPLIT]`; the split is `train` by default. In TFDS
+      source: a file, a glob of several, or `tfds:NAME[:SPLIT]`, split `train` by default. In TFDS
         examples, bytes become text and class labels their names, None for class -1 (no label).
       columns: the columns that the caller will read.
       format: one of the above; by default the file's suffix. A file that ends in .tsv is quoted if
@@ -135,13 +133,11 @@ def _without_errors(rows: Iterable[Row | UserError], refuse: Refuse) -> Iterator
 
 
 def find_files(source: str) -> list[epath.Path]:
-    """The file, or the files that a glob or `hf:OWNER/DATASET[/FOLDER][:SPLIT]` names, sorted.
+    """The file, or the files that a glob matches, sorted.
 
     Raises:
       UserError: there is none.
     """
-    if source.startswith("hf:"):
-        return [path for path, _ in dataset_files(source)]
     path = epath.Path(source).expanduser()
     found = [path]
     if glob.has_magic(source) and not path.exists():
@@ -398,9 +394,3 @@ def _plain(value: Any, feature: Any) -> Any:
     if names := getattr(feature, "names", None):
         return names[value] if value >= 0 else None
     return value
-
-
-def has_rows(source: str) -> bool:
-    """Whether a source has rows of values, lists among them, rather than text of a task's own."""
-    is_dataset = source.startswith("hf:") or dataset_and_split(source) is not None
-    return is_dataset or suffixes(epath.Path(source))[0] in (".jsonl", ".parquet")

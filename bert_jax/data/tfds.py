@@ -50,8 +50,6 @@ def tfds_examples(name: str, split: str, data_dir: str | None) -> TfdsExamples:
         is_wikipedia = name.partition("/")[0] == "wikipedia"
         install = _INSTALL + _FOR_WIKIPEDIA if is_wikipedia else _INSTALL
         advice = "; or take hf:wikimedia/wikipedia/20231101.en" if is_wikipedia else ""
-        if name.startswith("glue/"):
-            advice = f"; or take hf:nyu-mll/{name}:{split}"
         raise UserError(
             f"tfds:{name}:{split}: cannot be read from data_dir "
             f"{data_dir or '~/tensorflow_datasets'} ({reason}). Build it, best in an environment "

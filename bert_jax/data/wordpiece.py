@@ -14,10 +14,12 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+import tokenizers
 from etils import epath
 from tokenizers import (
     Tokenizer,
@@ -29,6 +31,7 @@ from tokenizers import (
     trainers,
 )
 
+from bert_jax.data.added_tokens import AddedToken, read_added_tokens, with_added_tokens
 from bert_jax.errors import UserError
 from bert_jax.storage import read_json, write_text
 
@@ -51,6 +54,8 @@ class WordPiece:
       lowercase: whether the vocabulary is uncased.
       tokenize_chinese_chars: whether each CJK ideograph is a word.
       strip_accents: whether accents are dropped; None: exactly if `lowercase`, as in the original.
+      added_tokens: strings of `vocab` that are one token wherever they are in a text, by id.
+      appended: number of them at the end of `vocab` that vocab.txt does not have.
 
     Raises:
       UserError: the vocabulary lacks a special token or has a line break in a token.
@@ -60,6 +65,8 @@ class WordPiece:
     lowercase: bool
     tokenize_chinese_chars: bool = True
     strip_accents: bool | None = None
+    added_tokens: tuple[AddedToken, ...] = ()
+    appended: int = 0
 
     def __post_init__(self) -> None:
         if missing := [token for token in SPECIAL_TOKENS if token not in self.vocab]:
@@ -73,7 +80,9 @@ class WordPiece:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        tokenizer = Tokenizer(models.WordPiece(self._ids, unk_token=UNK))
+        words = len(self.vocab) - self.appended
+        ids = {token: id_ for token, id_ in self._ids.items() if id_ < words}
+        tokenizer = Tokenizer(models.WordPiece(ids, unk_token=UNK))
         tokenizer.normalizer = normalizers.BertNormalizer(
             handle_chinese_chars=self.tokenize_chinese_chars,
             strip_accents=self.strip_accents,
@@ -81,6 +90,10 @@ class WordPiece:
         )
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
+        for token in self.added_tokens:
+            add = tokenizer.add_special_tokens if token.special else tokenizer.add_tokens
+            fields = asdict(token)
+            add([tokenizers.AddedToken(fields.pop("content"), **fields)])
         return tokenizer
 
     @cached_property
@@ -120,9 +133,11 @@ class WordPiece:
 
     @cached_property
     def special_ids(self) -> np.ndarray:
-        """int32, ascending: special tokens and BERT's [unused...] ones, which no text has."""
+        """int32, ascending: special tokens, added ones too, and BERT's [unused...] ones."""
         special = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK|unused\d+)\]")
-        return np.array([i for i, t in enumerate(self.vocab) if special.fullmatch(t)], np.int32)
+        added = {token.content for token in self.added_tokens if token.special}
+        ids = [i for i, t in enumerate(self.vocab) if special.fullmatch(t) or t in added]
+        return np.array(ids, np.int32)
 
     @cached_property
     def is_continuation(self) -> np.ndarray:
@@ -136,6 +151,9 @@ class WordPiece:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text. No special token is added, and '[MASK]' in a text is plain text."""
+        if self.added_tokens:  # they may be anywhere, also across the cuts below
+            encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encoded]
         ids_of, cut = self._ids_of.__getitem__, self._cut.findall
         return [list(itertools.chain.from_iterable(map(ids_of, cut(text)))) for text in texts]
 
@@ -144,6 +162,15 @@ class WordPiece:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         spans = zip(encoding.ids, encoding.offsets)
         return [end - start for id_, (start, end) in spans if id_ == self.unk_id]
+
+    def encode_marked(self, text: str) -> list[int]:
+        """Ids of a text in which '[MASK]', '[SEP]' and the like are the special tokens."""
+        ids: list[int] = self._marked.encode(text, add_special_tokens=False).ids
+        return ids
+
+    @cached_property
+    def _marked(self) -> Tokenizer:
+        return self.to_tokenizer()
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
         """Ids of a text, the same as from `encode`, and their positions in it.
@@ -183,16 +210,21 @@ class WordPiece:
 
     @property
     def _vocab_text(self) -> str:
-        return "".join(f"{token}\n" for token in self.vocab)
+        words = self.vocab[: len(self.vocab) - self.appended]
+        return "".join(f"{token}\n" for token in words)
 
     @property
     def _config_text(self) -> str:
-        config = {
+        config: dict[str, Any] = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.lowercase,
             "tokenize_chinese_chars": self.tokenize_chinese_chars,
             "strip_accents": self.strip_accents,
         }
+        if self.added_tokens:
+            config["added_tokens_decoder"] = {
+                str(self._ids[token.content]): asdict(token) for token in self.added_tokens
+            }
         return json.dumps(config, indent=2) + "\n"
 
 
@@ -219,6 +251,7 @@ class TokenizerConfig:
     do_lower_case: bool | None = None
     tokenize_chinese_chars: bool | None = None
     strip_accents: bool | None = None
+    added_tokens_decoder: dict[str, AddedToken] | None = None
 
 
 def load_wordpiece(
@@ -264,12 +297,16 @@ def load_wordpiece(
     check_agrees(strip_accents, strips, f"{config_file}: strip_accents")
     uncased = bool(config.do_lower_case if lowercase is None else lowercase)
     new = strips is None and strip_accents is not None and strip_accents != uncased
+    found = read_added_tokens(file.parent, config.added_tokens_decoder)
+    vocab, added, appended = with_added_tokens(vocab, found, SPECIAL_TOKENS, str(file))
     try:
         return WordPiece(
             vocab,
             lowercase=uncased,
             tokenize_chinese_chars=config.tokenize_chinese_chars is not False,
             strip_accents=strip_accents if new else config.strip_accents,
+            added_tokens=added,
+            appended=appended,
         )
     except UserError as error:
         raise UserError(f"{file}: {error}") from error

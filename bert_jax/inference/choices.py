@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from bert_jax.errors import UserError
 
-POOLINGS = ("mean", "cls", "pooled", "tokens")
+POOLINGS = ("mean", "max", "cls", "pooled", "tokens")
 COMPUTE_DTYPES = ("float32", "bfloat16")
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
 DEFAULT_PLATFORMS = ("cpu", "tpu", "cuda")

@@ -28,13 +28,14 @@ from bert_jax.fields import to_plain
 from bert_jax.inference import load_bert
 from bert_jax.inference.choices import DEFAULT_PLATFORMS, check_platforms
 from bert_jax.inference.functions import Function, part_functions
-from bert_jax.interop.configs import check_vocabulary
-from bert_jax.interop.portable import Portable
+from bert_jax.interop.configs import check_labels, check_vocabulary
+from bert_jax.interop.portable import HeadFields, Portable
 from bert_jax.interop.shapes import check_shapes, unpadded_shapes
+from bert_jax.json_values import typed
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
-from bert_jax.storage import errors_name, files_below, is_remote, write_json
+from bert_jax.storage import files_below, is_remote, write_json
 
 
 def is_exported(path: epath.Path) -> bool:
@@ -62,8 +63,11 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Function]]:
         raise UserError(f"{path / load_bert.MANIFEST}: {error}") from error
     wordpiece = load_wordpiece(path)
     check_vocabulary(path / load_bert.MANIFEST, architecture, wordpiece)
+    head = typed(manifest, HeadFields, str(path / load_bert.MANIFEST))
     labels, task = tuple(manifest["labels"]), manifest.get("task")  # older ones have no task
-    model = Portable(architecture, numerics, wordpiece, params, labels, task)
+    meaning = (head.problem_type, head.vectors)
+    model = Portable(architecture, numerics, wordpiece, params, labels, task, *meaning)
+    check_labels(path / load_bert.MANIFEST, model.labels, model.outputs)
     check_shapes(path, unpadded_shapes(_structure(model), architecture), params)
     return model, functions
 
@@ -94,11 +98,10 @@ def write_exported(
     nearby = None if is_remote(path) else path.parent
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=nearby) as temporary:
         directory = Path(temporary) / "export"
-        with errors_name(path, instead_of=temporary):
-            _write(directory, model, tuple(platforms))
-            if not is_remote(path):
-                directory.rename(path)
-                return
+        _write(directory, model, tuple(platforms))
+        if not is_remote(path):
+            directory.rename(path)
+            return
         files = list(files_below(directory))
         for file in sorted(files, key=lambda file: file.name == load_bert.MANIFEST):
             target = path / str(file.relative_to(directory))
@@ -149,6 +152,8 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
         "numerics": to_plain(numerics),
         "labels": list(model.labels),
         "task": model.task,
+        "problem_type": model.problem_type,
+        "vectors": to_plain(model.vectors),
         "pad_id": model.wordpiece.pad_id,
         # Each is called with the nested dict of parameters before these arguments.
         "functions": functions,

@@ -83,6 +83,12 @@ def task_of(model: Portable) -> AnyTask:
     """
     if known := known_task(model):
         return known
+    scores = model.problem_type == "regression" and model.outputs > 1
+    if scores or model.problem_type == "multi_label_classification":
+        raise UserError(
+            f"problem_type is {model.problem_type} with {model.outputs} outputs, which no task "
+            "scores: compare what `bert-jax predict classify` gives with your labels"
+        )
     for kind in KINDS:
         task = task_as(model, kind)
         if task.head.part in model.params:

@@ -55,12 +55,15 @@ class Bert:
       labels: names of the classes of a classifier.
       task: how texts were read in fine-tuning, plain values by name, such as "max_seq_length", the
         tokens to which longer texts were cut; None if that is not known.
+      problem_type: "multi_label_classification" if each class is independent (a sigmoid gives its
+        probability), "regression" if the outputs are scores; else None: a softmax over classes.
     """
 
     def __init__(self, exported: "Exported"):
         self.architecture = exported.manifest["model"]
         self.labels = exported.manifest["labels"]
         self.task = exported.manifest.get("task")
+        self.problem_type = exported.manifest.get("problem_type")
         self._pad_id = exported.manifest["pad_id"]
         self._functions = exported.functions
         self._params = jax.device_put(exported.params)

@@ -47,6 +47,16 @@ def mean_vectors(
     return jnp.einsum("ret,rtlh->relh", share, hidden, precision="highest")
 
 
+def max_vectors(
+    functions: Functions, params: Params, rows: Rows, *, layers: tuple[int, ...]
+) -> jax.Array:
+    """[rows, slots, layers, hidden] fp32: the largest values over the tokens of each text."""
+    hidden = token_vectors(functions, params, rows, layers=layers)
+    segments = 1 + rows["cls_positions"].shape[1]
+    largest = functools.partial(jax.ops.segment_max, num_segments=segments)
+    return jax.vmap(largest)(hidden, rows["segment_ids"])[:, 1:]
+
+
 def cls_vectors(
     functions: Functions, params: Params, rows: Rows, *, layers: tuple[int, ...]
 ) -> jax.Array:
@@ -66,6 +76,7 @@ def pooled_vectors(
 # By the name of the pooling.
 VECTORS = {
     "mean": mean_vectors,
+    "max": max_vectors,
     "cls": cls_vectors,
     "pooled": pooled_vectors,
     "tokens": token_vectors,

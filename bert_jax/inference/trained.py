@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax.data.packing import Batch, Example
-from bert_jax.data.wordpiece import MASK
+from bert_jax.data.wordpiece import MASK, SPECIAL_TOKENS
 from bert_jax.errors import UserError
 from bert_jax.inference import programs
 from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
@@ -26,7 +26,6 @@ from bert_jax.interop.portable import Portable
 from bert_jax.model.heads import (
     MASKED_LM,
     NEXT_SENTENCE,
-    PRETRAINING,
     SEQUENCE_CLASSIFIER,
     Head,
     parts_of,
@@ -36,7 +35,7 @@ from bert_jax.tasks import AnsweringTask, ClassificationTask, TaggingTask
 from bert_jax.tasks.answering.decoding import Prediction
 from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.classification.decoding import Verdict, verdict
-from bert_jax.tasks.features import pair_ids
+from bert_jax.tasks.features import ONE_TYPE, check_token_types, pair_ids
 from bert_jax.tasks.protocol import AnyTask
 from bert_jax.tasks.tagging.example import Sentence
 from bert_jax.tasks.tagging.plain_text import Entity, join_words
@@ -45,6 +44,12 @@ T = TypeVar("T")
 Words = str | list[str] | Sentence
 # Texts or questions that are cut into windows together.
 EXAMPLES_PER_CHUNK = 256
+# The task whose fine-tuning trains a part.
+FINE_TUNED = {
+    "sequence_classifier": "classification",
+    "token_classifier": "tagging",
+    "answer_span": "answering",
+}
 
 _log = logging.getLogger(__name__)
 
@@ -131,16 +136,16 @@ class TrainedBert:
 
     @overload
     def encode(
-        self, texts: Iterator[Text], pooling: str = ..., layers: int | Sequence[int] = ...
+        self, texts: Iterator[Text], pooling: str | None = ..., layers: int | Sequence[int] = ...
     ) -> Iterator[np.ndarray]: ...
     @overload
     def encode(
-        self, texts: Sequence[Text], pooling: str = ..., layers: int | Sequence[int] = ...
+        self, texts: Sequence[Text], pooling: str | None = ..., layers: int | Sequence[int] = ...
     ) -> np.ndarray | list[np.ndarray]: ...
     def encode(
         self,
         texts: Iterable[Text],
-        pooling: str = "mean",
+        pooling: str | None = None,
         layers: int | Sequence[int] = -1,
     ) -> np.ndarray | list[np.ndarray] | Iterator[np.ndarray]:
         """Turns texts into vectors.
@@ -148,8 +153,10 @@ class TrainedBert:
         Args:
           texts: strings or pairs.
           pooling: vector of a text: "mean", the mean of all its tokens' vectors, [CLS] and [SEP]
-            included; "cls", that of [CLS]; "pooled", the pooler's result for the last layer's
-            [CLS]; or "tokens", a vector for each token (see `tokens`).
+            included; "max", their largest values; "cls", that of [CLS]; "pooled", the pooler's
+            result for the last layer's [CLS]; or "tokens", a vector for each token (see `tokens`).
+            None: the pooling and normalisation in the files of sentence-transformers, else "mean".
+            The length in these files cuts texts with any pooling.
           layers: layer from 0 (embeddings) to `num_layers`, or negative, from the end; a sequence
             gives a vector for each layer.
 
@@ -161,6 +168,15 @@ class TrainedBert:
         Raises:
           UserError: the pooling or a layer does not exist, or the model has no pooler.
         """
+        normalize, settings = False, self._model.vectors
+        if pooling is None and settings is not None:
+            pooling, normalize = settings.pooling, settings.normalize
+            if pooling not in POOLINGS:
+                raise UserError(
+                    f"the model's own pooling is {pooling}, which is not available: choose a "
+                    f"pooling, one of {', '.join(POOLINGS)}"
+                )
+        pooling = pooling or "mean"
         several = not isinstance(layers, int)
         chosen = self._layers([layers] if isinstance(layers, int) else layers)
         if pooling not in POOLINGS:
@@ -176,10 +192,16 @@ class TrainedBert:
         def finish(batch: Batch, found: np.ndarray) -> Iterable[np.ndarray]:
             found = found if several else found[:, :, 0]
             if pooling != "tokens":
-                return found[batch.row, batch.slot]
+                vectors = found[batch.row, batch.slot]
+                if normalize:
+                    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+                    vectors = vectors / np.maximum(norms, 1e-12)
+                return vectors
             return [found[r, i:j] for r, i, j in zip(batch.row, batch.start, batch.stop)]
 
-        vectors = _like(texts, self._devices.run(self._tokenized(checked(texts)), start, finish))
+        vectors = _like(
+            texts, self._devices.run(self._tokenized(checked(texts), self._encoded), start, finish)
+        )
         if isinstance(vectors, Iterator) or pooling == "tokens":
             return vectors
         shape = (len(vectors), *[len(chosen)] * several, self.architecture.hidden_size)
@@ -217,7 +239,8 @@ class TrainedBert:
         """Guesses the words behind every "[MASK]" of every text.
 
         Args:
-          texts: each with at least one "[MASK]".
+          texts: each with at least one "[MASK]". "[CLS]", "[SEP]", "[PAD]" and "[UNK]" are these
+            tokens too, as in transformers; everywhere else they are plain text.
           top_k: number of guesses for each mask, most probable first.
 
         Returns:
@@ -281,8 +304,9 @@ class TrainedBert:
             model's positions if that is not known.
 
         Returns:
-          For each text the probability of every class by name, the most probable first; for a
-          regression, which is a model without labels, its score.
+          For each text the probability of every class by name, the most probable first. They sum
+          to 1, unless the model's classes are independent (`problem_type` in Hugging Face's
+          config.json). For a regression, which is a model without labels, its score.
 
         Raises:
           UserError: the model has no sequence_classifier.
@@ -293,8 +317,8 @@ class TrainedBert:
         takes_pairs = bool(task.text_b)
         some = checked(texts, text=not (known and takes_pairs), pair=takes_pairs or not known)
         examples = self._tokenized(some, self._limit(task))
-        logits = self.logits_stream(SEQUENCE_CLASSIFIER, examples)
-        return _like(texts, (verdict(each, self.labels) for each in logits))
+        logits, meant = self.logits_stream(SEQUENCE_CLASSIFIER, examples), self._model.problem_type
+        return _like(texts, (verdict(each, self.labels, meant) for each in logits))
 
     @overload
     def tag(
@@ -411,6 +435,7 @@ class TrainedBert:
 
     def _predictions(self, task: AnyTask, examples: Sequence[Any]) -> Sequence[Any]:
         features = task.features(examples, self.wordpiece, self._limit(task))
+        check_token_types(features, self.architecture.type_vocab_size)
         windows = map(Example, features.input_ids, features.b_start)
         return task.predictions(list(self.logits_stream(task.head, windows)), features, examples)
 
@@ -421,14 +446,20 @@ class TrainedBert:
           fp32 [num_layers, heads, query, key], which sums to 1 over `key`; queries and keys are the
           `tokens` of the text.
         """
-        (batch,) = self._devices.batches([*self._tokenized(checked([text]))])
+        (batch,) = self._devices.batches([*self._tokenized(checked([text]), self._encoded)])
         found = self._attention(self.params, self._devices.put(batch))
         (row,), (length,) = batch.row, batch.stop
         return jax.device_get(found[:, row])[..., :length, :length]
 
     def tokenize(self, text: Text) -> Example:
-        """A text or pair as the model takes it, cut to its positions."""
-        return self._tokenize(text, self.architecture.max_position_embeddings)[0]
+        """A text or pair as `encode` takes it, cut to its positions."""
+        return self._tokenize(text, self._encoded)[0]
+
+    @property
+    def _encoded(self) -> int:
+        """Tokens of a text that `encode` uses."""
+        positions, settings = self.architecture.max_position_embeddings, self._model.vectors
+        return min(positions, (settings and settings.max_seq_length) or positions)
 
     def tokens(self, text: Text) -> list[str]:
         """The tokens of a text or pair, [CLS] and [SEP] included; `encode` has a vector of each."""
@@ -438,8 +469,11 @@ class TrainedBert:
         """Raises UserError if the model lacks one of `bert_jax.model.heads.PARTS`."""
         if missing := [part for part in parts if part not in self.functions]:
             names = " and no ".join(missing)
-            if not {*PRETRAINING}.issuperset(missing):
-                raise UserError(f"the model has no {names}: fine-tune it with `bert-jax finetune`")
+            if tasks := [FINE_TUNED[part] for part in missing if part in FINE_TUNED]:
+                raise UserError(
+                    f"the model has no {names}: fine-tune it with `bert-jax finetune "
+                    f"--config=finetune:{tasks[0]} --config.init_from=MODEL`"
+                )
             raise UserError(
                 f"the model has no {names}: use one that has, or add it "
                 f"with `bert-jax convert --initialise={','.join(missing)}` and train it"
@@ -454,19 +488,17 @@ class TrainedBert:
 
     def _tokenize(self, text: Text, limit: int) -> tuple[Example, int]:
         """The text, and how many of its tokens were cut off."""
+        if not isinstance(text, str) and self.architecture.type_vocab_size < 2:
+            raise UserError(ONE_TYPE)
         a_ids, *others = self.wordpiece.encode([text] if isinstance(text, str) else text)
         ids, b_start, lost = pair_ids(self.wordpiece, a_ids, others[0] if others else None, limit)
         return Example(ids, b_start), lost
 
     def _tokenize_masked(self, text: str) -> Example:
         wordpiece, limit = self.wordpiece, self.architecture.max_position_embeddings
-        first, *others = wordpiece.encode(text.split(MASK))
-        if not others:
+        ids = [wordpiece.cls_id, *wordpiece.encode_marked(text), wordpiece.sep_id]
+        if wordpiece.mask_id not in ids:
             raise UserError(f"no {MASK} in {text!r}: put one where a word is to be guessed")
-        ids = [wordpiece.cls_id, *first]
-        for piece in others:
-            ids += [wordpiece.mask_id, *piece]
-        ids.append(wordpiece.sep_id)
         if len(ids) > limit:
             raise UserError(
                 f"{text[:40]!r}... has {len(ids)} tokens, the model has {limit} positions: "
@@ -476,13 +508,18 @@ class TrainedBert:
 
     def _tokenized(self, texts: Iterable[Text], limit: int | None = None) -> Iterator[Example]:
         limit = self.architecture.max_position_embeddings if limit is None else limit
-        cut, first = 0, ""
+        cut, first, marked = 0, "", ""
         for number, text in enumerate(texts, 1):
+            whole = text if isinstance(text, str) else " ".join(text)
+            if not marked and any(token in whole for token in SPECIAL_TOKENS):
+                marked = f"text number {number}, {excerpt(text)}"
             example, lost = self._tokenize(text, limit)
             if lost:
                 cut += 1
                 first = first or f"number {number}, {excerpt(text)}"
             yield example
+        if marked:
+            _log.warning(f"{', '.join(SPECIAL_TOKENS)} are plain text here, as in {marked}")
         if cut:
             _log.warning(f"{cut} of {number} texts cut to {limit} tokens; the first is {first}")
 

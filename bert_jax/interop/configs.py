@@ -1,6 +1,7 @@
 """Hugging Face's config.json and Google's bert_config.json, which have the same fields."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from etils import epath
@@ -64,7 +65,7 @@ def read_fields(path: epath.Path, fields: Mapping[str, Any]) -> tuple[Architectu
         if fields.get(name, value) != value:
             raise UserError(f"{path}: {name} is {fields[name]!r}; only {value!r} can be read")
     fields = DEFAULTS | dict(fields)
-    if fields["hidden_act"] not in tuple(ACTIVATIONS):
+    if fields["hidden_act"] not in tuple(ACTIVATIONS):  # it may be a list, which has no hash
         known = ", ".join(ACTIVATIONS)
         raise UserError(f"{path}: hidden_act is {fields['hidden_act']!r}; only {known} can be read")
     for name in FIELDS.values():
@@ -106,4 +107,34 @@ def check_vocabulary(path: epath.Path, architecture: Architecture, wordpiece: Wo
         raise UserError(
             f"{path}: vocab_size is {architecture.vocab_size}, "
             f"but the vocabulary beside it has {len(wordpiece.vocab)} tokens"
+        )
+
+
+def without_spare_rows(
+    path: epath.Path, architecture: Architecture, wordpiece: WordPiece
+) -> tuple[Architecture, int]:
+    """The architecture with the size of the vocabulary, and the rows that its tables have.
+
+    Others round the number of rows up, for speed. Rows beyond the vocabulary stand for no token.
+
+    Args:
+      path: path of the config, for messages.
+      architecture: architecture that it describes.
+      wordpiece: vocabulary beside it.
+
+    Raises:
+      UserError: there are fewer rows than tokens.
+    """
+    rows, tokens = architecture.vocab_size, len(wordpiece.vocab)
+    if rows > tokens:
+        architecture = replace(architecture, vocab_size=tokens)
+    check_vocabulary(path, architecture, wordpiece)
+    return architecture, rows
+
+
+def check_labels(path: epath.Path, labels: Sequence[str], outputs: int) -> None:
+    """Raises UserError if a classifier with `outputs` outputs has another number of classes."""
+    if labels and len(labels) != outputs:
+        raise UserError(
+            f"{path}: labels has {len(labels)} classes, but the model has {outputs} outputs"
         )

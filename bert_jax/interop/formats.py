@@ -1,14 +1,20 @@
 """Reads a model of any format."""
 
 import logging
+from collections.abc import Callable
 
 from etils import epath
 
+from bert_jax.config.saved import read_model_config
+from bert_jax.data.wordpiece import CONFIG_FILE
 from bert_jax.errors import UserError
 from bert_jax.interop import google_tf, huggingface, workdir
 from bert_jax.interop.choices import no_model
+from bert_jax.interop.configs import read_fields, without_spare_rows
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
+from bert_jax.interop.tokenizer import TOKENIZER_FILE, read_wordpiece
+from bert_jax.model.architecture import Architecture
 from bert_jax.storage import is_remote, read_json
 
 _log = logging.getLogger(__name__)
@@ -36,17 +42,46 @@ def read(
       UserError: there is no model, or it is damaged.
     """
     path = epath.Path(path)
-    config_file = path / huggingface.CONFIG_FILE
-    if config_file.exists() and "model" in read_json(config_file):
+    reader = _reader(path)
+    if reader is workdir.read_workdir:
         return workdir.read_workdir(path, step, lowercase=lowercase)
     if step is not None:
         raise UserError(f"{path}: not a training workdir, so there is no step {step}")
-    if config_file.exists():
-        reader = huggingface.read_huggingface
-    elif (path / google_tf.CONFIG_FILE).exists() or google_tf.is_checkpoint(path):
-        reader = google_tf.read_google
-    else:
-        raise no_model(str(path))
     if is_remote(path):
         raise UserError(f"{path}: only workdirs are read from object storage; copy it to a disk")
     return reader(path, lowercase=lowercase, strict=strict, report=report)
+
+
+def read_architecture(path: epath.PathLike) -> Architecture:
+    """The architecture of a model, without its parameters.
+
+    Raises:
+      UserError: there is no model, or its config or vocabulary cannot be read.
+    """
+    path = epath.Path(path)
+    reader = _reader(path)
+    if reader is workdir.read_workdir:
+        return read_model_config(path / workdir.CONFIG_FILE)[0]
+    module = huggingface if reader is huggingface.read_huggingface else google_tf
+    folder = path if path.is_dir() else path.parent
+    config_file = folder / module.CONFIG_FILE
+    architecture, _ = read_fields(config_file, read_json(config_file))
+    return without_spare_rows(
+        config_file, architecture, read_wordpiece(folder, lowercase=casing(folder))
+    )[0]
+
+
+def casing(path: epath.Path, otherwise: bool = True) -> bool | None:
+    """The casing to read a vocabulary with: `otherwise`, if no file of a model says it."""
+    says = any((path / name).exists() for name in (CONFIG_FILE, TOKENIZER_FILE))
+    return None if says else otherwise
+
+
+def _reader(path: epath.Path) -> Callable[..., Portable]:
+    config_file = path / huggingface.CONFIG_FILE
+    if config_file.exists():
+        fields = read_json(config_file)
+        return workdir.read_workdir if "model" in fields else huggingface.read_huggingface
+    if (path / google_tf.CONFIG_FILE).exists() or google_tf.is_checkpoint(path):
+        return google_tf.read_google
+    raise no_model(str(path))

@@ -12,7 +12,12 @@ from etils import epath
 
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.interop.configs import check_vocabulary, default_labels, read_fields, write_fields
+from bert_jax.interop.configs import (
+    default_labels,
+    read_fields,
+    without_spare_rows,
+    write_fields,
+)
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.positions import with_learned_positions
 from bert_jax.interop.tensors import GOOGLE_PARTS, Report, Stored, read_params, write_tensors
@@ -54,7 +59,7 @@ def read_google(
     fields = read_json(directory / CONFIG_FILE)
     architecture, numerics = read_fields(directory / CONFIG_FILE, fields)
     wordpiece = load_wordpiece(directory, lowercase=lowercase)
-    check_vocabulary(directory / CONFIG_FILE, architecture, wordpiece)
+    architecture, rows = without_spare_rows(directory / CONFIG_FILE, architecture, wordpiece)
     if path.is_dir():
         prefixes = sorted(file.with_suffix("") for file in path.glob("*.index"))
         if len(prefixes) != 1:
@@ -76,7 +81,7 @@ def read_google(
             report(f"ignored: {len(slots)} optimizer variables, such as {slots[0]}")
         stored = {name: tensor for name, tensor in stored.items() if name not in slots}
         params = read_params(
-            stored, "google", architecture, GOOGLE_PARTS, strict=strict, report=report
+            stored, "google", architecture, GOOGLE_PARTS, rows=rows, strict=strict, report=report
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

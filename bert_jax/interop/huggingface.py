@@ -9,6 +9,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,15 @@ from etils import epath
 
 from bert_jax.errors import UserError
 from bert_jax.interop.choices import ARCHITECTURES
-from bert_jax.interop.configs import check_vocabulary, default_labels, read_fields, write_fields
-from bert_jax.interop.portable import Portable
+from bert_jax.interop.configs import (
+    default_labels,
+    read_fields,
+    without_spare_rows,
+    write_fields,
+)
+from bert_jax.interop.portable import HeadFields, Portable
 from bert_jax.interop.positions import with_learned_positions
+from bert_jax.interop.sentence_transformers import read_vector_settings
 from bert_jax.interop.tensors import (
     MODULES,
     Report,
@@ -32,6 +39,7 @@ from bert_jax.interop.tensors import (
     write_tensors,
 )
 from bert_jax.interop.tokenizer import read_wordpiece, write_wordpiece
+from bert_jax.json_values import typed
 from bert_jax.model.heads import HEADS, PARTS, parts_of
 from bert_jax.storage import read_json, write_json
 
@@ -42,7 +50,9 @@ RENAMED = (
     (re.compile(r"^(?=(embeddings|encoder|pooler)\.)"), "bert."),
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
+    (re.compile(r"\.dense_act\."), ".dense."),  # NVIDIA's
 )
+WORDS = "embeddings.word_embeddings.weight"  # every BERT has it, after its prefixes
 CONSTANTS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
 TIED = {  # copy -> original
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -50,6 +60,21 @@ TIED = {  # copy -> original
 }
 # JAX registers bfloat16 with numpy.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class ClassFields(HeadFields):
+    """The fields of a config.json that say what the heads are."""
+
+    architectures: list[str] | None = None
+    id2label: dict[str, str | int] | None = None
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The index of the shards: the file of each tensor."""
+
+    weight_map: dict[str, str]
 
 
 def read_huggingface(
@@ -69,19 +94,22 @@ def read_huggingface(
     """
     fields = read_json(path / CONFIG_FILE)
     architecture, numerics = read_fields(path / CONFIG_FILE, fields)
+    heads = typed(fields, ClassFields, str(path / CONFIG_FILE))
     wordpiece = read_wordpiece(path, lowercase=lowercase)
-    check_vocabulary(path / CONFIG_FILE, architecture, wordpiece)
-    named = fields.get("architectures")
-    classes = [name for name in ARCHITECTURES if isinstance(named, list) and name in named]
+    architecture, rows = without_spare_rows(path / CONFIG_FILE, architecture, wordpiece)
+    classes = [name for name in ARCHITECTURES if name in (heads.architectures or ())]
     try:
         with _open_weights(Path(path)) as stored:
-            stored = _without_copies(_usual_names(stored), report)
-            parts = _possible_parts(classes, stored)
+            stored = _without_copies(_usual_names(_without_prefix(stored, report)), report)
+            parts = _possible_parts(classes, stored, strict)
             params = read_params(
-                stored, "huggingface", architecture, parts, strict=strict, report=report
+                stored, "huggingface", architecture, parts, rows=rows, strict=strict, report=report
             )
         model = Portable(architecture, numerics, wordpiece, params)
-        model = model._replace(labels=_labels(fields, model.outputs))
+        model = model._replace(vectors=read_vector_settings(path, report))
+        if "sequence_classifier" in params:
+            model = model._replace(problem_type=heads.problem_type)
+        model = model._replace(labels=_labels(heads, model.outputs))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     for name in classes:
@@ -113,6 +141,10 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
         "pad_token_id": model.wordpiece.pad_id,
         "tie_word_embeddings": True,
     }
+    if "sequence_classifier" in model.params:
+        # Else transformers would give the score of a regression through a sigmoid.
+        problem_type = model.problem_type or ("regression" if model.outputs == 1 else None)
+        fields |= {"problem_type": problem_type} if problem_type else {}
     if labels := model.labels or default_labels(model.outputs):
         fields["id2label"] = {str(id_): label for id_, label in enumerate(labels)}
         fields["label2id"] = {label: id_ for id_, label in enumerate(labels)}
@@ -133,8 +165,10 @@ def class_of(parts: Sequence[str]) -> str:
     for name, has in ARCHITECTURES.items():
         if set(has) == set(parts or ("pooler",)):
             return name
+    fitting = [name for name, has in ARCHITECTURES.items() if set(has) <= set(parts)]
     raise UserError(
-        f"no class of transformers has just {', '.join(parts)}: choose one with --architecture"
+        f"no class of transformers has just {', '.join(parts)}: choose one with --architecture, "
+        f"{' or '.join(fitting)}"
     )
 
 
@@ -149,16 +183,15 @@ def _open_weights(directory: Path) -> Iterator[dict[str, Stored]]:
                 yield open_file(directory / name)
                 return
             if index.exists():
-                yield _open_shards(directory, read_json(index).get("weight_map"), open_file)
+                weight_map = read_json(index, ShardIndex).weight_map
+                yield _open_shards(directory, weight_map, open_file)
                 return
         raise UserError(f"neither {' nor '.join(WEIGHT_FILES)} is there")
 
 
 def _open_shards(
-    directory: Path, weight_map: object, open_file: Callable[[Path], dict[str, Stored]]
+    directory: Path, weight_map: dict[str, str], open_file: Callable[[Path], dict[str, Stored]]
 ) -> dict[str, Stored]:
-    if not isinstance(weight_map, dict) or {type(x) for x in weight_map.values()} - {str}:
-        raise UserError("the index of the shards has no weight_map of names to files")
     stored: dict[str, Stored] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard or not (directory / shard).is_file():
@@ -196,7 +229,13 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
         raise UserError(
             f"{path.name} is damaged or holds more than tensors, which is not loaded"
         ) from error
-    if not isinstance(state, Mapping) or not all(map(torch.is_tensor, state.values())):
+    for name in state if isinstance(state, Mapping) else ():
+        if isinstance(state[name], Mapping) and any(map(torch.is_tensor, state[name].values())):
+            raise UserError(
+                f"{path.name} is not a state_dict, but holds one as {name!r}: save that alone, "
+                f"torch.save(torch.load({path.name!r})[{name!r}], {path.name!r})"
+            )
+    if not isinstance(state, Mapping) or not all(map(_is_plain_tensor, state.values())):
         raise UserError(f"{path.name} is not a state_dict: a mapping of names to tensors")
     return {
         name: Stored(
@@ -208,8 +247,42 @@ def _open_pickle(path: Path) -> dict[str, Stored]:
     }
 
 
+def _is_plain_tensor(value: Any) -> bool:
+    """Whether a value is a dense tensor of numbers in memory."""
+    import torch
+
+    return (
+        torch.is_tensor(value)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+    )
+
+
 def _as_numpy(tensor: Any) -> np.ndarray:
-    return tensor.float().numpy()
+    return tensor.detach().float().numpy()
+
+
+def _without_prefix(stored: Mapping[str, Stored], report: Report) -> dict[str, Stored]:
+    """The tensors by their names in BERT, without what a wrapper put before them.
+
+    DataParallel writes "module.", torch.compile "_orig_mod.", Lightning often "model.".
+    """
+    tables = [name for name in stored if f".{name}".endswith(f".{WORDS}")]
+    prefixes = sorted({name.removesuffix(WORDS).removesuffix("bert.") for name in tables})
+    if len(prefixes) > 1:
+        names = ", ".join(prefix or "one without prefix" for prefix in prefixes)
+        raise UserError(f"there are {len(prefixes)} models ({names}): keep the tensors of one")
+    if not prefixes or not prefixes[0]:
+        return dict(stored)
+    found: dict[str, Stored] = {}
+    for name, tensor in stored.items():
+        short = name.removeprefix(prefixes[0])
+        if short in found:
+            raise UserError(f"{short} is there twice, with and without {prefixes[0]}")
+        found[short] = tensor
+    report(f"read without their prefix: the tensors under {prefixes[0]}")
+    return found
 
 
 def _usual_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:
@@ -239,8 +312,13 @@ def _without_copies(stored: Mapping[str, Stored], report: Report) -> dict[str, S
     return stored
 
 
-def _possible_parts(classes: Sequence[str], stored: Mapping[str, Stored]) -> list[str]:
-    """All parts; of those that share a name, the one that the config's classes have."""
+def _possible_parts(
+    classes: Sequence[str], stored: Mapping[str, Stored], strict: bool
+) -> list[str]:
+    """All parts; of those that share a name, the one that the config's classes have.
+
+    Without `strict` there may be none, so that the head of another class is left out.
+    """
     uses = Counter(MODULES[part] for part in HEADS)
     named = {part for name in classes for part in ARCHITECTURES[name]}
     parts = [part for part in PARTS if part not in HEADS or uses[MODULES[part]] == 1]
@@ -249,22 +327,26 @@ def _possible_parts(classes: Sequence[str], stored: Mapping[str, Stored]) -> lis
             continue
         candidates = [part for part in HEADS if MODULES[part] == shared]
         meant = [part for part in candidates if part in named]
-        if not meant:
+        if not meant and strict:
             possible = [name for name, has in ARCHITECTURES.items() if set(has) & set(candidates)]
             raise UserError(
                 f"there is a {shared}, but the architectures of config.json name neither "
-                f"{' nor '.join(possible)}"
+                f"{' nor '.join(possible)}: write there which it is, or leave it out by "
+                f"`bert-jax convert --no-strict`"
             )
         parts += meant[:1]
     return parts
 
 
-def _labels(fields: Mapping[str, Any], classes: int) -> tuple[str, ...]:
-    """Names of the classes of a classifier; none for one output, which is a regression."""
-    if classes < 2:
+def _labels(heads: ClassFields, classes: int) -> tuple[str, ...]:
+    """Names of the classes of a classifier; none for one output that is a score."""
+    if classes < 2 and not (classes and heads.problem_type == "multi_label_classification"):
         return ()
     ids = [str(id_) for id_ in range(classes)]
-    labels = fields.get("id2label") or dict(zip(ids, default_labels(classes)))
-    if not isinstance(labels, dict) or sorted(labels) != sorted(ids):
+    labels = heads.id2label or dict(zip(ids, default_labels(classes)))
+    if sorted(labels) != sorted(ids):
         raise UserError(f"id2label does not name the {len(ids)} classes of the classifier")
-    return tuple(str(labels[id_]) for id_ in ids)
+    names = tuple(str(labels[id_]) for id_ in ids)
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"id2label has the name {repeated[0]!r} twice: give each class its own")
+    return names

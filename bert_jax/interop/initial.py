@@ -7,11 +7,11 @@ from etils import epath
 
 from bert_jax.config.overrides import flatten
 from bert_jax.config.pretraining import PretrainConfig
-from bert_jax.data.wordpiece import CONFIG_FILE, WordPiece
+from bert_jax.config.saved import read_pretrain_config
+from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
-from bert_jax.fields import to_plain
-from bert_jax.interop.formats import read
-from bert_jax.interop.tokenizer import TOKENIZER_FILE
+from bert_jax.fields import build, to_plain
+from bert_jax.interop.formats import casing, read, read_architecture
 from bert_jax.model.heads import parts_of
 from bert_jax.model.parameters import Params
 
@@ -41,9 +41,7 @@ def initial_params(
     lines: list[str] = []
     # A checkpoint of Google does not say its casing; the words themselves are compared below.
     path = epath.Path(config.init_from)
-    says = (path / CONFIG_FILE).exists() or (path / TOKENIZER_FILE).exists()
-    lowercase = None if says else wordpiece.lowercase
-    source = read(path, lowercase=lowercase, report=lines.append)
+    source = read(path, lowercase=casing(path, wordpiece.lowercase), report=lines.append)
     if source.wordpiece.vocab_hash != wordpiece.vocab_hash:
         raise UserError(
             f"config.init_from={config.init_from}: its vocabulary of {_describe(source.wordpiece)} "
@@ -66,6 +64,48 @@ def initial_params(
     lines += [f"{part}: not in {config.init_from}, starts at random" for part in missing]
     lines += [f"{part}: in {config.init_from}, not used" for part in unused]
     return without_parts(source.params, unused), lines
+
+
+def follow_weights(
+    config: PretrainConfig, overrides: Collection[str], workdir: epath.Path | None = None
+) -> tuple[PretrainConfig, list[str]]:
+    """The config with the architecture of the weights that `config.init_from` names.
+
+    Fields of `config.model` that a user sets are left as they are. A run that is in `workdir`
+    keeps its architecture, so its first weights may be gone.
+
+    Args:
+      config: config as the recipe and the overrides make it; returned unchanged without weights.
+      overrides: the arguments `--config.FIELD=VALUE` of the command line.
+      workdir: directory of the run.
+
+    Returns:
+      The config, and a line that names the fields that changed.
+
+    Raises:
+      UserError: there are no weights, or the fields do not fit together.
+    """
+    if not config.init_from:
+        return config, []
+    saved = None if workdir is None else workdir / "config.json"
+    if saved and saved.exists():
+        theirs = to_plain(read_pretrain_config(saved).model)
+    else:
+        theirs = to_plain(read_architecture(config.init_from))
+    given = {flag.removeprefix("--config.").partition("=")[0] for flag in overrides}
+    fields = config.to_dict()
+    changed = {
+        name: value
+        for name, value in theirs.items()
+        if fields["model"][name] != value
+        and not any(path == f"model.{name}" or path.startswith(f"model.{name}.") for path in given)
+    }
+    if not changed:
+        return config, []
+    fields["model"] |= changed
+    said = ", ".join(f"{name}={value}" for name, value in flatten(changed).items())
+    line = f"config.model follows {config.init_from}: {said}"
+    return build(PretrainConfig, fields), [line]
 
 
 def replace_params(params: Mapping[str, Any], given: Mapping[str, Any]) -> Params:

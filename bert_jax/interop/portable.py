@@ -1,12 +1,40 @@
 """The common form of a model, which every format is read into and written from."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.fields import Plain
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.heads import HEADS
 from bert_jax.model.parameters import Params
+
+# How the logits of a sequence classifier are meant, in the words of transformers: a softmax over
+# the classes, a sigmoid for each class, or scores as they are.
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+@dataclass(frozen=True)
+class VectorSettings:
+    """How a model's authors make the vector of a text.
+
+    Attributes:
+      max_seq_length: tokens to which texts are cut; None = the model's positions.
+      pooling: one of `bert_jax.inference.choices.POOLINGS`, or another name if it is none of them.
+      normalize: whether vectors are scaled to length 1.
+    """
+
+    max_seq_length: int | None = None
+    pooling: str = "mean"
+    normalize: bool = False
+
+
+@dataclass(frozen=True)
+class HeadFields:
+    """Fields of a config.json, or of an export, that say how a model's outputs are used."""
+
+    problem_type: ProblemType | None = None
+    vectors: VectorSettings | None = None
 
 
 class Portable(NamedTuple):
@@ -21,6 +49,9 @@ class Portable(NamedTuple):
       labels: names of the classes of a classifier.
       task: the task that it was fine-tuned on, as plain values without its data; None if that is
         not known. `bert_jax.fields.build(Task, task)` makes a `Task` of it.
+      problem_type: what the outputs of a sequence classifier mean; None = classes of which a text
+        has one, or a score if there are no labels.
+      vectors: how its authors make vectors of texts; None if they do not say.
     """
 
     architecture: Architecture
@@ -29,6 +60,8 @@ class Portable(NamedTuple):
     params: Params
     labels: tuple[str, ...] = ()
     task: Plain | None = None
+    problem_type: ProblemType | None = None
+    vectors: VectorSettings | None = None
 
     @property
     def outputs(self) -> int:

@@ -76,6 +76,10 @@ class Stored(NamedTuple):
     dtype: str
     read: Callable[[], np.ndarray]
 
+    def first_rows(self, count: int) -> "Stored":
+        """The same tensor without its other rows."""
+        return Stored((count, *self.shape[1:]), self.dtype, lambda: self.read()[:count])
+
 
 class Tensor(NamedTuple):
     """A tensor of another format and its place in our parameters.
@@ -106,6 +110,7 @@ def read_params(
     architecture: Architecture,
     parts: Sequence[str],
     *,
+    rows: int,
     strict: bool,
     report: Report,
 ) -> Params:
@@ -116,7 +121,9 @@ def read_params(
       style: format whose names they have.
       architecture: architecture of the model; has learned positions.
       parts: those of `bert_jax.model.heads.PARTS` that may be present; no two share a name.
-      strict: raise on tensors that have no place in the model, instead of leaving them out.
+      rows: rows of the stored tables of words, at least the size of the vocabulary.
+      strict: raise on tensors that have no place in the model, and on heads of other shapes,
+        instead of leaving them out.
       report: called with a line for each thing left out or converted.
 
     Returns:
@@ -130,10 +137,18 @@ def read_params(
         raise UserError(
             f"the tensors have {layers} layers; the config has {architecture.num_layers}"
         )
+    stored = _without_spare_rows(stored, style, architecture, rows, report)
     outputs = _stored_outputs(stored, style, parts)
     model = build_model(architecture, Numerics(), parts=parts, outputs=outputs)
     possible = list(_tensors(style, architecture, model))
     found = {"encoder", *(tensor.part for tensor in possible if tensor.name in stored)}
+    if not strict:
+        found -= {
+            tensor.part
+            for tensor in possible
+            if tensor.part in HEADS
+            and (tensor.name not in stored or stored[tensor.name].shape != tensor.shape)
+        }
     tensors = [tensor for tensor in possible if tensor.part in found]
     _check(stored, tensors, strict, report)
 
@@ -162,6 +177,26 @@ def write_tensors(style: Style, model: Portable) -> Iterator[tuple[str, np.ndarr
 def same_values(one: Stored, other: Stored) -> bool:
     """Whether two tensors are exactly equal."""
     return one.shape == other.shape and np.array_equal(one.read(), other.read())
+
+
+def _without_spare_rows(
+    stored: Mapping[str, Stored],
+    style: Style,
+    architecture: Architecture,
+    rows: int,
+    report: Report,
+) -> dict[str, Stored]:
+    """The tensors without the rows beyond the vocabulary."""
+    tokens, found = architecture.vocab_size, dict(stored)
+    for module, leaf in (("bert/embeddings/word", "embedding"), ("masked_lm", "bias")):
+        name, _ = NAMES[style](module, leaf, False)
+        if rows > tokens and name in stored and stored[name].shape[:1] == (rows,):
+            found[name] = stored[name].first_rows(tokens)
+            report(
+                f"left out: the last {rows - tokens} of {rows} rows of {name}, which stand for "
+                f"no token of the vocabulary"
+            )
+    return found
 
 
 def _within(shape: Sequence[int]) -> tuple[slice, ...]:

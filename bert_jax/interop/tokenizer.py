@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 from tokenizers import Tokenizer
 
+from bert_jax.data.added_tokens import MAP_FILE, AddedToken, with_added_tokens
 from bert_jax.data.wordpiece import (
     CONFIG_FILE,
     SPECIAL_TOKENS,
@@ -17,9 +18,12 @@ from bert_jax.data.wordpiece import (
     load_wordpiece,
 )
 from bert_jax.errors import UserError
+from bert_jax.json_values import typed
 from bert_jax.storage import read_json, write_json
 
 TOKENIZER_FILE = "tokenizer.json"
+# Name in tokenizer_config.json and special_tokens_map.json -> token.
+SPECIAL_FIELDS = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
 # Values that BERT's tokenizer.json must have.
 REQUIRED: dict[str, dict[str, Any]] = {
     "normalizer": {"type": "BertNormalizer", "clean_text": True},
@@ -54,6 +58,7 @@ def read_wordpiece(
     """
     file, config_file = path / TOKENIZER_FILE, path / CONFIG_FILE
     if not file.exists():
+        _check_special_tokens(path)
         return load_wordpiece(path, lowercase=lowercase, strip_accents=strip_accents)
     try:
         tokenizer = Tokenizer.from_file(str(file))
@@ -67,7 +72,8 @@ def read_wordpiece(
                 found = found.get(name)
                 raise UserError(f"{file}: {section}.{name} is {found!r}; BERT's is {value!r}")
     ids = fields["model"]["vocab"]
-    vocab = tuple(sorted(ids, key=ids.get))
+    words = tuple(sorted(ids, key=ids.get))
+    _check_special_tokens(path)
     configured = TokenizerConfig()
     if config_file.exists():
         configured = read_json(config_file, TokenizerConfig)
@@ -83,18 +89,34 @@ def read_wordpiece(
     check_agrees(lowercase, uncased, f"{path}: do_lower_case")
     check_agrees(strip_accents, uncased if strips is None else strips, f"{path}: strip_accents")
     if (path / VOCAB_FILE).exists():
-        vocab = load_wordpiece(path, lowercase=uncased).vocab
-        if {token: id_ for id_, token in enumerate(vocab)} != ids:
+        beside = load_wordpiece(path, lowercase=uncased)
+        words = beside.vocab[: len(beside.vocab) - beside.appended]
+        if {token: id_ for id_, token in enumerate(words)} != ids:
             raise UserError(f"{path}: {VOCAB_FILE} and {TOKENIZER_FILE} differ in vocabulary")
     # A token that vocab.txt has twice leaves a gap between the ids.
-    if tokenizer.get_vocab_size() != len(ids) or max(ids.values()) != len(vocab) - 1:
-        raise UserError(f"{file}: the ids of the vocabulary are not 0, 1, ... {len(vocab) - 1}")
+    if max(ids.values()) != len(words) - 1:
+        raise UserError(f"{file}: the ids of the vocabulary are not 0, 1, ... {len(words) - 1}")
+    found = {typed(x, AddedToken, f"{file}: added_tokens"): x["id"] for x in fields["added_tokens"]}
+    vocab, added, appended = with_added_tokens(words, found, SPECIAL_TOKENS, str(file))
     return WordPiece(
         vocab,
         lowercase=uncased,
         tokenize_chinese_chars=options["tokenize_chinese_chars"],
         strip_accents=strips,
+        added_tokens=added,
+        appended=appended,
     )
+
+
+def _check_special_tokens(path: epath.Path) -> None:
+    """Raises UserError if a file gives [CLS], [MASK] or another special token another name."""
+    for name in (CONFIG_FILE, MAP_FILE):
+        fields = read_json(path / name) if (path / name).exists() else {}
+        for field, token in SPECIAL_FIELDS.items():
+            given = fields.get(field)
+            content = given.get("content") if isinstance(given, dict) else given
+            if content not in (None, token):
+                raise UserError(f"{path / name}: {field} is {content!r}; only {token} can be read")
 
 
 def write_wordpiece(path: epath.Path, wordpiece: WordPiece, max_length: int) -> None:
@@ -106,8 +128,9 @@ def write_wordpiece(path: epath.Path, wordpiece: WordPiece, max_length: int) -> 
       max_length: tokens to which transformers truncates.
     """
     wordpiece.save(path)
-    special = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
-    config = read_json(path / CONFIG_FILE) | special | {"model_max_length": max_length}
+    config = read_json(path / CONFIG_FILE) | SPECIAL_FIELDS | {"model_max_length": max_length}
     write_json(path / CONFIG_FILE, config)
-    write_json(path / "special_tokens_map.json", special)
+    further = [token.content for token in wordpiece.added_tokens if token.special]
+    fields = {"additional_special_tokens": further} if further else {}
+    write_json(path / MAP_FILE, SPECIAL_FIELDS | fields)
     wordpiece.to_tokenizer().save(str(path / TOKENIZER_FILE))

@@ -5,13 +5,13 @@ from etils import epath
 from bert_jax.config.saved import read_model_config, read_task
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.fields import to_plain
-from bert_jax.interop.configs import check_vocabulary
-from bert_jax.interop.portable import Portable
+from bert_jax.interop.configs import check_labels, check_vocabulary
+from bert_jax.interop.portable import HeadFields, Portable
 from bert_jax.interop.shapes import check_shapes, parameter_shapes
 from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Params
-from bert_jax.storage import write_json
+from bert_jax.storage import read_json, write_json
 from bert_jax.train.checkpoints import Checkpoints
 
 CONFIG_FILE = "config.json"
@@ -36,7 +36,10 @@ def read_workdir(
     wordpiece = load_wordpiece(path, lowercase=lowercase)
     check_vocabulary(path / CONFIG_FILE, architecture, wordpiece)
     task = read_task(path / CONFIG_FILE)
-    model = Portable(architecture, numerics, wordpiece, params, labels, task)
+    head = read_json(path / CONFIG_FILE, HeadFields)
+    meaning = (head.problem_type, head.vectors)
+    model = Portable(architecture, numerics, wordpiece, params, labels, task, *meaning)
+    check_labels(path / CONFIG_FILE, labels, model.outputs)
     structure = build_model(architecture, numerics, parts=parts_of(params), outputs=model.outputs)
     check_params(path, structure, params)
     return model
@@ -53,6 +56,8 @@ def write_workdir(path: epath.Path, model: Portable) -> None:
         "numerics": to_plain(model.numerics),
         "labels": list(model.labels),
         **({"task": model.task} if model.task else {}),
+        **({"problem_type": model.problem_type} if model.problem_type else {}),
+        **({"vectors": to_plain(model.vectors)} if model.vectors else {}),
     }
     write_json(path / CONFIG_FILE, config)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax.model.heads import MASKED_LM, NEXT_SENTENCE
@@ -16,7 +17,8 @@ class PreTraining:
     """Masked LM and next sentence prediction for a model; see `BoundObjective`.
 
     Attributes:
-      graphdef: structure of a `BertWithHeads` that has the pretraining heads.
+      graphdef: structure of a `BertWithHeads` that has the pretraining heads; without
+        `next_sentence` no example may have a label for it.
       masking: how to mask; None if the examples are already masked.
       seed: seed of the masks. They are drawn by threefry, whatever generator dropout uses, so that
         they are the same on every mesh.
@@ -50,13 +52,14 @@ class PreTraining:
         model = nnx.merge(self.graphdef, params)
         hidden = model.encode(batch, dropout_key)
         words = MASKED_LM.apply(model, MASKED_LM.read(model.bert, hidden, batch))
-        pairs = NEXT_SENTENCE.apply(model, NEXT_SENTENCE.read(model.bert, hidden, batch))
         weights = self.weights(batch)
         labels = {"mlm": batch["masked_lm_ids"], "nsp": batch["next_sentence_label"]}
-        heads = {
-            "mlm": MASKED_LM.sums(words, labels["mlm"], weights["mlm"], batch),
-            "nsp": NEXT_SENTENCE.sums(pairs, labels["nsp"], weights["nsp"], batch),
-        }
+        heads = {"mlm": MASKED_LM.sums(words, labels["mlm"], weights["mlm"], batch)}
+        if hasattr(model, NEXT_SENTENCE.part):
+            pairs = NEXT_SENTENCE.apply(model, NEXT_SENTENCE.read(model.bert, hidden, batch))
+            heads["nsp"] = NEXT_SENTENCE.sums(pairs, labels["nsp"], weights["nsp"], batch)
+        else:
+            heads["nsp"] = dict.fromkeys(("loss", "correct", "count"), jnp.zeros(()))
         return {
             f"{head}_{name}": value for head, sums in heads.items() for name, value in sums.items()
         }
@@ -65,6 +68,10 @@ class PreTraining:
 @dataclass(frozen=True)
 class MlmNsp(Objective, name="mlm_nsp"):
     """Masked LM and, where the data have pairs, next sentence or sentence order prediction."""
+
+    def parts_for(self, *, pairs: bool) -> tuple[str, ...]:
+        """Without pairs nothing trains the head for them, nor the pooler that it reads."""
+        return self.parts if pairs else MASKED_LM.parts
 
     def bind(
         self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int

@@ -37,8 +37,17 @@ class Objective(Choice):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Which of `bert_jax.model.heads.PARTS` the model has."""
+        """Which of `bert_jax.model.heads.PARTS` it can train."""
         return PRETRAINING
+
+    def parts_for(self, *, pairs: bool) -> tuple[str, ...]:
+        """Which of `parts` a run trains.
+
+        Args:
+          pairs: whether the data have labelled pairs of texts.
+        """
+        del pairs
+        return self.parts
 
     def bind(
         self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int

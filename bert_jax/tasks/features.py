@@ -31,6 +31,18 @@ class Features:
         return len(self.input_ids)
 
 
+# The error for pairs of texts; the second text of a pair has type 1.
+ONE_TYPE = "a pair of texts needs 2 token types, and the model has 1 (type_vocab_size): give texts"
+
+
+def check_token_types(features: Features, type_vocab_size: int) -> None:
+    """Raises UserError if there are pairs of texts for a model with one token type."""
+    if type_vocab_size < 2 and any(
+        map(lambda ids, b: b < len(ids), features.input_ids, features.b_start)
+    ):
+        raise UserError(ONE_TYPE)
+
+
 def pair_ids(
     wordpiece: WordPiece, a_ids: Sequence[int], b_ids: Sequence[int] | None, max_seq_length: int
 ) -> tuple[np.ndarray, int, int]:

@@ -8,6 +8,8 @@ import contextlib
 import functools
 import json
 import logging
+import os
+import re
 import sys
 import time
 import zlib
@@ -21,7 +23,7 @@ from etils import epath
 
 from bert_jax.errors import TrainingDiverged, UserError
 from bert_jax.parallel import hosts
-from bert_jax.storage import errors_name, is_remote
+from bert_jax.storage import is_remote
 from bert_jax.train.checksums import Summary, named_leaves, summarize
 
 S = TypeVar("S")
@@ -31,6 +33,7 @@ T = TypeVar("T")
 logging.getLogger("absl").addFilter(
     lambda record: "orbax" not in record.pathname or record.levelno >= logging.ERROR
 )
+_ERROR_NUMBER = re.compile(r"os_error_code='(\d+)'")
 
 ATTEMPTS = 10  # of a reader while a running training removes old checkpoints
 _STATE = "state"
@@ -124,7 +127,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, cleanup_tmp_directories=True
         )
-        with errors_name(self.directory):
+        with _disk_errors(self.directory):
             self._manager = ocp.CheckpointManager(self._absolute, options=options)
 
     @property
@@ -164,7 +167,7 @@ class Checkpoints:
         record["crc32"] = _crc32(record)
         items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(record)}
         assert self._manager, "opened to read only"
-        with errors_name(self.directory):
+        with _disk_errors(self.directory):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -248,6 +251,13 @@ class Checkpoints:
         ]
         raise DamagedCheckpoint(f"{self.directory / str(chosen)}: damaged: {damage}", whole)
 
+    def params_tree(self, step: int) -> dict[str, Any]:
+        """The nested dict of a checkpoint's parameters, with metadata in their places."""
+        path = self._absolute / str(self._existing(step)) / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree: dict[str, Any] = checkpointer.metadata(path).item_metadata.tree["params"]
+            return tree
+
     def _existing(self, step: int | None) -> int:
         """The step, or the newest; raises UserError if there is none."""
         steps = saved_steps(self._workdir)
@@ -272,9 +282,21 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         """Waits until everything is written, also when training ends with an error."""
         if self._manager:
-            with errors_name(self.directory):
+            with _disk_errors(self.directory):
                 self._manager.wait_until_finished()
                 self._manager.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: epath.Path) -> Iterator[None]:
+    """Raises an error of the disk, which TensorStore reports as ValueError, as OSError."""
+    try:
+        yield
+    except ValueError as error:
+        if not (found := _ERROR_NUMBER.search(str(error))):
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number), os.fspath(directory)) from error
 
 
 def _attempt(action: Callable[[S], T], argument: S) -> tuple[T | None, str]:

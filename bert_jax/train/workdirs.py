@@ -1,7 +1,6 @@
 """The directory of a run: whether a run may start or resume there, and what describes it."""
 
 import contextlib
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,7 +10,7 @@ from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.locks import locked
 from bert_jax.parallel import hosts
-from bert_jax.storage import UNFINISHED, is_remote, read_json, write_json
+from bert_jax.storage import UNFINISHED, read_json, write_json
 from bert_jax.train.checkpoints import DamagedCheckpoint, latest_step, saved_steps
 
 # What an interrupted start may leave in a workdir, besides files with `UNFINISHED` names.
@@ -125,34 +124,16 @@ def check_same_run(
         hosts.print_once(f"changed since the last start: {line}")
 
 
-def stored_path(workdir: epath.Path, path: str, flag: str) -> str:
-    """A path of a run's config: as seen from here, or from the folder where the run was started.
-
-    Raises:
-      UserError: it is at neither place.
-    """
-    if is_remote(path) or set(path) & set("*?["):
-        return path
-    started_in = read_json(workdir / "data.json").get("started_in", "")
-    for place in (epath.Path(path), epath.Path(str(started_in)) / path):
-        if place.exists():
-            return str(place)
-    raise UserError(
-        f"{path}: not found, neither here nor in {started_in or 'its run'}: give {flag}"
-    )
-
-
 def claim_workdir(
     workdir: epath.Path, config: Mapping[str, Any], data: Mapping[str, str], wordpiece: WordPiece
 ) -> None:
     """Writes the files that describe a run into its workdir.
 
-    `config.json` holds the config, `data.json` identifies the data and names the folder from which
-    relative paths start; the vocabulary is copied, so
+    `config.json` holds the config, `data.json` identifies the data; the vocabulary is copied, so
     that a workdir is enough to use the model. `config.json` is written last and atomically: a
     workdir without it holds no run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     wordpiece.save(workdir)
-    write_json(workdir / "data.json", {**data, "started_in": os.getcwd()})
+    write_json(workdir / "data.json", data)
     write_json(workdir / "config.json", config)

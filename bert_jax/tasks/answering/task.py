@@ -44,12 +44,6 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
         "context; otherwise that is an error",
     )
 
-    by_character: bool = field(
-        False,
-        "score answers by ideographs instead of words between spaces, for Chinese: `f1` and "
-        "`exact_match` are those of CMRC 2018 and DRCD",
-    )
-
     predictions_suffix: ClassVar[str] = ""
 
     @property
@@ -63,10 +57,11 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
         return 2
 
     def read(self, source: str, *, labelled: bool = True) -> list[Question]:
-        """The questions of a source, in order.
+        """The questions of a JSON file of SQuAD's format, or of `tfds:squad/v1.1[:SPLIT]`.
 
         Args:
-          source: as in `bert_jax.tasks.answering.reader.read_questions`.
+          source: a file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset;
+            its split is `train` by default.
           labelled: as in `Task.read`.
 
         Raises:
@@ -130,12 +125,7 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
         With `unanswerable` also both over the questions with and without an answer, and the best
         value of each that any `null_threshold` reaches on these examples, with that threshold.
         """
-        return squad_metrics(
-            predictions,
-            examples,
-            unanswerable=self.unanswerable,
-            by_character=self.by_character,
-        )
+        return squad_metrics(predictions, examples, unanswerable=self.unanswerable)
 
     def baseline(
         self, train_examples: Sequence[Question], examples: Sequence[Question]

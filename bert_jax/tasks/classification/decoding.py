@@ -13,12 +13,25 @@ def likeliest_classes(logits: Sequence[np.ndarray]) -> np.ndarray:
     return best
 
 
-def verdict(logits: np.ndarray, labels: Sequence[str]) -> Verdict:
-    """What logits [num_labels] say, or [1] of a regression, which has no labels."""
+def verdict(logits: np.ndarray, labels: Sequence[str], problem_type: str | None = None) -> Verdict:
+    """What logits [num_labels] say, or [1] of a regression, which has no labels.
+
+    Args:
+      logits: outputs for a text.
+      labels: names of the classes.
+      problem_type: "multi_label_classification" if each class is independent of the others,
+        "regression" if each output is a score; otherwise a text has one class.
+    """
     if not labels:
         return float(logits.item())
-    odds = np.exp(logits - logits.max())
-    named = zip(labels, (odds / odds.sum()).tolist(), strict=True)
+    if problem_type == "regression":
+        values = logits
+    elif problem_type == "multi_label_classification":
+        values = 1 / (1 + np.exp(-logits))
+    else:
+        odds = np.exp(logits - logits.max())
+        values = odds / odds.sum()
+    named = zip(labels, values.tolist(), strict=True)
     return dict(sorted(named, key=lambda item: -item[1]))
 
 

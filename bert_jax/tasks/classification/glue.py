@@ -41,8 +41,6 @@ class GlueTask(ClassificationTask):
     def submission_name(self, source: str) -> str | None:
         if found := dataset_and_split(source):
             return self.submissions.get(found[1])
-        if source.startswith("hf:"):
-            return self.submissions.get(source.split(":")[-1])
         # test.tsv, or test-00000-of-00001.parquet
         return self.submissions.get(re.split("[-.]", epath.Path(source).name)[0])
 

@@ -11,6 +11,7 @@ from bert_jax.data.tables import Row, find_files, read_lines, read_rows
 from bert_jax.errors import UserError
 from bert_jax.tasks.tagging.schemes import is_tag
 
+ROW_SUFFIXES = (".jsonl", ".json", ".parquet")  # of files with a row per sentence
 _WORDS = ("tokens", "words")
 _TAGS = ("ner_tags", "ner", "tags", "labels")
 _NO_PREDICATE = ("-", "_", "O", "0", "")

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from bert_jax.data.lines import suffixes
-from bert_jax.data.tables import has_rows
+from bert_jax.data.tfds import dataset_and_split
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, field
@@ -24,6 +24,7 @@ from bert_jax.tasks.tagging.features import TaggingFeatures, make_features
 from bert_jax.tasks.tagging.metrics import commonest_tags, scores, scores_of_types, share_of_o
 from bert_jax.tasks.tagging.plain_text import Entity, WordRule, find_entities, split_words
 from bert_jax.tasks.tagging.reader import (
+    ROW_SUFFIXES,
     Columns,
     Tagged,
     read_conll,
@@ -182,7 +183,7 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
           UserError: no such source, another encoding or number of columns, a tag that is not of the
             scheme or of `labels`. The message names the line.
         """
-        if has_rows(source) or suffixes(epath.Path(source))[0] == ".json":
+        if dataset_and_split(source) or suffixes(epath.Path(source))[0] in ROW_SUFFIXES:
             found = read_token_rows(
                 source,
                 self.labels,
