@@ -248,7 +248,7 @@ def test_divergence_is_reported_and_not_saved(sotu_store, tmp_path):
 
 def test_the_way_back_leads_past_the_weights_that_diverged(tmp_path):
     """The gradient of step 7 is that of the weights after step 6."""
-    state = TrainState(np.int32(6), {"w": np.ones(2)}, ())
+    state = TrainState(np.int32(6), {"w": np.ones(2, np.float32)}, ())
     with Checkpoints(tmp_path, keep=3) as checkpoints:
         for step in (4, 6):
             checkpoints.save(step, state, {})
