@@ -285,6 +285,8 @@ def _value(
         return build(annotation, value, path, declared.default, root)
     value = _plain_value(annotation, value, path)
     choices, bounds = declared.metadata.get("choices"), declared.metadata.get("bounds")
+    if value is None:
+        return value
     if choices and value not in choices:
         raise UserError(f"{path}={value!r}: use one of {', '.join(choices)}")
     if bounds and not Bounds(bounds).hold(value):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from extensions.blocks import Blocks
-from extensions.rope import Rope
+from extensions.partial_rope import PartialRope
 from extensions.trapezoid import Trapezoid
 
 from bert_jax.__main__ import main
@@ -24,7 +24,7 @@ from bert_jax.api.evaluate import load_trained
 from bert_jax.config.saved import read_pretrain_config
 from bert_jax.data.stores import open_store
 from bert_jax.parallel.mesh import make_mesh
-from bert_jax.train.metrics import read_metrics
+from bert_jax.report.metrics_file import read_metrics
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = [
@@ -32,7 +32,7 @@ SETTINGS = [
     "--config.model.hidden_size=32",
     "--config.model.intermediate_size=64",
     "--config.model.max_position_embeddings=64",
-    "--config.model.position_embedding=extensions.rope:Rope",
+    "--config.model.position_embedding=extensions.partial_rope:PartialRope",
     "--config.model.position_embedding.theta=500",
     "--config.numerics.compute_dtype=float32",
     "--config.data.batch_size=16",
@@ -87,7 +87,7 @@ def test_a_run_names_the_code_that_it_uses(run):
     assert fields["optimizer"]["interpolation"] == 0.8
     config = read_pretrain_config(run / "config.json")
     assert config.masking == Blocks(max_predictions_per_seq=7, size=2)
-    assert config.model.position_embedding == Rope(theta=500.0)
+    assert config.model.position_embedding == PartialRope(theta=500.0)
     assert config.optimizer.schedule == Trapezoid(decay_share=0.5)
 
 
@@ -173,7 +173,7 @@ def test_the_guide_shows_these_files():
 def test_rope_depends_on_distances_alone():
     """Scores of a pair of positions are those of another pair as far apart."""
     x = jax.random.normal(jax.random.key(0), (1, 1, 2, 8))
-    rope = Rope(theta=100.0)
+    rope = PartialRope(theta=100.0, share=0.5)
 
     def score(query: int, key: int) -> jax.Array:
         turned = [rope.rotate(x, jnp.array([[position]])) for position in (query, key)]

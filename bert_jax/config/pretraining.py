@@ -98,9 +98,10 @@ class PretrainConfig(PretrainingRun):
 
     def _check_groups(self, path: str) -> None:
         model, numerics, data = self.model, self.numerics, self.data
-        if model.type_vocab_size < 2 and data.pairs != "none":
+        if model.type_vocab_size == 1 and data.pairs != "none":
             raise UserError(
-                f"{path}.model.type_vocab_size={model.type_vocab_size}: pairs need 2 token types"
+                f"{path}.model.type_vocab_size={model.type_vocab_size}: pairs need 2 token types "
+                "(or 0: then [SEP] alone tells the two apart)"
             )
         if data.max_seq_length > model.max_position_embeddings:
             raise UserError(

@@ -97,7 +97,7 @@ class Bert:
         if token_type_ids is None:
             token_type_ids = np.zeros_like(input_ids)
         types = self.architecture.get("type_vocab_size", 2)
-        if np.min(token_type_ids) < 0 or np.max(token_type_ids) >= types:
+        if types and (np.min(token_type_ids) < 0 or np.max(token_type_ids) >= types):
             raise ValueError(f"token_type_ids: the model has {types} token type(s), from 0")
         if attention_mask is None:
             attention_mask = input_ids != self._pad_id

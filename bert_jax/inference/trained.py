@@ -488,7 +488,7 @@ class TrainedBert:
 
     def _tokenize(self, text: Text, limit: int) -> tuple[Example, int]:
         """The text, and how many of its tokens were cut off."""
-        if not isinstance(text, str) and self.architecture.type_vocab_size < 2:
+        if not isinstance(text, str) and self.architecture.type_vocab_size == 1:
             raise UserError(ONE_TYPE)
         a_ids, *others = self.wordpiece.encode([text] if isinstance(text, str) else text)
         ids, b_start, lost = pair_ids(self.wordpiece, a_ids, others[0] if others else None, limit)

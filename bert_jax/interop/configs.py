@@ -9,7 +9,7 @@ from etils import epath
 from bert_jax.config.saved import model_config
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
-from bert_jax.fields import Plain
+from bert_jax.fields import Plain, fields_of
 from bert_jax.model.architecture import Architecture, Numerics
 
 FIELDS = {  # ours -> theirs
@@ -31,6 +31,7 @@ ACTIVATIONS = {  # theirs -> ours; of two names, the last is written: every vers
     "gelu": "gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
+    "silu": "silu",
 }
 # Values of fields that a file lacks; older files omit fields that had only one value then.
 DEFAULTS = {
@@ -49,6 +50,8 @@ REQUIRED = {
     "is_decoder": False,
     "add_cross_attention": False,
 }
+# Fields that change nothing in a model whose layers are all global, or only its initial weights.
+NO_BLOCKS = ("local_window", "scaled_output_init")
 
 
 def read_fields(path: epath.Path, fields: Mapping[str, Any]) -> tuple[Architecture, Numerics]:
@@ -86,7 +89,16 @@ def read_fields(path: epath.Path, fields: Mapping[str, Any]) -> tuple[Architectu
 
 
 def write_fields(architecture: Architecture, numerics: Numerics) -> Plain:
-    """A model as the fields of such a file, which do not describe the position encoding."""
+    """A model as the fields of such a file, which do not describe the position encoding.
+
+    Raises:
+      UserError: its blocks are not BERT's.
+    """
+    for name, declared in fields_of(Architecture).items():
+        value = getattr(architecture, name)
+        known = f"model.{name}" in FIELDS or name in ("position_embedding", *NO_BLOCKS)
+        if not known and value != declared.default:
+            raise UserError(f"model.{name} is {value!r}; this format has BERT's blocks only")
     groups = {"model": architecture, "numerics": numerics}
     fields = {}
     for ours, theirs in FIELDS.items():

@@ -114,6 +114,8 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
     eps = fields.pop("layer_norm_eps")
     if eps != LAYER_NORM_EPS:
         raise UserError(f"layer_norm_eps is {eps}; Google's code has {LAYER_NORM_EPS}")
+    if model.architecture.hidden_act not in GELU_WRITTEN:
+        raise UserError(f"hidden_act is {model.architecture.hidden_act}; Google's code has gelu")
     write_json(path / CONFIG_FILE, fields | {"hidden_act": "gelu"})
     report(GELU_WRITTEN[model.architecture.hidden_act])
     if model.labels:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from bert_jax.errors import UserError
-from bert_jax.fields import POSITIVE, field
+from bert_jax.fields import NOT_NEGATIVE, POSITIVE, field
 from bert_jax.model.attention import Attend, attention
 from bert_jax.model.parameters import Axes, Params
 from bert_jax.model.positions import Learned, PositionEncoding
@@ -31,25 +31,95 @@ class Architecture:
     num_heads: int = field(12, "attention heads; divides hidden_size", bounds=POSITIVE)
     intermediate_size: int = field(3072, "features inside a feed-forward layer", bounds=POSITIVE)
     max_position_embeddings: int = field(512, "maximum tokens per row", bounds=POSITIVE)
-    type_vocab_size: int = field(2, "token types; sentence pairs need 2", bounds=POSITIVE)
+    type_vocab_size: int = field(
+        2, "token types; sentence pairs need 2, 0 adds no type embedding", bounds=NOT_NEGATIVE
+    )
     hidden_act: str = field(
         "gelu",
-        'activation: "gelu" is exact (erf), "gelu_tanh" the approximation in Google\'s later code',
-        choices=("gelu", "gelu_tanh"),
+        'activation: "gelu" is exact (erf), "gelu_tanh" the approximation in Google\'s later code, '
+        '"silu" is x sigmoid(x)',
+        choices=("gelu", "gelu_tanh", "silu"),
+    )
+    feed_forward: str = field(
+        "mlp",
+        '"mlp"; "glu" multiplies the activation by a second projection '
+        "(https://arxiv.org/abs/2002.05202)",
+        choices=("mlp", "glu"),
     )
     position_embedding: PositionEncoding = field(Learned(), "how positions are encoded")
-    layer_norm_eps: float = field(1e-12, "added to the variance in LayerNorm", bounds=POSITIVE)
+    norm: str = field(
+        "layer_norm",
+        '"layer_norm", or "rms_norm", which does not center and has no bias',
+        choices=("layer_norm", "rms_norm"),
+    )
+    norm_position: str = field(
+        "post",
+        '"post" normalizes each residual sum, "pre" the input of each attention and feed-forward',
+        choices=("post", "pre"),
+    )
+    norm_scale: bool = field(True, "whether norms have a learned scale")
+    norm_bias: bool = field(True, "whether norms have a learned bias")
+    embedding_norm: bool = field(True, "normalize the embeddings")
+    first_norm: bool = field(True, "pre-norm: normalize the input of the first attention")
+    inner_norm: bool = field(
+        False, "normalize the inputs of the output projections of attention and feed-forward"
+    )
+    final_norm: bool = field(False, "normalize the output of the last layer")
+    attention_bias: bool = field(True, "whether the projections of attention have biases")
+    feed_forward_bias: bool = field(True, "whether feed-forward layers have biases")
+    head_bias: bool = field(
+        True, "whether the pooler and the transform of the MLM head have biases"
+    )
+    head_transform: bool = field(
+        True, "dense layer, activation and norm before the decoder of the MLM head"
+    )
+    tied_decoder: bool = field(True, "the decoder of the MLM head is the word embeddings")
+    pooler: str = field(
+        "tanh",
+        'dense layer on [CLS] that classifiers read: "tanh", or "transform", which has the '
+        "activation and norm of the MLM head's",
+        choices=("tanh", "transform"),
+    )
+    global_every: int = field(
+        1,
+        "layers 0, n, 2n, ... attend to the whole example, the others within local_window",
+        bounds=POSITIVE,
+    )
+    local_window: int = field(
+        128,
+        "width in tokens of the window of local layers, half on each side",
+        bounds=POSITIVE,
+    )
+    layer_norm_eps: float = field(1e-12, "added to the variance in norms", bounds=POSITIVE)
     initializer_range: float = field(
         0.02, "standard deviation of the truncated normal for initial weights", bounds=POSITIVE
     )
+    scaled_output_init: bool = field(
+        False,
+        "initial output projections are smaller by sqrt(2 num_layers), as in Megatron-LM "
+        "(https://arxiv.org/abs/1909.08053)",
+    )
 
     def check(self, path: str) -> None:
-        """Raises UserError if num_heads does not divide hidden_size."""
+        """Raises UserError if fields contradict each other."""
         if self.hidden_size % self.num_heads:
             raise UserError(
                 f"{path}.hidden_size={self.hidden_size} is not a multiple of "
                 f"{path}.num_heads={self.num_heads}"
             )
+        if not self.first_norm and self.norm_position != "pre":
+            raise UserError(f"{path}.first_norm=False needs {path}.norm_position='pre'")
+        self.position_embedding.check_architecture(self, path)
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer, counted from 0, attends within a window."""
+        return layer % self.global_every != 0
+
+    @property
+    def output_stddev(self) -> float:
+        """Standard deviation of the initial output projections of layers."""
+        factor = (2 * self.num_layers) ** 0.5 if self.scaled_output_init else 1.0
+        return self.initializer_range / factor
 
     @property
     def padded_vocab_size(self) -> int:
@@ -67,9 +137,13 @@ class Numerics:
     """How a model is computed. Parameters, LayerNorm, softmax and losses are always fp32."""
 
     hidden_dropout: float = field(
-        0.1,
-        "dropout rate of embeddings and of attention and feed-forward outputs",
-        bounds=MOST_DROPOUT,
+        0.1, "dropout rate of the outputs of attention", bounds=MOST_DROPOUT
+    )
+    embedding_dropout: float | None = field(
+        None, "dropout rate of the embeddings; None for hidden_dropout", bounds=MOST_DROPOUT
+    )
+    feed_forward_dropout: float | None = field(
+        None, "dropout rate of feed-forward outputs; None for hidden_dropout", bounds=MOST_DROPOUT
     )
     attention_dropout: float = field(
         0.1, "dropout rate of attention probabilities", bounds=MOST_DROPOUT
@@ -97,6 +171,11 @@ class Numerics:
         choices=("none", "dots", "full"),
         resume=True,
     )
+
+    def rate(self, name: str) -> float:
+        """The dropout rate of a field, with `hidden_dropout` in place of None."""
+        own: float | None = getattr(self, name)
+        return self.hidden_dropout if own is None else own
 
 
 def unconstrained(x: jax.Array, names: tuple[str | None, ...]) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,22 @@ from bert_jax.model.dropout import dropout
 Attend = Callable[..., jax.Array]
 
 SPLASH_MULTIPLE = 128  # row lengths and kernel blocks are multiples of it
+WHOLE_LENGTH = 1024  # longer rows are attended to in blocks
+
+
+class Reach(NamedTuple):
+    """Which positions of its example a position attends to, and how strongly by distance.
+
+    Attributes:
+      window: width in tokens, half on each side; None for the whole example.
+      slopes: [heads], by how much the score falls with each token of distance (ALiBi); None for 0.
+    """
+
+    window: int | None = None
+    slopes: tuple[float, ...] | None = None
+
+
+EVERYWHERE = Reach()
 
 
 def attention(
@@ -21,41 +38,158 @@ def attention(
     value: jax.Array,
     segment_ids: jax.Array,
     *,
+    reach: Reach = EVERYWHERE,
     dropout_rate: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
     """Attends from every position to the positions with the same segment id.
 
     Several examples can share a row: their segment ids differ, so attention is block-diagonal.
-    Padding has segment id 0 and attends to itself, so no row of the mask is empty.
+    Padding has segment id 0 and attends to itself, so no row of the mask is empty. Rows of more
+    than `WHOLE_LENGTH` tokens, and local attention in rows of more than two windows, are computed
+    in blocks of queries, which never stores length x length scores.
 
     Args:
       query, key, value: [batch, length, heads, head_dim] in the compute dtype.
       segment_ids: [batch, length] int32.
+      reach: limits within an example.
       dropout_rate: share of the attention probabilities to drop.
       dropout_key: a typed PRNG key; None turns dropout off.
 
     Returns:
       [batch, length, heads, head_dim] in the dtype of `value`. Scores and softmax are fp32.
 
-    Reference: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1.
+    References: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1; windows:
+    Beltagy et al. 2020, https://arxiv.org/abs/2004.05150; ALiBi: Press et al. 2022,
+    https://arxiv.org/abs/2108.12409.
     """
-    probabilities = attention_probabilities(query, key, segment_ids, value.dtype)
-    probabilities = dropout(probabilities, dropout_rate, dropout_key)
-    return jnp.einsum("bhkq,bkhd->bqhd", probabilities, value)
+    length = query.shape[1]
+    drop = functools.partial(dropout, rate=dropout_rate)
+    # An export is lowered for any length, which is no int then, and has one program for all.
+    if isinstance(length, int) and reach.window is not None and length > 2 * reach.window:
+        return _in_windows(query, key, value, segment_ids, reach, dropout_key, drop)
+    if isinstance(length, int) and length > WHOLE_LENGTH:
+        return _in_blocks(query, key, value, segment_ids, reach, dropout_key, drop)
+    probabilities = attention_probabilities(query, key, segment_ids, value.dtype, reach=reach)
+    return jnp.einsum("bhkq,bkhd->bqhd", drop(probabilities, key=dropout_key), value)
 
 
 def attention_probabilities(
-    query: jax.Array, key: jax.Array, segment_ids: jax.Array, dtype: jnp.dtype
+    query: jax.Array,
+    key: jax.Array,
+    segment_ids: jax.Array,
+    dtype: jnp.dtype,
+    *,
+    reach: Reach = EVERYWHERE,
 ) -> jax.Array:
     """[batch, heads, key, query] in `dtype`: how much each query attends to each key."""
+    places = jnp.arange(query.shape[1])[None]
+    return _probabilities(query, key, (segment_ids, segment_ids), (places, places), dtype, reach)
+
+
+def _probabilities(
+    query: jax.Array,
+    key: jax.Array,
+    segments: tuple[jax.Array, jax.Array],
+    places: tuple[jax.Array, jax.Array],
+    dtype: jnp.dtype,
+    reach: Reach,
+) -> jax.Array:
+    """`attention_probabilities` of some queries and some keys of each row.
+
+    Args:
+      query, key: [batch, queries, heads, head_dim], [batch, keys, heads, head_dim].
+      segments: segment ids [batch, queries], [batch, keys].
+      places: places in the row [1, queries], [1, keys].
+      dtype: dtype of the result.
+      reach: limits within an example.
+    """
     # With scores as [.., key, query], softmax reduces over the sublanes of a TPU, not over its
     # lanes, and dropout uses its bits in the layout in which they were drawn.
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("bkhd,bqhd->bhkq", key, query * scale, preferred_element_type=jnp.float32)
-    same_segment = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
-    scores = jnp.where(same_segment, scores, jnp.finfo(jnp.float32).min)
+    allowed = segments[1][:, None, :, None] == segments[0][:, None, None, :]
+    distance = jnp.abs(places[1][:, None, :, None] - places[0][:, None, None, :])
+    if reach.window is not None:
+        allowed &= distance <= reach.window // 2
+    if reach.slopes is not None:
+        scores -= jnp.asarray(reach.slopes, jnp.float32)[:, None, None] * distance
+    scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
     return _softmax(scores, dtype)
+
+
+def _in_blocks(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    reach: Reach,
+    dropout_key: jax.Array | None,
+    drop: Callable[..., jax.Array],
+) -> jax.Array:
+    """`attention` for one block of queries after another; the scores of one are in memory."""
+    length = query.shape[1]
+    block = WHOLE_LENGTH // 2
+    blocks = -(-length // block)
+    padded = _pad(query, 0, blocks * block - length)
+    segments = _pad(segment_ids, 0, blocks * block - length)
+    keys = None if dropout_key is None else jax.random.split(dropout_key, blocks)
+
+    @jax.checkpoint
+    def one(block_and_key: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        index, own_key = block_and_key
+        part, ids = (
+            jax.lax.dynamic_slice_in_dim(x, index * block, block, axis=1)
+            for x in (padded, segments)
+        )
+        places = (index * block + jnp.arange(block)[None], jnp.arange(length)[None])
+        found = _probabilities(part, key, (ids, segment_ids), places, value.dtype, reach)
+        return jnp.einsum("bhkq,bkhd->bqhd", drop(found, key=own_key), value)
+
+    found = jax.lax.map(one, (jnp.arange(blocks), keys))
+    return found.swapaxes(0, 1).reshape(padded.shape)[:, :length]
+
+
+def _in_windows(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array,
+    reach: Reach,
+    dropout_key: jax.Array | None,
+    drop: Callable[..., jax.Array],
+) -> jax.Array:
+    """Local `attention`: each block of half a window sees itself and its two neighbours."""
+    assert reach.window is not None  # as the caller checked
+    batch, length = segment_ids.shape
+    block = max(reach.window // 2, 1)
+    blocks = -(-length // block)
+    fill = blocks * block - length
+
+    def split(x: jax.Array) -> jax.Array:
+        """[batch, length, ...] -> [batch * blocks, block, ...]."""
+        return x.reshape(-1, block, *x.shape[2:])
+
+    def neighbours(x: jax.Array) -> jax.Array:
+        """[batch, length, ...] -> [batch * blocks, 3 * block, ...]."""
+        around = _pad(x, block, fill + block)
+        shifted = (around[:, i * block : (i + blocks) * block] for i in range(3))
+        return jnp.concatenate([split(each) for each in shifted], axis=1)
+
+    # Padding of the row has segment 0; what is added here has -1, so the two do not mix.
+    segments = split(_pad(segment_ids, 0, fill, -1)), neighbours(segment_ids + 1) - 1
+    places = jnp.arange(block)[None] + block, jnp.arange(3 * block)[None]
+    found = _probabilities(
+        split(_pad(query, 0, fill)), neighbours(key), segments, places, value.dtype, reach
+    )
+    found = jnp.einsum("bhkq,bkhd->bqhd", drop(found, key=dropout_key), neighbours(value))
+    return found.reshape(batch, blocks * block, *query.shape[2:])[:, :length]
+
+
+def _pad(x: jax.Array, before: int, after: int, value: int = 0) -> jax.Array:
+    """Pads axis 1."""
+    widths = [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)]
+    return jnp.pad(x, widths, constant_values=value)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -90,6 +224,7 @@ def splash_attention(
     value: jax.Array,
     segment_ids: jax.Array,
     *,
+    window: int | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """`attention` without dropout, by JAX's splash kernel, which never stores the scores.
@@ -98,12 +233,19 @@ def splash_attention(
 
     Args:
       query, key, value, segment_ids: see `attention`; length is a multiple of `SPLASH_MULTIPLE`.
+      window: see `Reach`.
       interpret: run the kernel in its interpreter, which is slow but works on any platform.
     """
     _, length, heads, head_dim = query.shape
     block = next(size for size in (512, 256, SPLASH_MULTIPLE) if length % size == 0)
+    shape = (length, length)
+    mask = (
+        splash.FullMask(shape)
+        if window is None
+        else splash.LocalMask(shape, (window // 2, window // 2), offset=0)
+    )
     kernel = splash.make_splash_mha(
-        splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
+        splash.MultiHeadMask([mask] * heads),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,

@@ -1,12 +1,15 @@
-"""The BERT encoder: embeddings, post-LN Transformer layers, pooler.
+"""The encoder: embeddings, Transformer layers, pooler.
 
-Reference: Devlin et al. 2019, https://arxiv.org/abs/1810.04805.
+Reference: Devlin et al. 2019, https://arxiv.org/abs/1810.04805. The fields of `Architecture` name
+those of later blocks.
 
 Modules are built from an `Architecture`, `Numerics` and `Parallel`, what the mesh adds. They know
 neither the mesh nor the configuration of a run.
 """
 
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +18,8 @@ from flax import nnx
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
 from bert_jax.model.dropout import dropout, split_key
 from bert_jax.model.embeddings import Embeddings
-from bert_jax.model.feed_forward import FeedForward
-from bert_jax.model.parameters import axes_of, layer_axes, layer_norm, linear, stack_axes
+from bert_jax.model.feed_forward import ACTIVATIONS, FeedForward
+from bert_jax.model.parameters import Norm, axes_of, layer_axes, linear, make_norm, stack_axes
 from bert_jax.model.positions import restarting_positions
 from bert_jax.model.self_attention import SelfAttention
 
@@ -27,8 +30,15 @@ REMAT_POLICIES = {
 }
 
 
+class LayerKind(NamedTuple):
+    """What differs between the layers of a model, besides their parameters."""
+
+    is_local: bool
+    has_attention_norm: bool
+
+
 class Layer(nnx.Module):
-    """One post-LN Transformer layer: LayerNorm follows each residual sum."""
+    """One Transformer layer, with norms after each residual sum, or before each part."""
 
     def __init__(
         self,
@@ -38,9 +48,10 @@ class Layer(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.attention = SelfAttention(architecture, numerics, parallel, rngs)
-        self.attention_norm = layer_norm(architecture, rngs)
+        self.attention_norm = make_norm(architecture, rngs)
         self.feed_forward = FeedForward(architecture, numerics, parallel, rngs)
-        self.feed_forward_norm = layer_norm(architecture, rngs)
+        self.feed_forward_norm = make_norm(architecture, rngs)
+        self.is_pre_norm = architecture.norm_position == "pre"
         self.numerics = numerics
         self.constrain = parallel.constrain
 
@@ -49,22 +60,41 @@ class Layer(nnx.Module):
         hidden: jax.Array,
         position_ids: jax.Array,
         segment_ids: jax.Array,
-        dropout_key: jax.Array | None = None,
+        dropout_key: jax.Array | None,
+        kind: LayerKind,
     ) -> jax.Array:
         """[batch, length, hidden_size] -> the same; see `Bert` for the other arguments."""
         keys = split_key(dropout_key, 3)
-        update = self.attention(hidden, position_ids, segment_ids, keys[0])
-        hidden = self._add_and_norm(self.attention_norm, hidden, update, keys[1])
-        update = self.feed_forward(hidden)
-        return self._add_and_norm(self.feed_forward_norm, hidden, update, keys[2])
+        update = self.attention(
+            self.attention_input(hidden, kind),
+            position_ids,
+            segment_ids,
+            keys[0],
+            is_local=kind.is_local,
+        )
+        rate = self.numerics.hidden_dropout
+        hidden = self._add(hidden, dropout(update, rate, keys[1]), self.attention_norm)
+        update = self.feed_forward(
+            self._normalized(self.feed_forward_norm, hidden) if self.is_pre_norm else hidden
+        )
+        rate = self.numerics.rate("feed_forward_dropout")
+        return self._add(hidden, dropout(update, rate, keys[2]), self.feed_forward_norm)
 
-    def _add_and_norm(
-        self, norm: nnx.LayerNorm, hidden: jax.Array, update: jax.Array, key: jax.Array | None
-    ) -> jax.Array:
-        update = dropout(update, self.numerics.hidden_dropout, key)
-        hidden = norm(hidden.astype(jnp.float32) + update.astype(jnp.float32))
-        hidden = hidden.astype(jnp.dtype(self.numerics.compute_dtype))
-        return self.constrain(hidden, ("batch", "length", "hidden"))
+    def attention_input(self, hidden: jax.Array, kind: LayerKind) -> jax.Array:
+        """What the attention of this layer reads, from the layer's input."""
+        if self.is_pre_norm and kind.has_attention_norm:
+            return self._normalized(self.attention_norm, hidden)
+        return hidden
+
+    def _add(self, hidden: jax.Array, update: jax.Array, norm: Norm) -> jax.Array:
+        total = hidden.astype(jnp.float32) + update.astype(jnp.float32)
+        total = total if self.is_pre_norm else norm(total)
+        total = total.astype(jnp.dtype(self.numerics.compute_dtype))
+        return self.constrain(total, ("batch", "length", "hidden"))
+
+    def _normalized(self, norm: Norm, hidden: jax.Array) -> jax.Array:
+        normalized = norm(hidden.astype(jnp.float32)).astype(hidden.dtype)
+        return self.constrain(normalized, ("batch", "length", "hidden"))
 
 
 class Encoder(nnx.Module):
@@ -88,7 +118,10 @@ class Encoder(nnx.Module):
         self.layers = stack(rngs)
         stack_axes(self.layers)
         self.gather_layer = parallel.gather_layer(layer_axes(axes_of(self.layers)))
-        self.num_layers = architecture.num_layers
+        self.kinds = tuple(
+            LayerKind(architecture.is_local(layer), layer > 0 or architecture.first_norm)
+            for layer in range(architecture.num_layers)
+        )
         self.numerics = numerics
 
     def __call__(
@@ -101,22 +134,102 @@ class Encoder(nnx.Module):
     ) -> jax.Array:
         """The states after the last layer; with `all_layers`, `hidden` and all layers' states."""
         graphdef, params = nnx.split(self.layers)
-        keys = None if dropout_key is None else jax.random.split(dropout_key, self.num_layers)
-        remat, scan = self.numerics.remat, self.numerics.scan_layers
+        keys = None if dropout_key is None else jax.random.split(dropout_key, len(self.kinds))
 
-        def layer(hidden: jax.Array, params_and_key: Any) -> tuple[jax.Array, jax.Array | None]:
+        def layer(
+            kind: LayerKind, hidden: jax.Array, params_and_key: Any
+        ) -> tuple[jax.Array, jax.Array | None]:
             params, key = params_and_key
             params = nnx.to_pure_dict(params)
             layer = nnx.merge(graphdef, self.gather_layer(params))
-            output = layer(hidden, position_ids, segment_ids, key)
+            output = layer(hidden, position_ids, segment_ids, key, kind)
             return output, output if all_layers else None
 
-        if remat != "none":
-            # Inside a scan the loop itself keeps XLA from undoing the rematerialisation.
-            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=not scan)
-        unroll = 1 if scan else self.num_layers
-        last, outputs = jax.lax.scan(layer, hidden, (params, keys), unroll=unroll)
+        last, outputs = scan_kinds(layer, hidden, (params, keys), self.kinds, self.numerics)
         return last if outputs is None else jnp.concatenate([hidden[None], outputs])
+
+
+def scan_kinds(
+    step: Callable[[LayerKind, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    stacked: Any,
+    kinds: Sequence[LayerKind],
+    numerics: Numerics,
+) -> tuple[Any, Any]:
+    """`jax.lax.scan` over layers, of which each has a kind that is known when it is compiled.
+
+    Where kinds repeat, one repetition is compiled: after the first layers that do not fit in, the
+    loop runs over repetitions, and what is left follows it.
+
+    Args:
+      step: (kind, carry, slice of `stacked`) -> (carry, output).
+      carry: its first value.
+      stacked: tree of arrays with a leading layer axis.
+      kinds: kind of each layer.
+      numerics: whether to scan or unroll, and what to recompute.
+
+    Returns:
+      The last carry, and the outputs stacked over the layers; None if they are None.
+    """
+    before, period = repetition(kinds)
+    repetitions = (len(kinds) - before) // period
+    after = before + repetitions * period
+    outputs = []
+
+    def rematerialized(kind: LayerKind, prevent_cse: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
+        layer = functools.partial(step, kind)
+        if numerics.remat == "none":
+            return layer
+        return jax.checkpoint(layer, policy=REMAT_POLICIES[numerics.remat], prevent_cse=prevent_cse)
+
+    def unrolled(carry: Any, layers: range) -> Any:
+        for index in layers:
+            own = layer_of(stacked, index)
+            carry, output = rematerialized(kinds[index], True)(carry, own)
+            outputs.append(jax.tree.map(lambda x: x[None], output))
+        return carry
+
+    def repeated(carry: Any, stacked: Any) -> tuple[Any, Any]:
+        found = []
+        for index, kind in enumerate(kinds[before : before + period]):
+            own = layer_of(stacked, index) if period > 1 else stacked
+            # A loop of one layer keeps XLA from undoing the rematerialisation.
+            alone = numerics.scan_layers and period == 1
+            carry, output = rematerialized(kind, not alone)(carry, own)
+            found.append(output)
+        return carry, jax.tree.map(lambda *x: jnp.stack(x), *found) if period > 1 else found[0]
+
+    carry = unrolled(carry, range(before))
+    rows = jax.tree.map(lambda x: x[before:after], stacked) if period > 1 or before else stacked
+    if period > 1:
+        rows = jax.tree.map(lambda x: x.reshape(repetitions, period, *x.shape[1:]), rows)
+    unroll = 1 if numerics.scan_layers else repetitions
+    carry, output = jax.lax.scan(repeated, carry, rows, unroll=unroll)
+    if period > 1:
+        output = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), output)
+    outputs.append(output)
+    carry = unrolled(carry, range(after, len(kinds)))
+    if len(outputs) == 1:
+        return carry, output
+    return carry, jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
+
+
+def layer_of(stacked: Any, index: int) -> Any:
+    """The slice of one layer, of a tree of arrays with a leading layer axis."""
+    return jax.tree.map(lambda x: x[index], stacked)
+
+
+def repetition(kinds: Sequence[LayerKind]) -> tuple[int, int]:
+    """How many layers stand before those whose kinds repeat (0 or 1), and after how many layers."""
+    return min(
+        (
+            (before, period)
+            for before in (0, 1)
+            for period in range(1, max(len(kinds), 2))
+            if all(a == b for a, b in zip(kinds[before:], kinds[before + period :]))
+        ),
+        key=lambda found: (found[1], found[0]),
+    )
 
 
 class Bert(nnx.Module):
@@ -133,9 +246,18 @@ class Bert(nnx.Module):
     ):
         self.embeddings = Embeddings(architecture, numerics, rngs)
         self.encoder = Encoder(architecture, numerics, parallel, rngs)
-        if with_pooler:
+        if architecture.final_norm:
+            self.norm = make_norm(architecture, rngs)
+        self.pooler: nnx.Linear | Transform
+        if with_pooler and architecture.pooler == "transform":
+            self.pooler = Transform(architecture, numerics, rngs)
+        elif with_pooler:
             sizes = (architecture.hidden_size, architecture.hidden_size)
-            self.pooler = linear(("embed", "hidden"), sizes, architecture, rngs, numerics)
+            bias = architecture.head_bias
+            self.pooler = linear(
+                ("embed", "hidden"), sizes, architecture, rngs, numerics, use_bias=bias
+            )
+        self.architecture = architecture
         self.constrain = parallel.constrain
 
     def __call__(
@@ -153,7 +275,8 @@ class Bert(nnx.Module):
           input_ids, token_type_ids, position_ids: [batch, length] int32.
           segment_ids: [batch, length] int32; positions attend within equal ids, 0 is padding.
           dropout_key: a typed PRNG key; None turns dropout off.
-          all_layers: return the embeddings and the output of every layer.
+          all_layers: return the embeddings and the output of every layer; a final norm applies to
+            the last.
 
         Returns:
           [batch, length, hidden_size] in the compute dtype; with `all_layers`,
@@ -162,10 +285,17 @@ class Bert(nnx.Module):
         keys = split_key(dropout_key, 2)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, keys[0])
         hidden = self.constrain(hidden, ("batch", "length", "hidden"))
-        return self.encoder(hidden, position_ids, segment_ids, keys[1], all_layers)
+        hidden = self.encoder(hidden, position_ids, segment_ids, keys[1], all_layers)
+        if not self.architecture.final_norm:
+            return hidden
+        last = hidden[-1] if all_layers else hidden
+        last = self.norm(last.astype(jnp.float32)).astype(hidden.dtype)
+        return hidden.at[-1].set(last) if all_layers else last
 
     def pool(self, hidden: jax.Array) -> jax.Array:
-        """tanh(dense(.)) of the hidden states [..., hidden] of [CLS]."""
+        """The pooler's output for hidden states [..., hidden] of [CLS]: tanh(dense(.)) in BERT."""
+        if isinstance(self.pooler, Transform):
+            return self.pooler.transform(hidden)
         return jnp.tanh(self.pooler(hidden))
 
     def attention_probabilities(
@@ -184,12 +314,33 @@ class Bert(nnx.Module):
         graphdef, params = nnx.split(self.encoder.layers)
         position_ids = restarting_positions(segment_ids)
 
-        def probabilities(params_and_input: Any) -> jax.Array:
+        def probabilities(
+            kind: LayerKind, _: None, params_and_input: Any
+        ) -> tuple[None, jax.Array]:
             params, hidden = params_and_input
             layer = nnx.merge(graphdef, params)
-            return layer.attention.probabilities(hidden, position_ids, segment_ids)
+            hidden = layer.attention_input(hidden, kind)
+            return None, layer.attention.probabilities(
+                hidden, position_ids, segment_ids, is_local=kind.is_local
+            )
 
-        return jax.lax.map(probabilities, (params, hidden_states[:-1]))
+        layers = (params, hidden_states[:-1])
+        return scan_kinds(probabilities, None, layers, self.encoder.kinds, Numerics())[1]
+
+
+class Transform(nnx.Module):
+    """Dense, activation, norm: what a decoder or a classifier reads."""
+
+    def __init__(self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs):
+        sizes = (architecture.hidden_size, architecture.hidden_size)
+        bias = architecture.head_bias
+        self.dense = linear(("embed", "hidden"), sizes, architecture, rngs, numerics, use_bias=bias)
+        self.norm = make_norm(architecture, rngs)
+        self.activation = ACTIVATIONS[architecture.hidden_act]
+
+    def transform(self, hidden: jax.Array) -> jax.Array:
+        """[..., hidden_size] -> the same, in fp32."""
+        return self.norm(self.activation(self.dense(hidden)))
 
 
 def gather_positions(hidden: jax.Array, positions: jax.Array) -> jax.Array:

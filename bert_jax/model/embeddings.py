@@ -7,20 +7,21 @@ from flax import nnx
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.dropout import dropout
 from bert_jax.model.lookup import lookup
-from bert_jax.model.parameters import layer_norm, table
+from bert_jax.model.parameters import make_norm, table
 
 
 class Embeddings(nnx.Module):
-    """Word + position + token type embeddings, LayerNorm, dropout."""
+    """Word + position + token type embeddings, norm, dropout."""
 
     def __init__(self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs):
         self.word = table(("vocab", "embed"), architecture.padded_vocab_size, architecture, rngs)
         positions = architecture.position_embedding.make_table(architecture, rngs)
         if positions is not None:
             self.position = positions
-        types = architecture.type_vocab_size
-        self.token_type = table(("token_type", "hidden"), types, architecture, rngs)
-        self.norm = layer_norm(architecture, rngs)
+        if types := architecture.type_vocab_size:
+            self.token_type = table(("token_type", "hidden"), types, architecture, rngs)
+        if architecture.embedding_norm:
+            self.norm = make_norm(architecture, rngs)
         self.architecture = architecture
         self.numerics = numerics
 
@@ -38,6 +39,9 @@ class Embeddings(nnx.Module):
         )
         if positions is not None:
             hidden = hidden + positions
-        hidden = hidden + lookup(self.token_type.embedding[...], token_type_ids)
-        hidden = self.norm(hidden).astype(jnp.dtype(self.numerics.compute_dtype))
-        return dropout(hidden, self.numerics.hidden_dropout, dropout_key)
+        if self.architecture.type_vocab_size:
+            hidden = hidden + lookup(self.token_type.embedding[...], token_type_ids)
+        if self.architecture.embedding_norm:
+            hidden = self.norm(hidden)
+        hidden = hidden.astype(jnp.dtype(self.numerics.compute_dtype))
+        return dropout(hidden, self.numerics.rate("embedding_dropout"), dropout_key)

@@ -1,19 +1,25 @@
 """The feed-forward part of a layer."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
-from bert_jax.model.parameters import linear
+from bert_jax.model.parameters import linear, make_norm
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "silu": jax.nn.silu,
 }
 
 
 class FeedForward(nnx.Module):
-    """Two dense layers with the activation between them; no dropout inside, as in BERT."""
+    """Two dense layers with the activation between them; no dropout inside, as in BERT.
+
+    A gated one multiplies the activation by another projection of its input. Reference: Shazeer
+    2020, https://arxiv.org/abs/2002.05202.
+    """
 
     def __init__(
         self,
@@ -23,14 +29,37 @@ class FeedForward(nnx.Module):
         rngs: nnx.Rngs,
     ):
         outer, inner = architecture.hidden_size, architecture.intermediate_size
-        self.intermediate = linear(("embed", "mlp"), (outer, inner), architecture, rngs, numerics)
+        bias = architecture.feed_forward_bias
+
+        def inwards() -> nnx.Linear:
+            axes, sizes = ("embed", "mlp"), (outer, inner)
+            return linear(axes, sizes, architecture, rngs, numerics, use_bias=bias)
+
+        self.intermediate = inwards()
+        if architecture.feed_forward == "glu":
+            self.gate = inwards()
+        if architecture.inner_norm:
+            self.norm = make_norm(architecture, rngs, "mlp")
         self.output = linear(
-            ("mlp", "embed"), (inner, outer), architecture, rngs, numerics, bias="hidden"
+            ("mlp", "embed"),
+            (inner, outer),
+            architecture,
+            rngs,
+            numerics,
+            bias="hidden",
+            use_bias=bias,
+            stddev=architecture.output_stddev,
         )
-        self.activation = ACTIVATIONS[architecture.hidden_act]
+        self.architecture = architecture
         self.constrain = parallel.constrain
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """[batch, length, hidden_size] -> the same."""
-        inner = self.constrain(self.intermediate(hidden), ("batch", "length", "mlp"))
-        return self.output(self.activation(inner))
+        names = ("batch", "length", "mlp")
+        inner = self.constrain(self.intermediate(hidden), names)
+        inner = ACTIVATIONS[self.architecture.hidden_act](inner)
+        if self.architecture.feed_forward == "glu":
+            inner = inner * self.constrain(self.gate(hidden), names)
+        if self.architecture.inner_norm:
+            inner = self.norm(inner.astype(jnp.float32)).astype(hidden.dtype)
+        return self.output(inner)

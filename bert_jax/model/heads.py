@@ -14,10 +14,9 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics
-from bert_jax.model.bert import Bert, gather_positions
-from bert_jax.model.feed_forward import ACTIVATIONS
+from bert_jax.model.bert import Bert, Transform, gather_positions
 from bert_jax.model.losses import cross_entropy
-from bert_jax.model.parameters import layer_norm, linear
+from bert_jax.model.parameters import linear, table
 
 IMPOSSIBLE = -1e9  # a logit with probability 0, finite so that its gradient is 0 and not NaN
 Batch = Mapping[str, jax.Array]
@@ -145,17 +144,17 @@ class MaskedLm(Head):
         return model.masked_lm(inputs, model.bert.embeddings.word.embedding[...])
 
 
-class MaskedLmModule(nnx.Module):
-    """Dense, activation, LayerNorm, then the tied word embeddings and a bias."""
+class MaskedLmModule(Transform):
+    """Dense, activation and norm, then the decoder: the word embeddings or a table, and a bias."""
 
     def __init__(self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs):
-        sizes = (architecture.hidden_size, architecture.hidden_size)
-        self.dense = linear(("embed", "hidden"), sizes, architecture, rngs, numerics)
-        self.norm = layer_norm(architecture, rngs)
+        if architecture.head_transform:
+            super().__init__(architecture, numerics, rngs)
         rows = architecture.padded_vocab_size
         self.bias = nnx.Param(jnp.zeros((rows,), jnp.float32), axes=("vocab",))
-        self.vocab_size = architecture.vocab_size
-        self.activation = ACTIVATIONS[architecture.hidden_act]
+        if not architecture.tied_decoder:
+            self.decoder = table(("vocab", "embed"), rows, architecture, rngs)
+        self.architecture = architecture
         self.dtype = jnp.dtype(numerics.compute_dtype)
 
     def __call__(self, hidden: jax.Array, word_embeddings: jax.Array) -> jax.Array:
@@ -169,8 +168,11 @@ class MaskedLmModule(nnx.Module):
         Returns:
           [..., padded_vocab] fp32 logits; those of padding rows are `IMPOSSIBLE`.
         """
-        hidden = self.activation(self.dense(hidden))
-        hidden = self.norm(hidden).astype(self.dtype)
+        if self.architecture.head_transform:
+            hidden = self.transform(hidden)
+        hidden = hidden.astype(self.dtype)
+        if not self.architecture.tied_decoder:
+            word_embeddings = self.decoder.embedding[...]
         tables = word_embeddings.reshape(-1, *word_embeddings.shape[-2:]).astype(self.dtype)
         # Positions share one axis: a TPU would pad a second-last axis of, say, 20 to 24.
         logits = jnp.einsum(
@@ -179,7 +181,7 @@ class MaskedLmModule(nnx.Module):
             tables,
             preferred_element_type=jnp.float32,
         )
-        in_vocabulary = jnp.arange(tables.shape[1]) < self.vocab_size
+        in_vocabulary = jnp.arange(tables.shape[1]) < self.architecture.vocab_size
         # Adding a vector saves the pass over all logits and their gradient that a select costs.
         logits += jnp.where(in_vocabulary, self.bias[...], IMPOSSIBLE)
         return logits.reshape(*hidden.shape[:-1], -1)

@@ -44,6 +44,8 @@ def linear(
     numerics: Numerics | None = None,
     *,
     bias: str = "",
+    use_bias: bool = True,
+    stddev: float | None = None,
 ) -> nnx.Linear:
     """A dense layer from the first of two axes to the second.
 
@@ -54,10 +56,13 @@ def linear(
       rngs: for the kernel; the bias starts at 0.
       numerics: numerics of the model; None computes in fp32.
       bias: name of the bias axis; default: the kernel's second one.
+      use_bias: whether it has a bias.
+      stddev: standard deviation of the initial kernel; default: `initializer_range`.
     """
     return nnx.Linear(
         *sizes,
-        kernel_init=initializer(architecture.initializer_range),
+        use_bias=use_bias,
+        kernel_init=initializer(stddev or architecture.initializer_range),
         dtype=jnp.dtype(numerics.compute_dtype) if numerics else None,
         kernel_metadata={"axes": axes},
         bias_metadata={"axes": (bias or axes[1],)},
@@ -78,18 +83,40 @@ def table(
     )
 
 
-def layer_norm(architecture: Architecture, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm that computes and returns fp32, whatever the compute dtype.
+Norm = nnx.LayerNorm | nnx.RMSNorm
 
-    The variance is E[x^2] - E[x]^2, so that one pass gives both moments, and another gives both
-    sums of the gradient.
+
+def make_norm(architecture: Architecture, rngs: nnx.Rngs, axis: str = "hidden") -> Norm:
+    """The norm of an architecture; it computes and returns fp32, whatever the compute dtype.
+
+    LayerNorm takes the variance as E[x^2] - E[x]^2, so that one pass gives both moments, and
+    another gives both sums of the gradient. Reference of RMSNorm: Zhang and Sennrich 2019,
+    https://arxiv.org/abs/1910.07467.
+
+    Args:
+      architecture: architecture of the model.
+      rngs: unused, as norms start at 1 and 0.
+      axis: name of the axis to normalize.
     """
+    size = architecture.intermediate_size if axis == "mlp" else architecture.hidden_size
+    epsilon, scale = architecture.layer_norm_eps, {"axes": (axis,)}
+    if architecture.norm == "rms_norm":
+        return nnx.RMSNorm(
+            size,
+            epsilon=epsilon,
+            dtype=jnp.float32,
+            use_scale=architecture.norm_scale,
+            scale_metadata=scale,
+            rngs=rngs,
+        )
     return nnx.LayerNorm(
-        architecture.hidden_size,
-        epsilon=architecture.layer_norm_eps,
+        size,
+        epsilon=epsilon,
         dtype=jnp.float32,
-        scale_metadata={"axes": ("hidden",)},
-        bias_metadata={"axes": ("hidden",)},
+        use_scale=architecture.norm_scale,
+        use_bias=architecture.norm_bias,
+        scale_metadata=scale,
+        bias_metadata=scale,
         rngs=rngs,
     )
 

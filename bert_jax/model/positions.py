@@ -1,11 +1,12 @@
 """Position encodings: how the model is told where a token is in its example.
 
-An encoding adds a vector to each token's embedding, or rotates the queries and keys of attention,
-or both. Positions restart in every example of a row.
+An encoding adds a vector to each token's embedding, rotates the queries and keys of attention, or
+lowers attention scores by distance. Positions restart in every example of a row.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bert_jax.fields import Choice
+from bert_jax.errors import UserError
+from bert_jax.fields import POSITIVE, Choice, field
 from bert_jax.model.lookup import lookup
 from bert_jax.model.parameters import table as embedding_table
 
@@ -47,10 +49,28 @@ class PositionEncoding(Choice):
         del table, position_ids, architecture
         return None
 
-    def rotate(self, x: jax.Array, position_ids: jax.Array) -> jax.Array:
-        """Rotates queries or keys [batch, length, heads, head_dim] by their positions."""
-        del position_ids
+    def rotate(self, x: jax.Array, position_ids: jax.Array, *, is_local: bool = False) -> jax.Array:
+        """Rotates queries or keys by their positions.
+
+        Args:
+          x: [batch, length, heads, head_dim] in the compute dtype.
+          position_ids: [batch, length] int32.
+          is_local: whether the layer attends within a window.
+
+        Returns:
+          The same shape and dtype.
+        """
+        del position_ids, is_local
         return x
+
+    def slopes(self, num_heads: int) -> tuple[float, ...] | None:
+        """[num_heads], by how much attention scores fall per token of distance; None for 0."""
+        del num_heads
+        return None
+
+    def check_architecture(self, architecture: Architecture, path: str) -> None:
+        """Raises UserError, with `path` before field names, if the architecture does not fit."""
+        del architecture, path
 
 
 @dataclass(frozen=True)
@@ -81,6 +101,56 @@ class Sinusoidal(PositionEncoding, name="sinusoidal"):
             architecture.max_position_embeddings, architecture.hidden_size
         )
         return architecture.initializer_range * jnp.asarray(vectors)[position_ids]
+
+
+@dataclass(frozen=True)
+class Rope(PositionEncoding, name="rope"):
+    """Queries and keys are rotated by angles proportional to their positions.
+
+    Feature i is paired with feature i + head_dim / 2, as in the published checkpoints. Reference:
+    Su et al. 2021, https://arxiv.org/abs/2104.09864.
+    """
+
+    theta: float = field(10_000.0, "base of the wavelengths", bounds=POSITIVE)
+    local_theta: float | None = field(
+        None, "base of the wavelengths in local layers; None for theta", bounds=POSITIVE
+    )
+
+    def rotate(self, x: jax.Array, position_ids: jax.Array, *, is_local: bool = False) -> jax.Array:
+        theta = self.theta if self.local_theta is None or not is_local else self.local_theta
+        half = x.shape[-1] // 2
+        rates = jnp.asarray(1.0 / theta ** (np.arange(half) / half), jnp.float32)
+        angles = position_ids[:, :, None, None].astype(jnp.float32) * rates
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+        rotated = [first * cos - second * sin, second * cos + first * sin]
+        return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+    def check_architecture(self, architecture: Architecture, path: str) -> None:
+        if architecture.hidden_size // architecture.num_heads % 2:
+            raise UserError(
+                f"{path}.position_embedding: rope needs an even number of features per head; "
+                f"{path}.hidden_size / {path}.num_heads is "
+                f"{architecture.hidden_size // architecture.num_heads}"
+            )
+
+
+@dataclass(frozen=True)
+class Alibi(PositionEncoding, name="alibi"):
+    """Attention scores fall linearly with distance, by a fixed slope per head.
+
+    Reference: Press et al. 2022, https://arxiv.org/abs/2108.12409; in both directions, as in
+    MosaicBERT.
+    """
+
+    def slopes(self, num_heads: int) -> tuple[float, ...]:
+        def powers(heads: int) -> list[float]:
+            return [2.0 ** (-8.0 * (head + 1) / heads) for head in range(heads)]
+
+        # Other numbers of heads take every second slope of twice the next power of two.
+        closest = 2 ** int(math.log2(num_heads))
+        more = powers(2 * closest)[0::2][: num_heads - closest]
+        return tuple(powers(closest) + more)
 
 
 def sinusoidal_positions(max_positions: int, hidden_size: int) -> np.ndarray:

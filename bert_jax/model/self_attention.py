@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
-from bert_jax.model.attention import attention_probabilities
-from bert_jax.model.parameters import linear
+from bert_jax.model.attention import Reach, attention_probabilities
+from bert_jax.model.parameters import linear, make_norm
 
 
 class SelfAttention(nnx.Module):
@@ -20,12 +20,25 @@ class SelfAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         sizes = (architecture.hidden_size, architecture.hidden_size)
-        self.query = linear(("embed", "heads"), sizes, architecture, rngs, numerics)
-        self.key = linear(("embed", "heads"), sizes, architecture, rngs, numerics)
-        self.value = linear(("embed", "heads"), sizes, architecture, rngs, numerics)
-        self.output = linear(("heads", "embed"), sizes, architecture, rngs, numerics, bias="hidden")
-        self.num_heads = architecture.num_heads
-        self.rotate = architecture.position_embedding.rotate
+        bias = architecture.attention_bias
+
+        def inwards() -> nnx.Linear:
+            return linear(("embed", "heads"), sizes, architecture, rngs, numerics, use_bias=bias)
+
+        self.query, self.key, self.value = inwards(), inwards(), inwards()
+        if architecture.inner_norm:
+            self.norm = make_norm(architecture, rngs)
+        self.output = linear(
+            ("heads", "embed"),
+            sizes,
+            architecture,
+            rngs,
+            numerics,
+            bias="hidden",
+            use_bias=bias,
+            stddev=architecture.output_stddev,
+        )
+        self.architecture = architecture
         self.dropout_rate = numerics.attention_dropout
         self.attend = parallel.attend
         self.constrain = parallel.constrain
@@ -36,27 +49,53 @@ class SelfAttention(nnx.Module):
         position_ids: jax.Array,
         segment_ids: jax.Array,
         dropout_key: jax.Array | None = None,
+        *,
+        is_local: bool = False,
     ) -> jax.Array:
         """[batch, length, hidden_size] -> the same; see `Bert` for the other arguments."""
+        query, key = self._query_and_key(hidden, position_ids, is_local)
         context = self.attend(
-            self.rotate(self._heads(self.query(hidden)), position_ids),
-            self.rotate(self._heads(self.key(hidden)), position_ids),
+            query,
+            key,
             self._heads(self.value(hidden)),
             segment_ids,
+            reach=self._reach(is_local),
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
-        )
-        return self.output(context.reshape(hidden.shape))
+        ).reshape(hidden.shape)
+        if self.architecture.inner_norm:
+            context = self.norm(context.astype(jnp.float32)).astype(hidden.dtype)
+        return self.output(context)
 
     def probabilities(
-        self, hidden: jax.Array, position_ids: jax.Array, segment_ids: jax.Array
+        self,
+        hidden: jax.Array,
+        position_ids: jax.Array,
+        segment_ids: jax.Array,
+        *,
+        is_local: bool = False,
     ) -> jax.Array:
         """[batch, heads, query, key] fp32; see `attention_probabilities`."""
-        query = self.rotate(self._heads(self.query(hidden)), position_ids)
-        key = self.rotate(self._heads(self.key(hidden)), position_ids)
-        return attention_probabilities(query, key, segment_ids, jnp.float32).swapaxes(2, 3)
+        query, key = self._query_and_key(hidden, position_ids, is_local)
+        reach = self._reach(is_local)
+        found = attention_probabilities(query, key, segment_ids, jnp.float32, reach=reach)
+        return found.swapaxes(2, 3)
+
+    def _query_and_key(
+        self, hidden: jax.Array, position_ids: jax.Array, is_local: bool
+    ) -> tuple[jax.Array, jax.Array]:
+        rotate = self.architecture.position_embedding.rotate
+        query, key = self._heads(self.query(hidden)), self._heads(self.key(hidden))
+        return (
+            rotate(query, position_ids, is_local=is_local),
+            rotate(key, position_ids, is_local=is_local),
+        )
+
+    def _reach(self, is_local: bool) -> Reach:
+        slopes = self.architecture.position_embedding.slopes(self.architecture.num_heads)
+        return Reach(self.architecture.local_window if is_local else None, slopes)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         """[batch, length, hidden] -> [batch, length, heads, head_dim]."""
-        x = x.reshape(*x.shape[:2], self.num_heads, -1)
+        x = x.reshape(*x.shape[:2], self.architecture.num_heads, -1)
         return self.constrain(x, ("batch", "length", "heads", None))

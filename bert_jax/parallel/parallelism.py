@@ -6,7 +6,14 @@ import jax
 from jax.sharding import Mesh
 
 from bert_jax.model.architecture import Numerics, Parallel
-from bert_jax.model.attention import SPLASH_MULTIPLE, Attend, attention, splash_attention
+from bert_jax.model.attention import (
+    EVERYWHERE,
+    SPLASH_MULTIPLE,
+    Attend,
+    Reach,
+    attention,
+    splash_attention,
+)
 from bert_jax.parallel import rules
 
 # For shorter rows the scores are small and XLA's own fusions are as good.
@@ -28,21 +35,13 @@ def choose_attention(implementation: str, mesh: Mesh) -> Attend:
     Args:
       implementation: "xla"; "splash", the TPU kernel if the length is a multiple of
         `SPLASH_MULTIPLE` and nothing is dropped, XLA otherwise; or "auto", splash on TPUs for rows
-        of at least `SPLASH_MIN_LENGTH` tokens.
+        of at least `SPLASH_MIN_LENGTH` tokens. XLA also computes ALiBi.
       mesh: mesh to run on. Off TPUs the kernel runs in its interpreter, slowly.
     """
     on_tpu = mesh.devices.flat[0].platform == "tpu"
     if implementation == "xla" or (implementation == "auto" and not on_tpu):
         return attention
     heads = rules.spec(("batch", None, "heads", None))
-    kernel = jax.shard_map(
-        functools.partial(splash_attention, interpret=not on_tpu),
-        mesh=mesh,
-        in_specs=(heads, heads, heads, rules.spec(("batch", None))),
-        out_specs=heads,
-        check_vma=False,
-    )
-
     shortest = SPLASH_MULTIPLE if implementation == "splash" else SPLASH_MIN_LENGTH
 
     def attend(
@@ -51,15 +50,29 @@ def choose_attention(implementation: str, mesh: Mesh) -> Attend:
         value: jax.Array,
         segment_ids: jax.Array,
         *,
+        reach: Reach = EVERYWHERE,
         dropout_rate: float = 0.0,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         length = query.shape[1]
         dropped = dropout_key is not None and dropout_rate > 0
-        if dropped or length < shortest or length % SPLASH_MULTIPLE:
+        if dropped or reach.slopes or length < shortest or length % SPLASH_MULTIPLE:
             return attention(
-                query, key, value, segment_ids, dropout_rate=dropout_rate, dropout_key=dropout_key
+                query,
+                key,
+                value,
+                segment_ids,
+                reach=reach,
+                dropout_rate=dropout_rate,
+                dropout_key=dropout_key,
             )
-        return kernel(query, key, value, segment_ids)
+        kernel = functools.partial(splash_attention, window=reach.window, interpret=not on_tpu)
+        return jax.shard_map(
+            kernel,
+            mesh=mesh,
+            in_specs=(heads, heads, heads, rules.spec(("batch", None))),
+            out_specs=heads,
+            check_vma=False,
+        )(query, key, value, segment_ids)
 
     return attend

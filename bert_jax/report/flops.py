@@ -1,4 +1,4 @@
-"""Floating-point operations of a BERT training step, and peak rates of chips."""
+"""Floating-point operations of a training step, and peak rates of chips."""
 
 import dataclasses
 
@@ -12,9 +12,10 @@ def pretraining_flops_per_example(
 ) -> float:
     """FLOPs of forward and backward for one example, matrix products only.
 
-    Counted part by part: 6 S L (4 D^2 + 2 D F) dense layers, 12 L S^2 D attention,
-    6 M (D^2 + D V) masked LM head, 6 (D^2 + 2 D) pooler and next sentence head. The common 6 N per
-    token would charge the embedding table to every token, 23 % too much for base at 128 tokens.
+    Counted part by part: 6 S L (4 D^2 + 2 D F) dense layers (3 D F if gated), 12 L S^2 D attention
+    (in local layers S times the window), 6 M (D^2 + D V) masked LM head, 6 (D^2 + 2 D) pooler and
+    next sentence head. The common 6 N per token would charge the embedding table to every token,
+    23 % too much for base at 128 tokens.
 
     Args:
       architecture: L layers, D features, F inside a feed-forward layer, V words.
@@ -22,9 +23,14 @@ def pretraining_flops_per_example(
       predictions: M, masked positions.
     """
     layers, hidden = architecture.num_layers, architecture.hidden_size
-    dense = 6 * length * layers * (4 * hidden**2 + 2 * hidden * architecture.intermediate_size)
-    attention = 12 * layers * length**2 * hidden
-    masked_lm = 6 * predictions * (hidden**2 + hidden * architecture.vocab_size)
+    products = 3 if architecture.feed_forward == "glu" else 2
+    feed_forward = products * hidden * architecture.intermediate_size
+    dense = 6 * length * layers * (4 * hidden**2 + feed_forward)
+    local = sum(map(architecture.is_local, range(layers)))
+    window = min(length, architecture.local_window + 1)
+    attention = 12 * length * ((layers - local) * length + local * window) * hidden
+    transform = hidden**2 if architecture.head_transform else 0
+    masked_lm = 6 * predictions * (transform + hidden * architecture.vocab_size)
     next_sentence = 6 * (hidden**2 + 2 * hidden)
     return dense + attention + masked_lm + next_sentence
 

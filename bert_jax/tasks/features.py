@@ -37,7 +37,7 @@ ONE_TYPE = "a pair of texts needs 2 token types, and the model has 1 (type_vocab
 
 def check_token_types(features: Features, type_vocab_size: int) -> None:
     """Raises UserError if there are pairs of texts for a model with one token type."""
-    if type_vocab_size < 2 and any(
+    if type_vocab_size == 1 and any(
         map(lambda ids, b: b < len(ids), features.input_ids, features.b_start)
     ):
         raise UserError(ONE_TYPE)
