@@ -1,4 +1,4 @@
-"""LAMB against NumPy, and every optimizer on several meshes."""
+"""LAMB and StableAdamW against NumPy, and every optimizer on several meshes."""
 
 import jax
 import jax.numpy as jnp
@@ -122,11 +122,42 @@ def test_lamb_is_what_a_loop_over_single_parameters_computes(problem):
     assert_close(train(lamb, *problem), expected, rtol=2e-5)
 
 
+def reference_stable_adamw(params: dict, gradients: list[dict], rate: float) -> dict:
+    """Steps on a flat dict of single parameters in float64, from algorithm 2 of the paper."""
+    params = {name: value.astype(np.float64) for name, value in params.items()}
+    first, second = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
+    for step, gradient in enumerate(gradients, start=1):
+        for name, g in gradient.items():
+            g = g.astype(np.float64)
+            first[name] = LAMB["b1"] * first[name] + (1 - LAMB["b1"]) * g
+            second[name] = LAMB["b2"] * second[name] + (1 - LAMB["b2"]) * g**2
+            m = first[name] / (1 - LAMB["b1"] ** step)
+            v = second[name] / (1 - LAMB["b2"] ** step)
+            rms = np.sqrt(np.mean(g**2 / np.maximum(v, LAMB["eps"] ** 2)))
+            update = m / (np.sqrt(v) + LAMB["eps"]) / max(1.0, rms)
+            if not name.endswith(("bias", "scale")):
+                update = update + LAMB["weight_decay"] * params[name]
+            params[name] = params[name] - rate * update
+    return params
+
+
+def test_stable_adamw_is_what_a_loop_over_single_parameters_computes(problem):
+    """The gradients of one layer of some parameters jump, those of its neighbours do not."""
+    model, params, gradients = problem
+    jump = jax.tree.map(np.copy, gradients[-1])
+    jump["bert"]["encoder"]["layers"]["feed_forward"]["output"]["kernel"][1] *= 50.0
+    gradients = [*gradients, jump]
+    expected = reference_stable_adamw(unstacked(params), list(map(unstacked, gradients)), RATE)
+    stable = optimizer("stable_adamw", model, clip_norm=0.0)
+    assert_close(train(stable, model, params, gradients), expected, rtol=2e-5)
+
+
 LAYOUTS = [("lamb", sizes) for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))]
 
 
 @pytest.mark.parametrize(
-    ("name", "layout"), [*LAYOUTS, ("adafactor", (2, 2, 2)), ("sgd", (2, 2, 2))]
+    ("name", "layout"),
+    [*LAYOUTS, ("stable_adamw", (2, 2, 2)), ("adafactor", (2, 2, 2)), ("sgd", (2, 2, 2))],
 )
 def test_every_layout_takes_the_same_steps(name, layout, problem):
     """Where a parameter is split over devices, its norm is still that of the whole."""
@@ -147,7 +178,7 @@ def test_moments_of_adafactor_are_small_and_have_a_place():
     jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), state, shardings)
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "stable_adamw", "lamb", "adafactor", "sgd"])
 def test_directions_point_downhill_and_decay_towards_zero(name):
     """The step subtracts what an optimizer returns."""
     params = {"dense": {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.full(4, 2.0)}}

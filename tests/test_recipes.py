@@ -9,6 +9,7 @@ import pytest
 from configured import configured
 
 from bert_jax.api.plan import abstract_batch, planned_step
+from bert_jax.api.pretrain import learning_rate
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import Stage
 from bert_jax.config.recipes import load_config
@@ -72,7 +73,15 @@ def test_docstring_holds_command_source_and_cost(recipe):
 
 @pytest.mark.parametrize(
     ("recipe", "flops"),
-    [("bert_base.py", 2.4e19), ("bert_large.py", 8.2e19), ("bert_large_lamb.py", 1.6e20)],
+    [
+        ("bert_base.py", 2.4e19),
+        ("bert_large.py", 8.2e19),
+        ("bert_large_lamb.py", 1.6e20),
+        ("modernbert.py", 1.8e21),
+        ("ettin.py", 1.8e21),
+        ("neobert.py", 3.3e21),
+        ("mosaicbert.py", 2.7e19),
+    ],
 )
 def test_cost_in_the_docstring(recipe, flops):
     total = 0.0
@@ -87,6 +96,85 @@ def test_cost_in_the_docstring(recipe, flops):
     assert f"Cost: {flops:.1e} FLOPs".replace("e+", "e") in importlib.import_module(
         Path(recipe).stem
     ).__doc__.replace("\n", " ")
+
+
+# What the sources say at points of the schedule: billions of tokens -> rate, rows, length, share of
+# predicted tokens, RoPE base of the global layers (0 without RoPE).
+SHORT, LONG = (4_608, 1_024), (576, 8_192)
+SCHEDULES = {
+    "modernbert.py": {
+        0.0: (0.0, *SHORT, 0.3, 1e4),
+        1.5: (4e-4, *SHORT, 0.3, 1e4),
+        3.0: (8e-4, *SHORT, 0.3, 1e4),
+        100.0: (8e-4, *SHORT, 0.3, 1e4),
+        1718.9: (8e-4, *SHORT, 0.3, 1e4),
+        1719.1: (7.92e-4, *LONG, 0.3, 16e4),
+        1719 + 62.5: (6e-4, *LONG, 0.3, 16e4),
+        1719 + 249.9: (4e-4, *LONG, 0.3, 16e4),
+        1969 + 12.5: (2.08e-4, *LONG, 0.15, 16e4),
+        1969 + 49.9: (1.638e-5, *LONG, 0.15, 16e4),
+    },
+    "ettin.py:17m": {
+        0.0: (0.0, *SHORT, 0.3, 1e4),
+        1.0: (7.5e-4, *SHORT, 0.3, 1e4),
+        2.0: (1.5e-3, *SHORT, 0.3, 1e4),
+        4.0: (3e-3, *SHORT, 0.3, 1e4),
+        1700.0: (3e-3, *SHORT, 0.3, 1e4),
+        1719 + 40.0: (2.4e-3, *LONG, 0.3, 16e4),
+        1719 + 160.0: (1.8e-3, *LONG, 0.3, 16e4),
+        1969 + 2.0: (1.212e-3, *LONG, 0.15, 16e4),
+        1969 + 32.0: (3.48e-4, *LONG, 0.15, 16e4),
+        1969 + 49.9: (6.143e-5, *LONG, 0.15, 16e4),
+    },
+    "neobert.py": {
+        0.0: (0.0, 2_048, 1_024, 0.2, 1e4),
+        2.097152: (5e-5, 2_048, 1_024, 0.2, 1e4),
+        4.194304: (1e-4, 2_048, 1_024, 0.2, 1e4),
+        300 * 2.097152: (7.75e-5, 2_048, 1_024, 0.2, 1e4),
+        450 * 2.097152: (5.5e-5, 2_048, 1_024, 0.2, 1e4),
+        600 * 2.097152: (3.25e-5, 2_048, 1_024, 0.2, 1e4),
+        900 * 2.097152: (1e-5, 2_048, 1_024, 0.2, 1e4),
+        950 * 2.097152: (1e-5, 2_048, 1_024, 0.2, 1e4),
+        1001 * 2.097152: (1e-5, 512, 4_096, 0.2, 1e4),
+        1049 * 2.097152: (1e-5, 512, 4_096, 0.2, 1e4),
+    },
+    "mosaicbert.py": {
+        0.524288 * thousands: (rate, 4_096, 128, 0.3, 0.0)
+        for thousands, rate in {
+            0: 0.0,
+            1: 1.190e-4,
+            2: 2.381e-4,
+            4: 4.762e-4,
+            7: 4.51e-4,
+            14: 4.02e-4,
+            28: 3.04e-4,
+            35: 2.55e-4,
+            56: 1.08e-4,
+            69: 1.7e-5,
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", SCHEDULES)
+def test_a_recipe_follows_its_source(recipe):
+    stages = load(recipe).stages()
+    for billions, expected in SCHEDULES[recipe].items():
+        tokens = billions * 1e9
+        for stage in stages:
+            config = stage.config
+            step, own = tokens / (config.data.batch_size * config.data.max_seq_length), config.steps
+            if step < own:
+                break
+            tokens -= own * config.data.batch_size * config.data.max_seq_length
+        found = (
+            float(learning_rate(config)(round(step))),
+            config.data.batch_size,
+            config.data.max_seq_length,
+            config.masking.masked_lm_prob,
+            getattr(config.model.position_embedding, "theta", 0.0),
+        )
+        assert found == pytest.approx(expected, rel=0.01), billions
 
 
 @pytest.mark.parametrize("batch_size", REFERENCE)

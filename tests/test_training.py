@@ -301,10 +301,15 @@ def test_accumulation_equals_the_big_batch():
         ("cosine", [0.0, 0.5, 0.9045, 0.5, 0.0]),
         ("rsqrt", [0.0, 0.5, 1.0, 0.6325, 0.4472]),
         ("constant", [0.0, 0.5, 1.0, 1.0, 1.0]),
+        ("one_minus_sqrt", [0.0, 0.5, 0.5528, 0.2929, 0.0]),
+        ("linear to a floor", [0.0, 0.5, 0.84, 0.6, 0.2]),
+        ("cosine to a floor", [0.0, 0.5, 0.9236, 0.6, 0.2]),
+        ("one_minus_sqrt to a floor", [0.0, 0.5, 0.6422, 0.4343, 0.2]),
     ],
 )
 def test_schedules(kind, expected):
-    knobs = {"power": 2.0} if kind == "poly" else {}
+    kind, _, to_floor = kind.partition(" ")
+    knobs = ({"power": 2.0} if kind == "poly" else {}) | ({"floor": 0.2} if to_floor else {})
     schedule = build(Schedule, {"name": kind, **knobs}).rate(2.0, warmup_steps=20, steps=100)
     rates = [float(schedule(step)) / 2.0 for step in (0, 10, 20, 50, 100)]
     assert rates == pytest.approx(expected, abs=1e-4)

@@ -70,6 +70,41 @@ class AdamW(Optimizer, name="adamw"):
 
 
 @dataclass(frozen=True)
+class StableAdamW(Optimizer, name="stable_adamw"):
+    """AdamW that shortens the steps of a tensor whose gradient has just become larger.
+
+    The direction of each tensor is divided by max(1, RMS(g / sqrt(max(v, eps^2)))), where v is the
+    second moment with bias correction. In a stack every layer has its own divisor. Reference:
+    Wortsman et al. 2023, https://arxiv.org/abs/2304.13013, algorithm 2.
+    """
+
+    b1: float = field(0.9, "decay of the first moment", bounds=FRACTION)
+    b2: float = field(0.98, "decay of the second moment", bounds=FRACTION)
+    eps: float = field(1e-6, "added to the root of the second moment", bounds=POSITIVE)
+
+    def core(self, axes: Axes) -> optax.GradientTransformation:
+        adam = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+
+        def update(
+            gradients: Params, state: optax.ScaleByAdamState, params: Params | None = None
+        ) -> tuple[Params, optax.ScaleByAdamState]:
+            directions, state = adam.update(gradients, state, params)
+            correction = 1.0 - self.b2**state.count
+
+            def shorten(
+                path: tuple[Any, ...], direction: jax.Array, g: jax.Array, v: jax.Array
+            ) -> jax.Array:
+                over = tuple(range(int(is_stacked(axes[path_of(path)])), g.ndim))
+                ratio = g**2 / jnp.maximum(v / correction, self.eps**2)
+                return direction / jnp.maximum(1.0, jnp.sqrt(ratio.mean(over, keepdims=True)))
+
+            tree_map = jax.tree_util.tree_map_with_path
+            return tree_map(shorten, directions, gradients, state.nu), state
+
+        return optax.GradientTransformation(adam.init, update)
+
+
+@dataclass(frozen=True)
 class Lamb(Optimizer, name="lamb"):
     """LAMB (You et al. 2020, https://arxiv.org/abs/1904.00962).
 
@@ -136,6 +171,8 @@ def scale_by_depth(
             return jnp.zeros_like(update)
         if names[1] == "embeddings":
             return update * layer_decay ** (num_layers + 1)
+        if names[1] == "norm":  # after the top layer
+            return update * layer_decay
         factors = layer_decay ** jnp.arange(num_layers, 0, -1)
         return update * factors.reshape(-1, *[1] * (update.ndim - 1))
 

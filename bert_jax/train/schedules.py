@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from bert_jax.fields import POSITIVE, Choice, field
+from bert_jax.fields import FRACTION, POSITIVE, Choice, field
 
 # int32 step (the first is 0), and any further arguments of a step -> fp32 rate
 Rate = Callable[..., jax.Array]
@@ -48,12 +48,17 @@ def left(t: jax.Array, steps: int) -> jax.Array:
     return jnp.maximum(1.0 - t / steps, 0.0)
 
 
+FLOOR = "rate at the end, as a share of the peak"
+
+
 @dataclass(frozen=True)
 class Linear(Schedule, name="linear"):
-    """1 - t/T."""
+    """From 1 to the floor in a straight line."""
+
+    floor: float = field(0.0, FLOOR, bounds=FRACTION)
 
     def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
-        return left(t, steps)
+        return self.floor + (1.0 - self.floor) * left(t, steps)
 
 
 @dataclass(frozen=True)
@@ -68,10 +73,23 @@ class Poly(Schedule, name="poly"):
 
 @dataclass(frozen=True)
 class Cosine(Schedule, name="cosine"):
-    """Half a cosine, from 1 to 0."""
+    """Half a cosine, from 1 to the floor."""
+
+    floor: float = field(0.0, FLOOR, bounds=FRACTION)
 
     def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
-        return 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left(t, steps))))
+        share = 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left(t, steps))))
+        return self.floor + (1.0 - self.floor) * share
+
+
+@dataclass(frozen=True)
+class OneMinusSqrt(Schedule, name="one_minus_sqrt"):
+    """1 - (1 - floor) sqrt(t/T) (Haegele et al. 2024, https://arxiv.org/abs/2405.18392)."""
+
+    floor: float = field(0.0, FLOOR, bounds=FRACTION)
+
+    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
+        return 1.0 - (1.0 - self.floor) * jnp.sqrt(1.0 - left(t, steps))
 
 
 @dataclass(frozen=True)
