@@ -261,7 +261,7 @@ def git(*arguments: str) -> int:
     if arguments[0] != "archive":
         return subprocess.call([real, *arguments])
     (target,) = [word.removeprefix("--output=") for word in arguments if "--output=" in word]
-    what = ("bert_jax", "configs", "launch", "setup.cfg", "pyproject.toml", "README.md")
+    what = ("bert_jax", "configs", "launch", "setup.py", "setup.cfg", "pyproject.toml", "README.md")
     listed = (real, "ls-files", "-z", "--cached", "--others", "--exclude-standard", *what)
     files = subprocess.run(listed, stdout=subprocess.PIPE, check=True)
     tar = ("tar", "--create", "--gzip", f"--file={target}", "--null", "--files-from=-")

@@ -48,3 +48,18 @@ def make_portable(wordpiece: WordPiece, parts, size: str = "tiny", **changes) ->
         for name in {"embedding", "bias"} & table.keys():  # as after a conversion
             table[name][architecture.vocab_size :] = 0
     return Portable(architecture, numerics, wordpiece, params, labels)
+
+
+def in_one_group(config: dict) -> dict:
+    """A saved configuration as older versions wrote it, with all fields of the model in "model"."""
+    names = [
+        "hidden_dropout",
+        "attention_dropout",
+        "compute_dtype",
+        "attention",
+        "scan_layers",
+        "remat",
+    ]
+    numerics = {name: config["numerics"][name] for name in names}
+    model = config["model"] | numerics | {"position_embedding": "learned"}
+    return {name: config[name] for name in config if name != "numerics"} | {"model": model}

@@ -179,6 +179,7 @@ SPEAKS_TO = {
     "interop.google_tf": ("convert",),
     "interop.huggingface": ("convert",),
     "data.documents": ("prepare",),
+    "data.sampling": ("pretrain",),
     "parallel.hosts": ("pretrain", "finetune", "evaluate"),
     "train.workdirs": ("pretrain", "finetune"),
     "api.pretrain": ("pretrain",),

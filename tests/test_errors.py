@@ -1,5 +1,6 @@
 """Mistakes of a user: one line that names what is wrong, exit code 2, and nothing is changed."""
 
+import io
 import lzma
 import os
 import re
@@ -108,7 +109,7 @@ FIELDS = {
     "lr=9": r"config\.lr: no such field; docs/config\.md lists all fields",
     "step=9": r"config\.step: .* mean config\.steps\?",
     "steps.more=9": r"config\.steps\.more: no such field",
-    "model=tiny": r"config\.model is a group: set its fields, hidden_act, ",
+    "model=tiny": r"config\.model is a group: set its fields, attention_bias, ",
     # types
     "steps=1.5": r"config\.steps must be int, not '1\.5'",
     "steps=ten": r"config\.steps must be int, not 'ten'",
@@ -265,8 +266,8 @@ COMMANDS = {
     "plot {made}/run": r"run/metrics\.jsonl: no such file; is .*/run the directory",
     # sources
     "prepare {tmp}/gone.txt --output={tmp}/new": r"gone\.txt: no such file or folder",
-    "prepare {made}/store/manifest.json --output={tmp}/new": r"documents come as \.txt or \.jsonl",
-    "prepare {tmp} --output={tmp}/new": r": no \.txt or \.jsonl file there",
+    "prepare {made}/store/manifest.json --output={tmp}/new": r"documents come as \.txt, ",
+    "prepare {tmp} --output={tmp}/new": r": no file with documents there: \.txt, \.jsonl",
     "prepare {made}/empty.txt --output={tmp}/new": r"no text .*: check the sources",
     "prepare {made}/empty.txt --vocab={made}/store --output={tmp}/new": (
         r"no document with text: check the sources"
@@ -294,9 +295,9 @@ def test_command(command, made, tmp_path, fails):
 
 
 def test_fill_mask_without_text(made, fails, monkeypatch):
-    monkeypatch.setattr("sys.stdin", iter(["\n"]))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     message = fails("predict", "fill-mask", f"--model={made / 'run'}")
-    assert message.endswith("error: no TEXT on the command line or standard input")
+    assert message.endswith("error: standard input: no text to read")
 
 
 SOURCES = {
@@ -306,7 +307,7 @@ SOURCES = {
     ),
     "plain.jsonl": (
         b"Fellow citizens.\n",
-        r"plain\.jsonl, line 1: not JSON .*each line must hold one object",
+        r"plain\.jsonl, line 1: not JSON",
     ),
     "number.jsonl": (b'{"text": 5}\n', r"number\.jsonl, line 1: field 'text' is int, not text"),
     "named.txt.gz": (b"Fellow citizens.\n", r"named\.txt\.gz: damaged or cut short"),
@@ -314,7 +315,7 @@ SOURCES = {
         lzma.compress(b"Fellow citizens.\n")[:-9],
         r"cut\.txt\.xz: damaged or cut short",
     ),
-    "speech.pdf": (b"%PDF-1.7\n", r"speech\.pdf: documents come as \.txt or \.jsonl"),
+    "speech.pdf": (b"%PDF-1.7\n", r"speech\.pdf: documents come as \.txt, \.jsonl, \.csv or \.tsv"),
 }
 
 
@@ -327,7 +328,6 @@ def test_source(name, tmp_path, fails):
 
 VOCABULARIES = {
     "[PAD] [UNK] [CLS] [SEP] the": r"vocab\.txt: vocabulary: \[MASK\] missing",
-    "[PAD] [UNK] [CLS] [SEP] [MASK] a a": r"vocab\.txt: vocabulary: 'a' occurs 2 times",
     "": r"vocab\.txt: vocabulary: \[PAD\], .* missing; is this a BERT vocabulary\?",
 }
 
@@ -452,8 +452,7 @@ def test_one_document_has_no_pairs_and_the_mistake_can_be_corrected(made, tmp_pa
     command = pretrain(made, store, workdir=tmp_path / "new")
     message = fails(*command)
     assert re.search(r"train split: pairs='nsp' .* there is only one: add documents, or", message)
-    message = fails(*command, "--config.data.pairs=none")
-    assert re.search(r"heldout split: there are no sentences .*: add documents", message)
+    assert main([*map(str, command), "--config.data.pairs=none"]) == 0
 
 
 def test_plot_before_the_first_metrics(tmp_path, fails):

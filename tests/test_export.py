@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from portables import make_portable
+from portables import in_one_group, make_portable
 
 import bert_jax
 from bert_jax.__main__ import main
@@ -162,8 +162,7 @@ def test_what_an_older_version_exported_opens(exported, tmp_path):
     directory = tmp_path / "model"
     shutil.copytree(exported, directory)
     manifest = as_version_1(json.loads((directory / "export.json").read_text()))
-    model = manifest.pop("model") | manifest.pop("numerics") | {"position_embedding": "learned"}
-    (directory / "export.json").write_text(json.dumps(manifest | {"model": model}))
+    (directory / "export.json").write_text(json.dumps(in_one_group(manifest)))
     (model, functions), (expected, _) = map(read_exported, map(epath.Path, (directory, exported)))
     assert (model.architecture, model.numerics) == (expected.architecture, expected.numerics)
     found = functions["pooler"](model.params, np.ones((1, HIDDEN), np.float32))

@@ -172,7 +172,7 @@ def test_an_iterator_gives_an_iterator(model, bert, texts):
     assert isinstance(guesses, Iterator)
     assert [*guesses] == bert.fill_mask(masked)
     for mistake in (
-        lambda: bert.encode(iter(texts), "max"),
+        lambda: bert.encode(iter(texts), "sum"),
         lambda: bert.fill_mask(iter(masked), top_k=0),
         lambda: bert.classify(iter(texts)),
         lambda: bert.tag(iter(["a"])),
@@ -285,7 +285,7 @@ MISTAKES = {
     r"number 1 must be a .*, not \('a', 'b', 'c'\)": lambda bert: bert.encode([("a", "b", "c")]),
     "number 1 must be a pair of strings, not 'ab'": lambda bert: bert.next_sentence(["ab"]),
     r"number 1 must be a string, not \('\[MASK\]'": lambda bert: bert.fill_mask([("[MASK]", "b")]),
-    "pooling='max': use one of mean, cls": lambda bert: bert.encode(["a"], "max"),
+    "pooling='sum': use one of mean, max, cls": lambda bert: bert.encode(["a"], "sum"),
     r"layer 3: there are 0 \(embeddings\) to 2": lambda bert: bert.encode(["a"], layers=3),
     r"layer -4: there are": lambda bert: bert.encode(["a"], layers=[0, -4]),
     "pooling='pooled' takes only the last layer": lambda bert: bert.encode(["a"], "pooled", 1),

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from portables import LABELS, SIZES, make_portable
+from portables import LABELS, SIZES, in_one_group, make_portable
 from safetensors.numpy import load_file, save_file
 
 from bert_jax.__main__ import main
@@ -235,10 +235,30 @@ def test_what_the_config_says_comes_along(changes, reports, wordpiece, tmp_path,
 
 @pytest.mark.parametrize("style", ["huggingface", "google"])
 def test_other_encodings_of_positions_have_no_place(style, wordpiece, tmp_path):
-    model = make_portable(wordpiece, (), position_embedding={"name": "extensions.rope:Rope"})
+    model = make_portable(
+        wordpiece, (), position_embedding={"name": "extensions.partial_rope:PartialRope"}
+    )
     write = {"huggingface": write_huggingface, "google": write_google}[style]
-    message = r"position_embedding is extensions\.rope:Rope; this format has learned positions only"
+    message = r"extensions\.partial_rope:PartialRope; this format has learned positions only"
     with pytest.raises(UserError, match=message):
+        write(epath.Path(tmp_path), model, print)
+
+
+@pytest.mark.parametrize("style", ["huggingface", "google"])
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"feed_forward": "glu"}, "feed_forward"),
+        ({"norm_position": "pre"}, "norm_position"),
+        ({"norm": "rms_norm", "norm_bias": False}, "norm"),
+        ({"tied_decoder": False}, "tied_decoder"),
+        ({"global_every": 2}, "global_every"),
+    ],
+)
+def test_blocks_that_bert_lacks_have_no_place(style, changes, field, wordpiece, tmp_path):
+    model = make_portable(wordpiece, ("masked_lm",), **changes)
+    write = {"huggingface": write_huggingface, "google": write_google}[style]
+    with pytest.raises(UserError, match=f"model.{field} is .*; this format has BERT's blocks only"):
         write(epath.Path(tmp_path), model, print)
 
 
@@ -256,9 +276,7 @@ def test_what_an_older_version_converted_opens(wordpiece, tmp_path):
     model = make_portable(wordpiece, ARCHITECTURES["BertForSequenceClassification"])
     write_workdir(epath.Path(tmp_path), model)
     file = tmp_path / "config.json"
-    config = json.loads(file.read_text())
-    config["model"] |= config.pop("numerics") | {"position_embedding": "learned"}
-    file.write_text(json.dumps(config))
+    file.write_text(json.dumps(in_one_group(json.loads(file.read_text()))))
     back = formats.read(tmp_path)
     assert_same(back, model)
     assert back.numerics == model.numerics
@@ -441,7 +459,9 @@ def test_steps_of_a_training_run(wordpiece, tmp_path):
         for step in (5, 6):
             models[step] = make_portable(wordpiece, ("masked_lm",), initializer_range=step / 100)
             models[step].params["masked_lm"]["bias"][:] = step
-            checkpoints.save(step, {"params": models[step].params, "opt_state": np.ones(3)}, {})
+            checkpoints.save(
+                step, {"params": models[step].params, "opt_state": np.ones(3, np.float32)}, {}
+            )
     convert(tmp_path, tmp_path / "newest", "huggingface")
     convert(tmp_path, tmp_path / "5", "huggingface", "--step=5")
     for name, step in (("newest", 6), ("5", 5)):

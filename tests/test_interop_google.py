@@ -212,7 +212,11 @@ def cut(file):
 
 DATA = "bert_model.ckpt.data-00000-of-00001"
 BROKEN = {
-    "casing unknown": (None, [], r"vocab\.txt: cased or uncased\? .* pass --cased or --uncased"),
+    "casing unknown": (
+        None,
+        [],
+        r"vocab\.txt: cased or uncased\? .* also take --uncased or --cased",
+    ),
     "index cut": (cut("bert_model.ckpt.index"), ["--uncased"], r"ckpt: damaged or cut short \("),
     "data cut": (cut(DATA), ["--uncased"], r"bert_model\.ckpt: damaged or cut short \("),
     "data gone": (

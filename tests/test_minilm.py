@@ -21,7 +21,17 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def bert():
+    """With the files of sentence-transformers: means of at most 256 tokens, of length one."""
     return load(PATH)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """The model without these files: all its 512 positions."""
+    path = tmp_path_factory.mktemp("encoder")
+    for name in ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"):
+        (path / name).symlink_to(PATH / name)
+    return load(path)
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +66,31 @@ def reference(texts):
     return hidden, np.concatenate(pooled)
 
 
-def test_hidden_states_and_pooled(bert, texts, reference):
+def test_hidden_states_and_pooled(encoder, texts, reference):
     hidden, pooled = reference
-    layers = range(bert.architecture.num_layers + 1)
-    found = bert.encode(texts, "tokens", layers)
+    layers = range(encoder.architecture.num_layers + 1)
+    found = encoder.encode(texts, "tokens", layers)
     assert [len(f) for f in found] == [len(h) for h in hidden]
     worst = np.max([np.abs(f - h).max(axis=(0, 2)) for f, h in zip(found, hidden)], axis=0)
     assert worst.shape == (7,)
     assert worst.max() < TOLERANCE, worst
-    np.testing.assert_allclose(bert.encode(texts, "pooled"), pooled, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(encoder.encode(texts, "pooled"), pooled, rtol=0, atol=TOLERANCE)
 
 
-def test_mean(bert, texts, reference):
+def test_mean(bert, encoder, texts, reference):
     hidden, _ = reference
-    expected = [states[:, -1].mean(axis=0) for states in hidden[1:20]]
+    expected = np.array([states[:, -1].mean(axis=0) for states in hidden[1:20]])
+    np.testing.assert_allclose(encoder.encode(texts[1:20]), expected, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(bert.encode(texts[1:20], "mean"), expected, rtol=0, atol=TOLERANCE)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(bert.encode(texts[1:20]), expected, rtol=0, atol=TOLERANCE)
+
+
+def test_long_texts_are_cut_as_by_sentence_transformers(bert, encoder, texts, caplog):
+    assert len(encoder.tokens(texts[0])) == 512
+    assert bert.tokens(texts[0]) == [*encoder.tokens(texts[0])[:255], "[SEP]"]
+    assert [len(vectors) for vectors in bert.encode(texts[:2], "tokens")] == [256, 42]
+    assert "1 of 2 texts cut to 256 tokens" in caplog.text
 
 
 def test_paraphrases_are_nearer_than_other_sentences(bert):

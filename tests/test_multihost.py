@@ -35,12 +35,14 @@ TIMEOUT = 1800  # seconds; never reached, also on a busy machine
 PRETRAIN = """
 import sys
 from etils import epath
+from bert_jax.cli import flags
 from bert_jax.config import recipes
 from bert_jax.config.saved import read_pretrain_config
 from bert_jax.__main__ import main
 def load_config(cls, argv):
     return read_pretrain_config(epath.Path(argv[0].removeprefix("--config=")))
 recipes.load_config = load_config
+flags.config_arguments = lambda config, overrides: [f"--config={config}"]
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -129,7 +131,7 @@ def test_any_number_of_processes_is_the_same_run(one_process, sotu_store, tmp_pa
     run = Processes(4, *command(tmp_path, steps(sotu_store, 4, **mesh)))
     codes, outputs, errors = run.wait()
     assert codes == [0] * 4, errors
-    assert "step 4/4 100%" in outputs[0]
+    assert "step 4/4  loss " in outputs[0]
     for process in (1, 2, 3):
         assert re.fullmatch(rf"process {process} of 4 on .*: 2 of 8 .*", outputs[process].strip())
 
@@ -211,9 +213,10 @@ def test_alone_in_a_run_of_two_says_what_it_waits_for():
         (["--platform=tpu"], "--platform=tpu, but JAX found only cpu devices"),
     ],
 )
-def test_wrong_flags(flags, message):
+def test_wrong_flags(flags, message, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match=message):
-        evaluate.main(["--workdir=none", *flags])
+        evaluate.main([f"--workdir={tmp_path}", *flags])
 
 
 def test_a_workdir_of_each_host_is_refused(sotu_store, tmp_path):
@@ -268,13 +271,14 @@ def test_the_process_that_holds_the_tpu_is_named(tmp_path, monkeypatch):
     def taken():
         raise UserError("taken")
 
+    (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(hosts, "check_tpu_is_free", taken)
     with pytest.raises(UserError, match="taken"):  # JAX has fallen back to the CPU
-        evaluate.main(["--workdir=none", "--platform=tpu"])
+        evaluate.main([f"--workdir={tmp_path}", "--platform=tpu"])
 
     def unable():
         raise RuntimeError("Unable to initialize backend 'tpu': ABORTED: The TPU is already in use")
 
     monkeypatch.setattr(jax, "default_backend", unable)
     with pytest.raises(UserError, match="taken"):
-        evaluate.main(["--workdir=none"])
+        evaluate.main([f"--workdir={tmp_path}"])

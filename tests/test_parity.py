@@ -101,7 +101,7 @@ def pair(request, text) -> Pair:
         name: Stored(array.shape, "float32", array.copy)
         for name, array in arrays(reference.named_parameters()).items()
     }
-    options = {"strict": True, "report": pytest.fail}
+    options = {"rows": architecture.vocab_size, "strict": True, "report": pytest.fail}
     params = read_params(stored, "huggingface", architecture, PRETRAINING, **options)
     params = jax.tree.map(jnp.asarray, params)
     objective = dataclasses.replace(text.objective, graphdef=graphdef)

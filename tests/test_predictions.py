@@ -176,7 +176,8 @@ def test_what_a_model_without_settings_is_taken_for():
     assert task_of(MODELS["score"]._replace(task=None)).regression
     bioes = ("O", "B-X", "I-X", "E-X", "S-X")
     tags = MODELS["tags"]._replace(task=None, labels=bioes)
-    assert task_of(tags) == TaggingTask(scheme="BIOES", labels=bioes)
+    assert task_of(tags) == TaggingTask(labels=bioes)
+    assert task_of(tags).entity_scheme == "BIOES"
     with pytest.raises(UserError, match="no head of a task, none of sequence_classifier, "):
         task_of(make_portable(WORDPIECE, ["pooler"]))
 

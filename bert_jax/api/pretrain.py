@@ -73,7 +73,8 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
     """Begins or resumes the run in a workdir that is held; see `pretrain`."""
     with hosts.agreement():
         done = check_can_go_on(workdir, config, store)
-    model_parts = trained_parts(config, store) if done is None else saved_parts(workdir, done)
+    with way_back(config.resume_from):
+        model_parts = trained_parts(config, store) if done is None else saved_parts(workdir, done)
     initial: dict[str, Any] = {}
     if config.init_from and done is None:
         with hosts.agreement():

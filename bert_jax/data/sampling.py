@@ -133,8 +133,8 @@ class Usage(NamedTuple):
         if self.tokens < _FEWEST_USED:
             return (
                 f"an epoch uses only {self.tokens:.0%} of the tokens, since many sentences are "
-                "longer than a row. Take longer rows or --config.data.pairs=none, which uses all "
-                "tokens; or put line breaks between sentences and prepare the store again"
+                "longer than a row. Pretrain with longer rows or with --config.data.pairs=none, "
+                "which uses all tokens; or put line breaks between sentences and prepare again"
             )
         return ""
 

@@ -51,7 +51,8 @@ class DamagedCheckpoint(UserError):
     def __init__(self, fact: str, whole: list[int]):
         self.whole = whole
         self.fact = f"{fact}; whole are the checkpoints of steps {whole or 'none'}"
-        super().__init__(self.fact + (f": read another with --step={whole[-1]}" if whole else ""))
+        advice = f": read another, as in `bert-jax convert --step={whole[-1]}`" if whole else ""
+        super().__init__(self.fact + advice)
 
 
 class _Damage(Exception):
@@ -252,11 +253,14 @@ class Checkpoints:
         raise DamagedCheckpoint(f"{self.directory / str(chosen)}: damaged: {damage}", whole)
 
     def params_tree(self, step: int) -> dict[str, Any]:
-        """The nested dict of a checkpoint's parameters, with metadata in their places."""
-        path = self._absolute / str(self._existing(step)) / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            tree: dict[str, Any] = checkpointer.metadata(path).item_metadata.tree["params"]
-            return tree
+        """The nested dict of a checkpoint's parameters, with metadata in their places.
+
+        Raises:
+          UserError: there is no such checkpoint.
+          DamagedCheckpoint: it does not hold what was saved.
+        """
+        tree: dict[str, Any] = self._read(step, _read_tree)[0]["params"]
+        return tree
 
     def _existing(self, step: int | None) -> int:
         """The step, or the newest; raises UserError if there is none."""
@@ -398,6 +402,12 @@ def _read_state(path: epath.Path, groups: Iterable[str] = ()) -> dict[str, Any]:
         state: dict[str, Any] = handler.restore(path / _STATE, args=arguments)
     _check_values(arrays, summarize(state))
     return state
+
+
+def _read_tree(path: epath.Path) -> Any:
+    """Metadata of all arrays of a state, without their values."""
+    _, arrays = _read_progress(path)
+    return _stored_arrays(path, arrays)
 
 
 def _read_params(path: epath.Path) -> dict[str, Any]:
