@@ -224,8 +224,9 @@ def check_shared(directory: epath.Path) -> None:
             directory.mkdir(parents=True, exist_ok=True)
             probe.write_text("")
     blind = [host for host in gather("" if probe.exists() else socket.gethostname()) if host]
-    if is_primary():
-        probe.unlink()
+    with agreement():  # no process may look into the directory while the probe is there
+        if is_primary():
+            probe.unlink()
     if blind:
         raise UserError(
             f"{directory} is not shared: {len(blind)} of {jax.process_count()} processes (on "
