@@ -20,6 +20,7 @@ from typing import Any
 
 from etils import epath
 
+from bert_jax.background import in_background
 from bert_jax.errors import UserError
 from bert_jax.storage import is_remote
 
@@ -115,7 +116,7 @@ def _leased(path: epath.Path, what: str) -> Iterator[None]:
         text = json.dumps({**mine, "renewed": count}).encode()
         storage.pipe_file(str(path), text, mode=mode)
 
-    def renew() -> None:
+    def renew(over: threading.Event) -> None:
         count = 0
         while not over.wait(RENEWED_EVERY):
             count += 1
@@ -128,14 +129,10 @@ def _leased(path: epath.Path, what: str) -> Iterator[None]:
 
     while not _created(write):
         _wait_for_its_end(storage, path, what)
-    over = threading.Event()
-    thread = threading.Thread(target=renew, daemon=True)
-    thread.start()
     try:
-        yield
+        with in_background(renew):
+            yield
     finally:
-        over.set()
-        thread.join()
         with contextlib.suppress(FileNotFoundError):
             if _holder(storage.cat_file(str(path))).get("lease") == mine["lease"]:
                 storage.rm_file(str(path))

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from rooms of lower layers and from its own room.
 LAYERS = (
     {"", "errors"},
-    {"json_values"},
+    {"background", "json_values"},
     {"fields", "storage", "terminal"},
     {"locks"},
     {"model", "data", "corpora"},
@@ -40,8 +40,8 @@ OWN = {
     "data": {"data", "errors", "fields", "json_values", "storage", "terminal"},
     "corpora": set(),
     "tasks": {"tasks", "data", "errors", "fields", "json_values", "model", "storage"},
-    "parallel": {"parallel", "model", "fields", "errors", "terminal"},
-    "report": {"report", "model", "errors", "json_values", "storage", "terminal"},
+    "parallel": {"parallel", "model", "background", "fields", "errors", "terminal"},
+    "report": {"report", "model", "background", "errors", "json_values", "storage", "terminal"},
 }
 OTHERS = {room: {"jax", "flax", "numpy"} for room in ("model", "objective")}
 ONLY_IN = {

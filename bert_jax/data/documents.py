@@ -70,16 +70,12 @@ class SkippedRecords:
 
 
 @dataclass(frozen=True)
-class TextFile:
-    """A `.txt` or `.jsonl` file, plain or compressed (.gz, .xz, .bz2, .zst)."""
+class _File:
+    """A file of documents."""
 
     path: epath.Path
     name: str  # in a manifest: without the folders that differ between machines
     text_field: str
-    document_per_file: bool
-    unwrap: bool
-    refuse: Refuse = throw
-    separator: re.Pattern[str] | None = None
 
     @property
     def size(self) -> int:
@@ -87,7 +83,19 @@ class TextFile:
         return self.path.stat().length
 
     def fingerprint(self) -> dict[str, Any]:
-        return _fingerprint(self.path, self.name)
+        with self.path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"name": self.name, "bytes": self.size, "sha256": digest}
+
+
+@dataclass(frozen=True)
+class TextFile(_File):
+    """A `.txt` or `.jsonl` file, plain or compressed (.gz, .xz, .bz2, .zst)."""
+
+    document_per_file: bool
+    unwrap: bool
+    refuse: Refuse = throw
+    separator: re.Pattern[str] | None = None
 
     def documents(self, advance: Advance) -> Iterator[str]:
         is_jsonl = suffixes(self.path)[0] == ".jsonl"
@@ -140,22 +148,11 @@ class TextFile:
 
 
 @dataclass(frozen=True)
-class TableFile:
+class TableFile(_File):
     """A `.csv`, `.tsv` or `.parquet` file, one document a row; see `bert_jax.data.tables`."""
 
-    path: epath.Path
-    name: str  # as of a `TextFile`
-    text_field: str
     unwrap: bool
     refuse: Refuse = throw
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return self.path.stat().length
-
-    def fingerprint(self) -> dict[str, Any]:
-        return _fingerprint(self.path, self.name)
 
     def documents(self, advance: Advance) -> Iterator[str]:
         for place, values in self._rows():
@@ -355,12 +352,6 @@ def _not_text(text: Any) -> str:
     except UnicodeEncodeError as error:
         return f"has \\u{ord(text[error.start]):04x}, which is half a character"
     return ""
-
-
-def _fingerprint(path: epath.Path, name: str) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"name": name, "bytes": path.stat().length, "sha256": digest}
 
 
 def _find_files(name: str) -> list[tuple[epath.Path, str]]:

@@ -314,14 +314,16 @@ def _named(
         yield Row(place, dict(zip(names, fields, strict=False)))  # `get` reports missing ones
 
 
+def _filled(path: epath.Path, lines: Lines) -> Iterator[tuple[str, str]]:
+    """Place and text of each line that is not blank."""
+    return ((f"{path}, line {number}", line) for number, line in lines if line.strip())
+
+
 def _jsonl_rows(
     path: epath.Path, lines: Lines, columns: Collection[str]
 ) -> Iterator[Row | UserError]:
     del columns
-    for number, line in lines:
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
+    for place, line in _filled(path, lines):
         try:
             values = parse_json(line, place)
         except UserError as error:
@@ -353,10 +355,7 @@ def _label_first_rows(
     path: epath.Path, lines: Lines, columns: Collection[str]
 ) -> Iterator[Row | UserError]:
     del columns
-    for number, line in lines:
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
+    for place, line in _filled(path, lines):
         label, space, text = line.strip().partition(" ")
         if space:
             coarse = label.partition(":")[0]

@@ -325,7 +325,9 @@ class Bert(nnx.Module):
             )
 
         layers = (params, hidden_states[:-1])
-        return scan_kinds(probabilities, None, layers, self.encoder.kinds, Numerics())[1]
+        return scan_kinds(probabilities, None, layers, self.encoder.kinds, Numerics(remat="none"))[
+            1
+        ]
 
 
 class Transform(nnx.Module):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
-from bert_jax.model.parameters import linear, make_norm
+from bert_jax.model.parameters import linear, make_norm, output_projection
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -28,28 +28,18 @@ class FeedForward(nnx.Module):
         parallel: Parallel,
         rngs: nnx.Rngs,
     ):
-        outer, inner = architecture.hidden_size, architecture.intermediate_size
+        sizes = (architecture.hidden_size, architecture.intermediate_size)
         bias = architecture.feed_forward_bias
 
         def inwards() -> nnx.Linear:
-            axes, sizes = ("embed", "mlp"), (outer, inner)
-            return linear(axes, sizes, architecture, rngs, numerics, use_bias=bias)
+            return linear(("embed", "mlp"), sizes, architecture, rngs, numerics, use_bias=bias)
 
         self.intermediate = inwards()
         if architecture.feed_forward == "glu":
             self.gate = inwards()
         if architecture.inner_norm:
             self.norm = make_norm(architecture, rngs, "mlp")
-        self.output = linear(
-            ("mlp", "embed"),
-            (inner, outer),
-            architecture,
-            rngs,
-            numerics,
-            bias="hidden",
-            use_bias=bias,
-            stddev=architecture.output_stddev,
-        )
+        self.output = output_projection("mlp", architecture, rngs, numerics, use_bias=bias)
         self.architecture = architecture
         self.constrain = parallel.constrain
 

@@ -70,6 +70,31 @@ def linear(
     )
 
 
+def output_projection(
+    axis: str,
+    architecture: Architecture,
+    rngs: nnx.Rngs,
+    numerics: Numerics,
+    *,
+    use_bias: bool,
+) -> nnx.Linear:
+    """The dense layer that ends a part of a layer: from an axis, "heads" or "mlp", to "embed"."""
+    return linear(
+        (axis, "embed"),
+        (_size(axis, architecture), architecture.hidden_size),
+        architecture,
+        rngs,
+        numerics,
+        bias="hidden",
+        use_bias=use_bias,
+        stddev=architecture.output_stddev,
+    )
+
+
+def _size(axis: str, architecture: Architecture) -> int:
+    return architecture.intermediate_size if axis == "mlp" else architecture.hidden_size
+
+
 def table(
     axes: tuple[str, str], rows: int, architecture: Architecture, rngs: nnx.Rngs
 ) -> nnx.Embed:
@@ -98,7 +123,7 @@ def make_norm(architecture: Architecture, rngs: nnx.Rngs, axis: str = "hidden") 
       rngs: unused, as norms start at 1 and 0.
       axis: name of the axis to normalize.
     """
-    size = architecture.intermediate_size if axis == "mlp" else architecture.hidden_size
+    size = _size(axis, architecture)
     epsilon, scale = architecture.layer_norm_eps, {"axes": (axis,)}
     if architecture.norm == "rms_norm":
         return nnx.RMSNorm(

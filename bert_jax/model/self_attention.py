@@ -6,7 +6,7 @@ from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
 from bert_jax.model.attention import Reach, attention_probabilities
-from bert_jax.model.parameters import linear, make_norm
+from bert_jax.model.parameters import linear, make_norm, output_projection
 
 
 class SelfAttention(nnx.Module):
@@ -28,16 +28,7 @@ class SelfAttention(nnx.Module):
         self.query, self.key, self.value = inwards(), inwards(), inwards()
         if architecture.inner_norm:
             self.norm = make_norm(architecture, rngs)
-        self.output = linear(
-            ("heads", "embed"),
-            sizes,
-            architecture,
-            rngs,
-            numerics,
-            bias="hidden",
-            use_bias=bias,
-            stddev=architecture.output_stddev,
-        )
+        self.output = output_projection("heads", architecture, rngs, numerics, use_bias=bias)
         self.architecture = architecture
         self.dropout_rate = numerics.attention_dropout
         self.attend = parallel.attend

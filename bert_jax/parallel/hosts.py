@@ -17,6 +17,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from bert_jax.background import in_background
 from bert_jax.errors import UserError
 from bert_jax.terminal import say
 
@@ -155,22 +156,18 @@ def waiting(what: str) -> Iterator[None]:
         print_here(f"{what} ...")
         yield
         return
-    over = threading.Event()
 
-    def count() -> None:
+    def count(over: threading.Event) -> None:
         for seconds in itertools.count():
             with contextlib.suppress(OSError):
                 print(f"\r{what} ... {seconds} s", end="", flush=True)
             if over.wait(1):
                 return
 
-    thread = threading.Thread(target=count, daemon=True)
-    thread.start()
     try:
-        yield
+        with in_background(count):
+            yield
     finally:
-        over.set()
-        thread.join()
         print_here("")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 from etils import epath
 
+from bert_jax.background import in_background
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.metrics_file import read_metrics
 
@@ -37,16 +38,12 @@ def live_curves(
         if picture := draw_run(workdir):
             show(picture.read_bytes())
 
-    def draw_until_over() -> None:
+    def draw_until_over(over: threading.Event) -> None:
         while not over.wait(seconds):
             draw()
 
-    over = threading.Event()
-    thread = threading.Thread(target=draw_until_over, daemon=True)
-    thread.start()
     try:
-        yield
+        with in_background(draw_until_over):
+            yield
     finally:
-        over.set()
-        thread.join()
         draw()
