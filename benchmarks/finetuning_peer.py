@@ -19,7 +19,7 @@ import transformers
 from etils import epath
 
 from bert_jax.config.saved import read_finetune_config
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.interop.formats import read
 from bert_jax.model.heads import SEQUENCE_CLASSIFIER, TOKEN_CLASSIFIER
 from bert_jax.report.metrics_file import read_metrics
@@ -31,10 +31,10 @@ CLASSES = {
 }
 
 
-def inputs(features: Features, examples: np.ndarray, wordpiece: WordPiece) -> dict:
+def inputs(features: Features, examples: np.ndarray, tokenizer: Tokenizer) -> dict:
     """A batch, padded to its longest example."""
     length = max(len(features.input_ids[example]) for example in examples)
-    ids = np.full((len(examples), length), wordpiece.pad_id)
+    ids = np.full((len(examples), length), tokenizer.pad_id)
     types, mask = np.zeros_like(ids), np.zeros_like(ids)
     for row, example in enumerate(examples):
         size = len(features.input_ids[example])
@@ -100,7 +100,7 @@ def train(config, source, task, data: dict) -> tuple[dict, float]:
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = model(
-            **inputs(features, chosen, source.wordpiece), labels=labels_of(features, chosen)
+            **inputs(features, chosen, source.tokenizer), labels=labels_of(features, chosen)
         ).loss
         optimizer.zero_grad()
         loss.backward()
@@ -108,22 +108,22 @@ def train(config, source, task, data: dict) -> tuple[dict, float]:
         optimizer.step()
         seconds.append(time.perf_counter() - started)
         if index == steps_per_epoch - 1:
-            dev = score(model, task, data["dev"], source.wordpiece)
+            dev = score(model, task, data["dev"], source.tokenizer)
             print(f"seed {config.seed} epoch {epoch + 1}: {dev}", flush=True)
             if next(iter(dev.values())) > best:
                 best = next(iter(dev.values()))
-                result = score(model, task, data["test"], source.wordpiece)
+                result = score(model, task, data["test"], source.tokenizer)
     return result, statistics.median(seconds)
 
 
 @torch.inference_mode()
-def score(model, task, split: tuple, wordpiece: WordPiece) -> dict:
+def score(model, task, split: tuple, tokenizer: Tokenizer) -> dict:
     examples, features = split
     model.eval()
     logits = []
     for first in range(0, len(features), 64):
         chosen = np.arange(first, min(first + 64, len(features)))
-        found = model(**inputs(features, chosen, wordpiece)).logits.numpy()
+        found = model(**inputs(features, chosen, tokenizer)).logits.numpy()
         for row, example in enumerate(chosen):
             size = len(features.input_ids[example])
             logits.append(found[row] if found.ndim == 2 else found[row, :size])
@@ -147,7 +147,7 @@ def main() -> None:
                 examples = task.read(getattr(task, split))
                 data[split] = (
                     examples,
-                    task.features(examples, source.wordpiece, task.max_seq_length),
+                    task.features(examples, source.tokenizer, task.max_seq_length),
                 )
             metrics, seconds = train(config, source, task, data)
             print(f"{name} seed {config.seed}, test: {metrics}", flush=True)

@@ -32,7 +32,7 @@ def measure(store: str, length: int, packing: bool, overrides: list[str]) -> tup
         [
             f"--config={RECIPE}:tiny",
             f"--config.data.store={store}",
-            f"--config.model.vocab_size={len(open_store(store).wordpiece.vocab)}",
+            f"--config.model.vocab_size={len(open_store(store).tokenizer.vocab)}",
             f"--config.data.max_seq_length={length}",
             f"--config.data.batch_size={4096 // length}",
             f"--config.data.packing={packing}",

@@ -23,7 +23,7 @@ def digest(path: Path) -> str:
     stream = store.training_batches(sampling, seed=0, host_rows=rows)
     batches = [stream.batch(step) for step in range(2 * stream.rows_per_epoch // 32)]
     batches += store.heldout_batches(sampling, num_batches=0, host_rows=rows)
-    assert max(batch["input_ids"].max() for batch in batches) < len(store.wordpiece.vocab)
+    assert max(batch["input_ids"].max() for batch in batches) < len(store.tokenizer.vocab)
     content = (values.tobytes() for batch in batches for values in batch.values())
     return hashlib.sha256(b"".join(content) + store.token_counts.tobytes()).hexdigest()
 

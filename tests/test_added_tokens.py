@@ -12,7 +12,7 @@ from tokenizers import AddedToken, BertWordPieceTokenizer, Tokenizer
 from bert_jax.__main__ import main
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.interop.tokenizer import read_wordpiece
+from bert_jax.interop.tokenizer import read_tokenizer
 
 pytestmark = pytest.mark.core
 
@@ -52,7 +52,7 @@ def reference(path):
 
 
 def test_texts_have_the_ids_of_the_reference(model, tmp_path):
-    tokenizer, wordpiece = reference(model), read_wordpiece(epath.Path(model))
+    tokenizer, wordpiece = reference(model), read_tokenizer(epath.Path(model))
     expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in TEXTS]
     assert wordpiece.vocab[-2:] == ("<e2>", "covid")
     assert wordpiece.encode(TEXTS) == expected
@@ -74,12 +74,12 @@ def test_every_format_keeps_them(model, tmp_path):
     written = Tokenizer.from_file(str(again / "tokenizer.json"))
     for text in TEXTS:
         assert written.encode(text).ids == whole.encode(text).ids
-    assert read_wordpiece(epath.Path(again)) == read_wordpiece(epath.Path(model))
+    assert read_tokenizer(epath.Path(again)) == read_tokenizer(epath.Path(model))
 
 
 def test_transformers_reads_them_back(model, tmp_path):
     transformers = pytest.importorskip("transformers")
-    wordpiece = read_wordpiece(epath.Path(model))
+    wordpiece = read_tokenizer(epath.Path(model))
     path = tmp_path / "again"
     assert main(["convert", str(model), str(path), "--to=huggingface"]) == 0
     tokenizer = transformers.AutoTokenizer.from_pretrained(path)
@@ -95,7 +95,7 @@ def test_files_of_older_versions(model, tmp_path):
     (path / "added_tokens.json").write_text(json.dumps({"covid": size + 1, "<e2>": size}))
     fields = {"additional_special_tokens": ["[E1]", {"content": "[/E1]"}, "<e2>"]}
     (path / "special_tokens_map.json").write_text(json.dumps(fields))
-    wordpiece, expected = (read_wordpiece(epath.Path(x)) for x in (path, model))
+    wordpiece, expected = (read_tokenizer(epath.Path(x)) for x in (path, model))
     assert wordpiece.vocab == expected.vocab
     assert wordpiece.encode(TEXTS[:2]) == expected.encode(TEXTS[:2])
     np.testing.assert_array_equal(wordpiece.special_ids, expected.special_ids)
@@ -125,5 +125,5 @@ def test_what_cannot_be_right_is_named(model, tmp_path, name, fields, message):
         fields = {"do_lower_case": True} | fields
     (path / name).write_text(json.dumps(fields))
     with pytest.raises(UserError, match=message) as error:
-        read_wordpiece(epath.Path(path))
+        read_tokenizer(epath.Path(path))
     assert "\n" not in str(error.value)

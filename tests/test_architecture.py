@@ -53,6 +53,7 @@ ONLY_IN = {
     "huggingface_hub": {"bert_jax.data.hub"},
     "tokenizers": {
         "bert_jax.data.wordpiece",
+        "bert_jax.data.tokenizer_json",
         "bert_jax.data.store",
         "bert_jax.interop.tokenizer",
     },

@@ -17,7 +17,7 @@ def test_baselines_of_the_held_out_documents(sotu_store):
     """The same numbers, counted token by token over what an evaluation sees."""
     store = open_store(sotu_store)
     config = configured(**{"data.store": sotu_store})
-    objective = PreTraining(None, config.bound_masking(store.wordpiece), seed=0)
+    objective = PreTraining(None, config.bound_masking(store.tokenizer), seed=0)
     prepare = jax.jit(objective.prepare)
     rows = np.arange(config.data.batch_size)
     heldout = store.heldout_batches(config.data, num_batches=0, host_rows=rows)
@@ -33,7 +33,7 @@ def test_baselines_of_the_held_out_documents(sotu_store):
     assert len(labels) > 1_000
 
     counts = Counter(store.train.tokens.tolist())
-    total = counts.total() + len(store.wordpiece.vocab)
+    total = counts.total() + len(store.tokenizer.vocab)
     nats = [-math.log((counts[token] + 1) / total) for token in masked]
     frequent = counts.most_common(1)[0][0]
     random = sum(labels) / len(labels)
@@ -46,8 +46,8 @@ def test_baselines_of_the_held_out_documents(sotu_store):
         },
         rel=1e-9,
     )
-    assert store.wordpiece.vocab[frequent] == "the"
-    assert baselines["mlm_loss"] < math.log(len(store.wordpiece.vocab))
+    assert store.tokenizer.vocab[frequent] == "the"
+    assert baselines["mlm_loss"] < math.log(len(store.tokenizer.vocab))
     assert 0.5 < random < 0.6
 
 

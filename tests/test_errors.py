@@ -54,7 +54,7 @@ def made(tmp_path_factory):
     config = load_config(PretrainConfig, pretrain(folder)[2:])
     run = epath.Path(folder / "run")
     opened = open_store(store)
-    claim_workdir(run, config.to_dict(), identity(opened), opened.wordpiece)
+    claim_workdir(run, config.to_dict(), identity(opened), opened.tokenizer)
     init_state = planned_step(config, make_mesh()).init
     with Checkpoints(run) as checkpoints:
         checkpoints.save(2, init_state(jax.random.key(0)), {"unlogged": {}})

@@ -232,13 +232,13 @@ def test_fill_mask(bert, functions, texts):
     masked = [f"[MASK] {text[:200]} [MASK] end" for text in texts[:40]] + ["[MASK]" * 60, "[MASK]"]
     guesses = bert.fill_mask(masked, top_k=3)
     assert [len(masks) for masks in guesses] == [2] * 40 + [60, 1]
-    vocab, mask_id = bert.wordpiece.vocab, bert.wordpiece.mask_id
+    vocab, mask_id = bert.tokenizer.vocab, bert.tokenizer.mask_id
     for text, masks in zip(masked, guesses):
-        start, *pieces = bert.wordpiece.encode(text.split("[MASK]"))
-        ids = [bert.wordpiece.cls_id, *start]
+        start, *pieces = bert.tokenizer.encode(text.split("[MASK]"))
+        ids = [bert.tokenizer.cls_id, *start]
         for piece in pieces:
             ids += [mask_id, *piece]
-        ids = np.array([*ids, bert.wordpiece.sep_id])
+        ids = np.array([*ids, bert.tokenizer.sep_id])
         hidden = alone(functions, Example(ids, len(ids)))[-1, ids == mask_id]
         probabilities = jax.nn.softmax(functions["masked_lm"](np.resize(hidden, (60, 128))))
         for expected, mask in zip(np.asarray(probabilities), masks):

@@ -97,9 +97,9 @@ def test_another_model_is_refused(trained, sotu_store, tmp_path, changes, messag
 
 def test_another_vocabulary_is_refused(trained, sotu_store, tmp_path):
     source = read_workdir(trained)
-    words = source.wordpiece.vocab
-    swapped = dataclasses.replace(source.wordpiece, vocab=(*words[:-2], words[-1], words[-2]))
-    write_workdir(epath.Path(tmp_path / "other"), source._replace(wordpiece=swapped))
+    words = source.tokenizer.vocab
+    swapped = dataclasses.replace(source.tokenizer, vocab=(*words[:-2], words[-1], words[-2]))
+    write_workdir(epath.Path(tmp_path / "other"), source._replace(tokenizer=swapped))
     with pytest.raises(UserError, match=r"vocabulary.*--vocab="):
         pretrain(continued(sotu_store, tmp_path / "other"), epath.Path(tmp_path / "run"))
 

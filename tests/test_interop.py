@@ -27,7 +27,7 @@ from bert_jax.interop.choices import ARCHITECTURES, INITIALISED
 from bert_jax.interop.google_tf import write_google
 from bert_jax.interop.huggingface import write_huggingface
 from bert_jax.interop.tensors import write_tensors
-from bert_jax.interop.tokenizer import read_wordpiece
+from bert_jax.interop.tokenizer import read_tokenizer
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import HEADS, PARTS, parts_of
 from bert_jax.model.model import build_model
@@ -41,7 +41,7 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="session")
 def wordpiece(sotu_store) -> WordPiece:
     """1,003 tokens: an odd number, with 21 rows of padding."""
-    words = open_store(sotu_store).wordpiece
+    words = open_store(sotu_store).tokenizer
     return dataclasses.replace(words, vocab=(*words.vocab, "[unused0]", "[unused1]", "[unused2]"))
 
 
@@ -74,7 +74,7 @@ def convert(source, target, to, *flags):
 def assert_same(ours, theirs):
     """Bitwise, and in all that is not how to compute."""
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
-    assert (ours.wordpiece, ours.labels) == (theirs.wordpiece, theirs.labels)
+    assert (ours.tokenizer, ours.labels) == (theirs.tokenizer, theirs.labels)
     assert theirs.architecture == ours.architecture
     rates = [(m.numerics.hidden_dropout, m.numerics.attention_dropout) for m in (ours, theirs)]
     assert rates[0] == rates[1]
@@ -304,7 +304,7 @@ def test_tokenizer_files(wordpiece, tmp_path, transformers):
             one = tmp_path / f"{number}-{other}"
             shutil.copytree(both, one)
             (one / other).unlink()
-            assert read_wordpiece(epath.Path(one)) == words
+            assert read_tokenizer(epath.Path(one)) == words
             tokenizer = transformers.AutoTokenizer.from_pretrained(one)
             assert tokenizer.model_max_length == 128
             texts = [*sentences(), "Ünïcode 中文 [UNK]ed don't", ""]
@@ -413,7 +413,7 @@ def test_minilm_reads(tmp_path, capsys):
     model = formats.read(tmp_path / "minilm")
     assert (model.architecture.num_layers, model.architecture.hidden_size) == (6, 384)
     assert parts_of(model.params) == ("pooler",)
-    assert model.wordpiece.lowercase
+    assert model.tokenizer.lowercase
 
 
 def test_padding_never_leaks(wordpiece, tmp_path):
@@ -489,4 +489,4 @@ def test_prepare_takes_the_tokenizer_that_transformers_saves(wordpiece, tmp_path
     (tmp_path / "a.txt").write_text("Fellow citizens.\nA second sentence.\n\nAnother document.\n")
     command = ["prepare", str(tmp_path / "a.txt"), f"--vocab={source}", "--workers=1"]
     assert main([*command, f"--output={tmp_path / 'store'}"]) == 0
-    assert open_store(tmp_path / "store").wordpiece == wordpiece
+    assert open_store(tmp_path / "store").tokenizer == wordpiece

@@ -17,7 +17,7 @@ from bert_jax.errors import UserError
 from bert_jax.interop import formats
 from bert_jax.interop.google_tf import read_google, write_google
 from bert_jax.interop.huggingface import ARCHITECTURES
-from bert_jax.interop.tokenizer import write_wordpiece
+from bert_jax.interop.tokenizer import write_tokenizer
 from bert_jax.interop.workdir import write_workdir
 
 __all__ = ["transformers", "wordpiece"]  # fixtures
@@ -150,14 +150,14 @@ def test_logits_are_those_of_the_torch_model(
     assert not loaded.unexpected_keys
     assert {"decoder" in key for key in loaded.missing_keys} <= {True}  # tied
     reference.save_pretrained(tmp_path / "reference")
-    write_wordpiece(epath.Path(tmp_path / "reference"), wordpiece, POSITIONS)
+    write_tokenizer(epath.Path(tmp_path / "reference"), wordpiece, POSITIONS)
 
     convert(directory, tmp_path / "ours", "bert_jax", "--uncased")
     lines = capsys.readouterr().out.splitlines()
     assert f"ignored: {2 * len(values) + 1} optimizer variables, such as bert/emb" in lines[0]
     assert lines[1].startswith("hidden_act: gelu is read as the exact function")
     model = formats.read(tmp_path / "ours")
-    assert model.wordpiece == wordpiece
+    assert model.tokenizer == wordpiece
     assert_same_logits(transformers, tmp_path / "reference", model)
 
 

@@ -46,14 +46,14 @@ def text(sotu_store) -> Text:
     fields = {"batch_size": 8, "max_seq_length": 128, "short_seq_prob": 0.9, "packing": False}
     config = configured(**{f"data.{name}": value for name, value in fields.items()})
     store = open_token_store(sotu_store)
-    source = Batches(store.train, config.data, store.wordpiece, seed=0)
+    source = Batches(store.train, config.data, store.tokenizer, seed=0)
     batches = [source.batch(step) for step in range(STEPS)]
     for batch in batches:
         for name, rows in batch.items():
             rows[-2:] = -1 if name == "next_sentence_label" else 0
         lengths = (batch["segment_ids"] > 0).sum(axis=1)
         assert np.any((lengths > 0) & (lengths < 128))
-    objective = PreTraining(None, config.bound_masking(store.wordpiece), seed=0)
+    objective = PreTraining(None, config.bound_masking(store.tokenizer), seed=0)
     prepare = jax.jit(objective.prepare)
     return Text(batches, [jax.device_get(prepare(batch)) for batch in batches], objective)
 

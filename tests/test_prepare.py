@@ -48,8 +48,8 @@ def test_trains_a_vocabulary_on_the_training_documents(prepared, corpus):
     texts = list(read_documents(find_sources([str(corpus)])))
     train = [text for text in texts if document_hash(text) >= store.manifest["heldout_bound"]]
     assert 2 <= len(texts) - len(train) < len(texts) - 2
-    assert store.wordpiece == train_wordpiece(train, vocab_size=2000)
-    assert store.wordpiece != train_wordpiece(texts, vocab_size=2000)
+    assert store.tokenizer == train_wordpiece(train, vocab_size=2000)
+    assert store.tokenizer != train_wordpiece(texts, vocab_size=2000)
 
 
 def test_second_run_reuses_the_store(prepared, corpus, capsys):
@@ -88,7 +88,7 @@ def test_case_and_accents_apart(tmp_path, capsys):
     ):
         output = tmp_path / "-".join(["store", *flags])
         run(text, "--output", output, "--vocab-size", 100, "--workers", 1, *flags)
-        wordpiece = open_store(output).wordpiece
+        wordpiece = open_store(output).tokenizer
         assert [wordpiece.vocab[ids[0]] for ids in wordpiece.encode(["Élan", "elan"])] == there
         assert summary in capsys.readouterr().out
 
@@ -98,7 +98,7 @@ def test_takes_the_vocabulary_of_another_store(prepared, tmp_path, capsys):
     text.write_text("One text of Congress.\n\nAnother text. It has two sentences.\n")
     run(text, "--output", tmp_path / "store", "--vocab", prepared, "--workers", 1)
     store = open_store(tmp_path / "store")
-    assert store.wordpiece == open_store(prepared).wordpiece
+    assert store.tokenizer == open_store(prepared).tokenizer
     assert len(store.train.documents) == len(store.heldout.documents) == 2
     assert "next-sentence pairs need two" in capsys.readouterr().out
 
@@ -178,7 +178,7 @@ def test_one_document_is_trained_on_without_its_end(capsys, tmp_path):
     assert "--config.data.pairs=none" in output
     assert len(store.train.sentences) - 1 == 95
     assert len(store.heldout.sentences) - 1 == 5
-    assert "nine" not in store.wordpiece.vocab
+    assert "nine" not in store.tokenizer.vocab
     rows, options = np.arange(4), {"batch_size": 4, "max_seq_length": 16}
     sampling = Sampling(pairs="none", **options)
     assert store.training_batches(sampling, seed=0, host_rows=rows).batch(0)["input_ids"].any()

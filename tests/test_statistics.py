@@ -26,7 +26,7 @@ def store(sotu_store) -> TokenStore:
 def make_config(store: TokenStore, **data) -> PretrainConfig:
     """Google's recipe, 256 packed rows of 128 tokens, with changes of `config.data`."""
     fields = {"store": store.path, "packing": True} | data
-    size = {"model.vocab_size": len(store.wordpiece.vocab)}
+    size = {"model.vocab_size": len(store.tokenizer.vocab)}
     return configured(**size, **{f"data.{name}": value for name, value in fields.items()})
 
 
@@ -55,7 +55,7 @@ def mask(store: TokenStore, strategy: str, packing: bool) -> Masked:
         max_predictions_per_seq=MAX_PREDICTIONS[strategy],
         packing=packing,
     )
-    masking = config.bound_masking(store.wordpiece)
+    masking = config.bound_masking(store.tokenizer)
     batches = training_batches(config, store)
     mask_batch = jax.jit(lambda batch: mask_tokens(batch, masking, jax.random.key(config.seed)))
     parts = [batches.batch(step) for step in range(32)]
@@ -86,7 +86,7 @@ def examples(masked: Masked) -> dict[int, tuple[int, np.ndarray]]:
 
 def test_no_word_is_unknown(store):
     for split in (store.train, store.heldout):
-        assert split.token_counts[store.wordpiece.unk_id] == 0
+        assert split.token_counts[store.tokenizer.unk_id] == 0
 
 
 class Epoch(NamedTuple):
@@ -163,7 +163,7 @@ def test_15_percent_of_each_example_are_predicted(masked):
 def test_80_percent_are_hidden_10_replaced_10_kept(store, masked):
     seen = masked.after["input_ids"][masked.predicted]
     label = masked.before["input_ids"][masked.predicted]
-    hidden = seen == store.wordpiece.mask_id
+    hidden = seen == store.tokenizer.mask_id
     assert hidden.mean() == pytest.approx(0.8, abs=0.005)
     assert (seen == label).mean() == pytest.approx(0.1, abs=0.005)
     assert (~hidden & (seen != label)).mean() == pytest.approx(0.1, abs=0.005)
@@ -175,18 +175,18 @@ def test_80_percent_are_hidden_10_replaced_10_kept(store, masked):
 def test_no_special_token_is_predicted_or_drawn(store, masked):
     seen = masked.after["input_ids"][masked.predicted]
     label = masked.before["input_ids"][masked.predicted]
-    special = store.wordpiece.special_ids
+    special = store.tokenizer.special_ids
     assert not np.isin(label, special).any()
-    drawn = seen[(seen != label) & (seen != store.wordpiece.mask_id)]
+    drawn = seen[(seen != label) & (seen != store.tokenizer.mask_id)]
     assert not np.isin(drawn, special).any()
-    assert len(np.unique(drawn)) == len(store.wordpiece.vocab) - len(special)
+    assert len(np.unique(drawn)) == len(store.tokenizer.vocab) - len(special)
 
 
 def test_words_are_predicted_whole(store, masked):
-    tokens = np.array(store.wordpiece.vocab)[masked.before["input_ids"]]
+    tokens = np.array(store.tokenizer.vocab)[masked.before["input_ids"]]
     continues = np.char.startswith(tokens[:, 1:], "##")
     # A segment that was cut at its front can begin with the rest of a word.
-    continues &= ~np.isin(masked.before["input_ids"][:, :-1], store.wordpiece.special_ids)
+    continues &= ~np.isin(masked.before["input_ids"][:, :-1], store.tokenizer.special_ids)
     together = masked.predicted[:, 1:] == masked.predicted[:, :-1]
     split = (~together & continues).sum() / continues.sum()
     if masked.strategy == "token":

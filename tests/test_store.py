@@ -73,7 +73,7 @@ def test_holds_every_sentence_in_order(store, documents, wordpiece):
         assert (split.tokens.dtype, split.sentences.dtype) == (np.uint16, np.int64)
     assert store.manifest["empty_documents"] == 2
     assert store.manifest["a"] == 1
-    assert store.wordpiece == wordpiece
+    assert store.tokenizer == wordpiece
 
 
 def test_same_bytes_for_any_number_of_workers(tmp_path, documents, wordpiece):

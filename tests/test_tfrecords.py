@@ -91,7 +91,7 @@ def write(path: Path, records: list[bytes]) -> Path:
 def masked(sotu_store):
     """20 training batches of 16 rows and 5 held-out ones from the token store, masked."""
     config, store = configured(sotu_store), open_store(sotu_store)
-    masking, rows = config.bound_masking(store.wordpiece), np.arange(config.data.batch_size)
+    masking, rows = config.bound_masking(store.tokenizer), np.arange(config.data.batch_size)
     prepare = jax.jit(PreTraining(None, masking, seed=0).prepare)
     stream = store.training_batches(config.data, seed=config.seed, host_rows=rows)
     heldout = store.heldout_batches(config.data, num_batches=5, host_rows=rows)

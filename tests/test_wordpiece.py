@@ -17,7 +17,7 @@ from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece, load_wordpiece, train_wordpiece
 from bert_jax.errors import UserError
-from bert_jax.interop.tokenizer import read_wordpiece, write_wordpiece
+from bert_jax.interop.tokenizer import read_tokenizer, write_tokenizer
 
 CHINESE = (
     "话说天下大势，分久必合，合久必分。周末七国分争，并入于秦。及秦灭之后，楚、汉分争，又并入于汉。"
@@ -195,8 +195,8 @@ def test_of_equal_tokens_the_last_is_used(tmp_path, caplog):
     theirs = transformers.BertTokenizerFast.from_pretrained(tmp_path)
     assert theirs("the cat sat", add_special_tokens=False)["input_ids"] == [5, 8, 7]
     (tmp_path / "model").mkdir()
-    write_wordpiece(epath.Path(tmp_path / "model"), wordpiece, 512)
-    assert read_wordpiece(epath.Path(tmp_path / "model")) == wordpiece
+    write_tokenizer(epath.Path(tmp_path / "model"), wordpiece, 512)
+    assert read_tokenizer(epath.Path(tmp_path / "model")) == wordpiece
 
 
 def test_line_separators_are_tokens_of_a_vocabulary(tmp_path):

@@ -14,7 +14,7 @@ from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.recipes import with_overrides
 from bert_jax.config.saved import is_finetuning, read_finetune_config, read_pretrain_config
 from bert_jax.data.stores import open_store
-from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluation.heldout import HeldOut
 from bert_jax.evaluation.predictions import Predicted, check_path, write
@@ -99,7 +99,7 @@ def _evaluate_pretraining(
     with hosts.agreement():
         config = read_pretrain_config(workdir / "config.json")
         store = open_store(store_path or config.data.store)
-        if store.wordpiece.vocab_hash != load_wordpiece(workdir).vocab_hash:
+        if store.tokenizer.vocab_hash != load_tokenizer(workdir).vocab_hash:
             raise UserError(
                 f"{store.path} has another vocabulary than {workdir}: "
                 f"prepare it with `bert-jax prepare --vocab={workdir}`"
@@ -135,7 +135,7 @@ def _evaluate_task(
         labelled = predictions_path is None
         examples = task.read(source, labelled=labelled)
         limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
-        features = task.features(examples, model.wordpiece, limit)
+        features = task.features(examples, model.tokenizer, limit)
         check_token_types(features, model.architecture.type_vocab_size)
         baseline = _baseline(task, examples) if labelled else {}
     mesh = make_mesh()
@@ -152,7 +152,7 @@ def _evaluate_task(
         structure,
         model.numerics,
         mesh,
-        pad_id=model.wordpiece.pad_id,
+        pad_id=model.tokenizer.pad_id,
         batch_size=4 * (config.batch_size if config else FinetuneConfig.batch_size),
     )
     found = score(rules.put_params(model.params, mesh, structure.axes))

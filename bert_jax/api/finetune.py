@@ -18,7 +18,7 @@ from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.overrides import differences
 from bert_jax.config.saved import read_finetune_config, read_model_config
 from bert_jax.data.batches import prefetch
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluation.task_scores import Examples, TaskScores
 from bert_jax.fields import Plain, resumable, to_plain
@@ -125,7 +125,7 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
         examples = task.read(name, labelled=labelled)
         if split == "train":
             task = task.with_labels_of(examples)
-        features = task.features(examples, source.wordpiece, task.max_seq_length)
+        features = task.features(examples, source.tokenizer, task.max_seq_length)
         check_token_types(features, source.architecture.type_vocab_size)
         data[split] = Examples(examples, features, labelled)
     if len(data["train"].features) < config.batch_size:
@@ -181,7 +181,7 @@ class Setup(NamedTuple):
             parts=task.head.parts,
             outputs=task.num_labels,
         )
-        batches = training_batches(config, source.wordpiece, task, data["train"].features, mesh)
+        batches = training_batches(config, source.tokenizer, task, data["train"].features, mesh)
         steps = math.ceil(config.epochs * batches.steps_per_epoch)
         optimizer = config.optimizer
         warmup_steps = optimizer.warmup_steps or round(config.warmup_share * steps)
@@ -200,7 +200,7 @@ class Setup(NamedTuple):
                 model,
                 config.numerics,
                 mesh,
-                pad_id=source.wordpiece.pad_id,
+                pad_id=source.tokenizer.pad_id,
                 batch_size=4 * config.batch_size,
             )
             for split, examples in data.items()
@@ -242,10 +242,10 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
         if hosts.is_primary():
             described = description | {"task": settings(to_plain(task))}
             for directory in (workdir, workdir / "best"):
-                claim_workdir(directory, described, identity, setup.source.wordpiece)
+                claim_workdir(directory, described, identity, setup.source.tokenizer)
 
     features = data["train"].features
-    batches = training_batches(config, setup.source.wordpiece, task, features, setup.mesh)
+    batches = training_batches(config, setup.source.tokenizer, task, features, setup.mesh)
     baseline = task.baseline(data["train"].examples, data["dev"].examples)
     with (
         # Two of both, to go back once: the best before the last evaluation is then still there.
@@ -280,14 +280,14 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
 
 
 def training_batches(
-    config: FinetuneConfig, wordpiece: WordPiece, task: AnyTask, features: Features, mesh: Mesh
+    config: FinetuneConfig, tokenizer: Tokenizer, task: AnyTask, features: Features, mesh: Mesh
 ) -> ExampleBatches:
     """This host's rows of every training batch."""
     sharding = rules.batch_sharding(mesh)
     return ExampleBatches(
         features,
         task.head,
-        pad_id=wordpiece.pad_id,
+        pad_id=tokenizer.pad_id,
         batch_size=config.batch_size,
         seed=config.seed,
         packing=config.packing,

@@ -31,7 +31,7 @@ from bert_jax.data.store import (
 from bert_jax.data.wordpiece import train_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain
-from bert_jax.interop.tokenizer import read_wordpiece
+from bert_jax.interop.tokenizer import read_tokenizer
 
 
 def prepare(
@@ -96,13 +96,13 @@ def prepare(
         unwrap=unwrap,
         data_dir=data_dir,
     )
-    wordpiece = None
+    tokenizer = None
     vocabulary: Plain
     if vocab is not None:
-        wordpiece = read_wordpiece(
+        tokenizer = read_tokenizer(
             epath.Path(vocab), lowercase=lowercase, strip_accents=strip_accents
         )
-        vocabulary = {"vocab": wordpiece.vocab_hash}
+        vocabulary = {"vocab": tokenizer.vocab_hash}
     else:
         vocabulary = {
             "vocab_size": vocab_size,
@@ -130,9 +130,9 @@ def prepare(
     check_unused(output)  # before the vocabulary is trained, which can take long
     bound = heldout_bound(read_documents(found, refuse=refuse), heldout)
     tail = heldout if is_single_document(read_documents(found, refuse=refuse)) else 0.0
-    if wordpiece is None:
+    if tokenizer is None:
         documents = _with_progress(found, "vocabulary", refuse)
-        wordpiece = train_wordpiece(
+        tokenizer = train_wordpiece(
             (_without_tail(text, tail) for text in documents if document_hash(text) >= bound),
             vocab_size=vocab_size,
             lowercase=lowercase is not False,
@@ -142,7 +142,7 @@ def prepare(
     return write_store(
         output,
         _with_progress(found, "tokens", refuse),
-        wordpiece,
+        tokenizer,
         heldout_bound=bound,
         workers=workers,
         provenance=provenance,

@@ -78,7 +78,7 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
     initial: dict[str, Any] = {}
     if config.init_from and done is None:
         with hosts.agreement():
-            initial, lines = initial_params(config, store.wordpiece, model_parts)
+            initial, lines = initial_params(config, store.tokenizer, model_parts)
         for line in lines:
             hosts.print_once(line)
     stages = [stage for stage in config.stages() if stage.last_step > (done or 0)]
@@ -100,7 +100,7 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
         hosts.print_once(f"resuming at step {done}")
     with hosts.agreement():
         if hosts.is_primary():
-            claim_workdir(workdir, config.to_dict(), identity(store), store.wordpiece)
+            claim_workdir(workdir, config.to_dict(), identity(store), store.tokenizer)
     with Checkpoints(workdir, keep=config.keep_checkpoints, last=done or 0) as checkpoints:
         trainer = Trainer(state, checkpoints, progress)
         budget = Budget(config.steps, config.budget_hours, progress)
@@ -321,7 +321,7 @@ def configured_store(config: PretrainConfig) -> Store:
             "config.data.store is empty: name the directory that `bert-jax prepare` wrote"
         )
     store = open_store(config.data.store)
-    size = len(store.wordpiece.vocab)
+    size = len(store.tokenizer.vocab)
     if config.model.vocab_size != size:
         raise UserError(
             f"config.model.vocab_size={config.model.vocab_size}, but {store.path} has a vocabulary "

@@ -16,7 +16,7 @@ from bert_jax.terminal import say
 if TYPE_CHECKING:
     from bert_jax.data.split import Split
     from bert_jax.data.store import TokenStore
-    from bert_jax.data.wordpiece import WordPiece
+    from bert_jax.data.tokenizer import Tokenizer
 
 _DESCRIPTION = """\
 Tokenise a corpus once, into a folder that `bert-jax pretrain` reads.
@@ -182,17 +182,14 @@ def _verify(path: epath.Path) -> None:
 def _print_summary(store: "TokenStore") -> None:
     from bert_jax.data.store import EPOCH_LENGTH
 
-    casing = "uncased" if store.wordpiece.lowercase else "cased"
-    if store.wordpiece.strip_accents not in (None, store.wordpiece.lowercase):
-        casing += f", accents {'stripped' if store.wordpiece.strip_accents else 'kept'}"
-    say(f"vocabulary: {len(store.wordpiece.vocab):,} tokens, {casing}")
+    say(f"vocabulary: {store.tokenizer.description}")
     say("")
     columns = "{:8}{:>10}{:>12}{:>15}{:>9}{:>12}{:>13}"
     titles = ("documents", "sentences", "tokens", "unknown", "of the text", "tokens/word")
     say(columns.format("", *titles))
     for split in (store.train, store.heldout):
         counts = store.manifest["splits"][split.name]
-        say(columns.format(split.name, *_row(split, counts, store.wordpiece)))
+        say(columns.format(split.name, *_row(split, counts, store.tokenizer)))
     if empty := store.manifest["empty_documents"]:
         say(f"{empty:,} documents without text were left out.")
     if skipped := store.manifest.get("skipped_records"):
@@ -248,15 +245,15 @@ def _warnings(store: "TokenStore") -> Iterator[str]:
         yield problem
 
 
-def _row(split: "Split", counts: Mapping[str, int], wordpiece: "WordPiece") -> list[str]:
+def _row(split: "Split", counts: Mapping[str, int], tokenizer: "Tokenizer") -> list[str]:
     tokens, characters = len(split.tokens), counts.get("characters") or 0
     unknown = counts.get("unknown_characters") or 0
-    words = split.token_counts[~wordpiece.is_continuation].sum()
+    words = split.token_counts[~tokenizer.is_continuation].sum()
     return [
         f"{len(split.documents) - 1:,}",
         f"{len(split.sentences) - 1:,}",
         f"{tokens:,}",
-        f"{split.token_counts[wordpiece.unk_id] / max(1, tokens):.3%}",
+        f"{split.token_counts[tokenizer.unk_id] / max(1, tokens):.3%}",
         f"{unknown / characters:.3%}" if characters else "",
         f"{tokens / max(1, words):.2f}",
     ]

@@ -124,7 +124,7 @@ class PretrainConfig(PretrainingRun):
 
 
 class Vocabulary(Protocol):
-    """The attributes of a `bert_jax.data.wordpiece.WordPiece` that masking needs."""
+    """The attributes of a `bert_jax.data.tokenizer.Tokenizer` that masking needs."""
 
     @property
     def vocab(self) -> Sequence[str]: ...

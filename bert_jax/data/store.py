@@ -42,7 +42,8 @@ from tqdm import tqdm
 from bert_jax.data.line_breaks import LineBreaks
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.split import BLOCK_BYTES, Split, TokenBlocks
-from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece, load_wordpiece
+from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, VOCAB_FILE, Tokenizer
+from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.json_values import typed
 from bert_jax.storage import UNFINISHED, is_remote, read_json, write_json
@@ -178,7 +179,7 @@ class TokenStore:
 
     path: epath.Path
     manifest: Mapping[str, Any]
-    wordpiece: WordPiece
+    tokenizer: Tokenizer
     train: Split
     heldout: Split
     fingerprint: str
@@ -196,7 +197,7 @@ class TokenStore:
     def check(self, sampling: "Sampling", max_predictions_per_seq: int, path: str) -> None:
         """Accepts any sampling; raises UserError if a split has nothing to mask."""
         for split in (self.train, self.heldout):
-            special = split.token_counts[self.wordpiece.special_ids].sum()
+            special = split.token_counts[self.tokenizer.special_ids].sum()
             if len(split.tokens) and special == len(split.tokens):
                 raise UserError(f"{self.path}: {split.name} split: {_ALL_UNKNOWN}")
 
@@ -206,7 +207,7 @@ class TokenStore:
         """Pairs, short sequences and rows are drawn anew in every epoch."""
         from bert_jax.data.batches import Batches  # imports Numba, which `prepare` does not need
 
-        return Batches(self.train, sampling, self.wordpiece, seed=seed, host_rows=host_rows)
+        return Batches(self.train, sampling, self.tokenizer, seed=seed, host_rows=host_rows)
 
     def heldout_batches(
         self, sampling: "Sampling", *, num_batches: int, host_rows: np.ndarray
@@ -216,7 +217,7 @@ class TokenStore:
         stream = Batches(
             self.heldout,
             sampling,
-            self.wordpiece,
+            self.tokenizer,
             seed=HELDOUT_SEED,
             num_epochs=1,
             host_rows=host_rows,
@@ -243,7 +244,7 @@ def open_token_store(path: epath.PathLike) -> TokenStore:
     return TokenStore(
         path=path,
         manifest=manifest,
-        wordpiece=_load_vocabulary(path, local, stated),
+        tokenizer=_load_vocabulary(path, local, stated),
         **{split: _open_split(local, split, stated, remedy) for split in SPLITS},
         fingerprint=stated.identity,
     )
@@ -257,11 +258,13 @@ def damaged_files(path: epath.PathLike) -> Iterator[tuple[str, str]]:
     """
     path = epath.Path(path)
     _, stated = _read_manifest(path)
+    is_json = (path / TOKENIZER_FILE).exists() and not (path / VOCAB_FILE).exists()
+    vocabulary, problem = TOKENIZER_FILE if is_json else VOCAB_FILE, ""
     try:
         _load_vocabulary(path, path, stated)
-        yield VOCAB_FILE, ""
     except UserError as error:
-        yield VOCAB_FILE, str(error)
+        problem = str(error)
+    yield vocabulary, problem
     for name, file in stated.files.items():
         problem = _size_problem(path / name, file)
         if not problem:
@@ -330,7 +333,7 @@ def check_unused(path: epath.Path) -> None:
 
     In object storage it may also hold the remains of an interrupted copy.
     """
-    ours = (*SPLITS, VOCAB_FILE, CONFIG_FILE) if is_remote(path) else ()
+    ours = (*SPLITS, VOCAB_FILE, TOKENIZER_FILE, CONFIG_FILE) if is_remote(path) else ()
     if path.exists() and (not path.is_dir() or any(p.name not in ours for p in path.iterdir())):
         raise UserError(f"{path}: exists and is not empty; choose another folder or delete it")
 
@@ -338,7 +341,7 @@ def check_unused(path: epath.Path) -> None:
 def write_store(
     path: epath.PathLike,
     documents: Iterable[str],
-    wordpiece: WordPiece,
+    tokenizer: Tokenizer,
     *,
     heldout_bound: float,
     workers: int = 1,
@@ -355,7 +358,7 @@ def write_store(
     Args:
       path: a folder that does not exist yet, or is empty.
       documents: read once; a line break ends a sentence.
-      wordpiece: vocabulary.
+      tokenizer: vocabulary.
       heldout_bound: as from the function of that name.
       workers: processes that tokenise; 1 uses this process.
       provenance: further entries of the manifest: what the store was made from, and how.
@@ -375,7 +378,7 @@ def write_store(
             local = write_store(
                 pathlib.Path(directory) / "store",
                 documents,
-                wordpiece,
+                tokenizer,
                 heldout_bound=heldout_bound,
                 workers=workers,
                 provenance=provenance,
@@ -387,9 +390,9 @@ def write_store(
                 local.path.rename(_cache() / local.fingerprint)
         return open_token_store(path)
     path = pathlib.Path(path)
-    encoder = _Encoder(wordpiece, heldout_bound, heldout_tail)
+    encoder = _Encoder(tokenizer, heldout_bound, heldout_tail)
     with _unfinished(path) as directory:
-        wordpiece.save(directory)
+        tokenizer.save(directory)
         writers = {split: _SplitWriter(directory, split, encoder) for split in SPLITS}
         num_empty, line_breaks = 0, LineBreaks()
         for chunk in _encode(_chunks(documents), encoder, workers):
@@ -406,10 +409,10 @@ def write_store(
         manifest = {
             "format": FORMAT,
             "version": VERSION,
-            "fingerprint": _fingerprint(wordpiece.vocab_hash, checksums),
+            "fingerprint": _fingerprint(tokenizer.vocab_hash, checksums),
             "dtype": encoder.dtype.str,
-            "vocab_size": len(wordpiece.vocab),
-            "vocab_hash": wordpiece.vocab_hash,
+            "vocab_size": len(tokenizer.vocab),
+            "vocab_hash": tokenizer.vocab_hash,
             "splits": {split: writer.counts for split, writer in writers.items()},
             "empty_documents": num_empty,
             "skipped_records": num_skipped(),
@@ -475,11 +478,11 @@ def _size_problem(file: epath.Path, stated: _File) -> str:
     return f"{found}; the manifest says {stated.bytes:,}"
 
 
-def _load_vocabulary(path: epath.Path, local: epath.Path, stated: _Manifest) -> WordPiece:
-    wordpiece = load_wordpiece(local)
-    if wordpiece.vocab_hash != stated.vocab_hash:
+def _load_vocabulary(path: epath.Path, local: epath.Path, stated: _Manifest) -> Tokenizer:
+    tokenizer = load_tokenizer(local)
+    if tokenizer.vocab_hash != stated.vocab_hash:
         raise UserError(f"{path}: the vocabulary is not the one that the tokens were made with")
-    return wordpiece
+    return tokenizer
 
 
 def _epoch_usage(train: pathlib.Path) -> dict[str, float] | None:
@@ -527,7 +530,8 @@ def _copy(source: epath.Path, target: epath.Path, stated: _Manifest) -> None:
     files = stated.files
     total = sum(file.bytes for file in files.values())
     with tqdm(total=total, unit="B", unit_scale=True, desc=f"copying {source}") as bar:
-        for name in (VOCAB_FILE, CONFIG_FILE, *files, _MANIFEST):
+        vocabulary = VOCAB_FILE if (source / VOCAB_FILE).exists() else TOKENIZER_FILE
+        for name in (vocabulary, CONFIG_FILE, *files, _MANIFEST):
             digest = hashlib.sha256()
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with (source / name).open("rb") as reader, (target / name).open("wb") as writer:
@@ -612,13 +616,13 @@ def tail_start(num_sentences: int, share: float) -> int:
 
 @dataclass(frozen=True)
 class _Encoder:
-    wordpiece: WordPiece
+    tokenizer: Tokenizer
     heldout_bound: float
     heldout_tail: float = 0.0
 
     @property
     def dtype(self) -> np.dtype:
-        return _dtype(len(self.wordpiece.vocab))
+        return _dtype(len(self.tokenizer.vocab))
 
     def __call__(self, texts: list[str]) -> _EncodedChunk:
         splits = {split: _EncodedSplit(self.dtype) for split in SPLITS}
@@ -642,11 +646,11 @@ class _Encoder:
 
     def _encode(self, split: _EncodedSplit, sentences: list[str]) -> bool:
         """Appends a document; False if it has no tokens."""
-        encoded = self.wordpiece.encode(sentences)
+        encoded = self.tokenizer.encode(sentences)
         for sentence, ids in zip(sentences, encoded):
             split.characters["characters"] += len(sentence) - sentence.count(" ")
-            if self.wordpiece.unk_id in ids:
-                words = self.wordpiece.unknown_words(sentence)
+            if self.tokenizer.unk_id in ids:
+                words = self.tokenizer.unknown_words(sentence)
                 split.characters["unknown_characters"] += sum(words)
                 split.characters["long_word_characters"] += sum(n for n in words if n > _MAX_WORD)
         found = [ids for ids in encoded if ids]
@@ -723,8 +727,8 @@ class _SplitWriter:
         self._directory, self._split = directory, split
         self._files: dict[str, _HashedFile] = {}
         self.counts = dict.fromkeys((each.name for each in fields(_Counts)), 0)
-        self._special_ids = encoder.wordpiece.special_ids
-        self._token_counts = np.zeros(len(encoder.wordpiece.vocab), _OFFSET)
+        self._special_ids = encoder.tokenizer.special_ids
+        self._token_counts = np.zeros(len(encoder.tokenizer.vocab), _OFFSET)
         for name in ("tokens", "sentences", "documents"):
             self._files[name] = _HashedFile(directory / split / f"{name}.bin", name == "tokens")
         for name in ("sentences", "documents"):

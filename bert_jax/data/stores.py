@@ -10,7 +10,7 @@ from bert_jax.data.batches import Batch, BatchStream
 from bert_jax.data.sampling import Sampling
 from bert_jax.data.store import damaged_files, open_token_store
 from bert_jax.data.tfrecords import damaged_record_files, is_premasked, open_premasked
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 
 
 class Store(Protocol):
@@ -21,7 +21,7 @@ class Store(Protocol):
         """Its directory."""
 
     @property
-    def wordpiece(self) -> WordPiece:
+    def tokenizer(self) -> Tokenizer:
         """Its vocabulary."""
 
     @property

@@ -33,7 +33,8 @@ from bert_jax.data.batches import (
     one_epoch,
 )
 from bert_jax.data.sampling import Sampling
-from bert_jax.data.wordpiece import CONFIG_FILE, WordPiece, load_wordpiece
+from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
+from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.storage import is_remote
 
@@ -93,20 +94,20 @@ class PremaskedSplit:
       max_predictions_per_seq: prediction slots of every example.
     """
 
-    def __init__(self, name: str, records: "_Records", numbers: np.ndarray, wordpiece: WordPiece):
+    def __init__(self, name: str, records: "_Records", numbers: np.ndarray, tokenizer: Tokenizer):
         """Parses the first example; the others must have the same lengths.
 
         Args:
           name: name of the split.
           records: records of all splits.
           numbers: numbers of the records in this split; at least one.
-          wordpiece: vocabulary of the ids.
+          tokenizer: vocabulary of the ids.
 
         Raises:
           UserError: the first record is damaged or not such an example.
         """
         self.name = name
-        self._records, self._numbers, self._wordpiece = records, numbers, wordpiece
+        self._records, self._numbers, self._wordpiece = records, numbers, tokenizer
         first = records.features(int(numbers[0]))
         self.max_seq_length = len(first["input_ids"])
         self.max_predictions_per_seq = len(first["masked_lm_positions"])
@@ -195,14 +196,14 @@ class PremaskedStore:
 
     Attributes:
       path: the folder.
-      wordpiece: the vocabulary in the folder.
+      tokenizer: the vocabulary in the folder.
       train, heldout: the two splits.
       fingerprint: identifies the vocabulary, the records, their order and their splits.
       summary: a description, printed when a run starts.
     """
 
     path: pathlib.Path
-    wordpiece: WordPiece
+    tokenizer: Tokenizer
     train: PremaskedSplit
     heldout: PremaskedSplit
     fingerprint: str
@@ -274,7 +275,7 @@ def open_premasked(path: epath.PathLike) -> PremaskedStore:
     if is_remote(path):
         raise UserError(f"{path}: TFRecords are read in place: copy the folder to a local disk")
     path = pathlib.Path(path)
-    wordpiece = _load_vocabulary(path)
+    tokenizer = _load_vocabulary(path)
     records = _Records(_record_files(path))
     heldout_files = [bool(HELDOUT_FILE.match(file.name)) for file in records.files]
     if any(heldout_files):
@@ -293,13 +294,13 @@ def open_premasked(path: epath.PathLike) -> PremaskedStore:
             "dupe_factor above 1, both splits share documents and held-out scores are too high: "
             "put held-out documents into files named heldout*"
         )
-    fingerprint = hashlib.sha256(wordpiece.vocab_hash.encode())
+    fingerprint = hashlib.sha256(tokenizer.vocab_hash.encode())
     fingerprint.update(records.checksums.data)
     fingerprint.update(is_heldout.data)
     return PremaskedStore(
         path,
-        wordpiece,
-        **{name: PremaskedSplit(name, records, numbers[name], wordpiece) for name in numbers},
+        tokenizer,
+        **{name: PremaskedSplit(name, records, numbers[name], tokenizer) for name in numbers},
         fingerprint=fingerprint.hexdigest(),
         summary=summary,
     )
@@ -312,13 +313,13 @@ def damaged_record_files(path: epath.PathLike) -> Iterator[tuple[str, str]]:
       UserError: as `open_premasked`, but for the records of its files.
     """
     path = pathlib.Path(path)
-    wordpiece = _load_vocabulary(path)
+    tokenizer = _load_vocabulary(path)
     for file in _record_files(path):
         problem = ""
         try:
             records = _Records([file])
             if num_records := len(records.checksums):
-                split = PremaskedSplit(file.name, records, np.arange(num_records), wordpiece)
+                split = PremaskedSplit(file.name, records, np.arange(num_records), tokenizer)
                 for first in range(0, num_records, _VERIFIED_AT_ONCE):
                     split.read(range(first, min(num_records, first + _VERIFIED_AT_ONCE)))
         except UserError as error:
@@ -330,13 +331,13 @@ def _record_files(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(f for f in path.iterdir() if RECORD_FILE.fullmatch(f.name) and f.is_file())
 
 
-def _load_vocabulary(path: pathlib.Path) -> WordPiece:
-    if not (path / CONFIG_FILE).exists():
+def _load_vocabulary(path: pathlib.Path) -> Tokenizer:
+    if not any((path / name).exists() for name in (CONFIG_FILE, TOKENIZER_FILE)):
         raise UserError(
             f"{path / CONFIG_FILE}: missing; "
             'write {"do_lower_case": true} into it if the records are uncased, false if cased'
         )
-    return load_wordpiece(path)
+    return load_tokenizer(epath.Path(path))
 
 
 class _Records:

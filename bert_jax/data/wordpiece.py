@@ -6,7 +6,6 @@ Hugging Face's format: `BertTokenizerFast.from_pretrained` reads what is saved h
 """
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
@@ -22,7 +21,6 @@ import numpy as np
 import tokenizers
 from etils import epath
 from tokenizers import (
-    Tokenizer,
     decoders,
     models,
     normalizers,
@@ -32,11 +30,12 @@ from tokenizers import (
 )
 
 from bert_jax.data.added_tokens import AddedToken, read_added_tokens, with_added_tokens
+from bert_jax.data.tokenizer import CONFIG_FILE, VOCAB_FILE, Encoded, Tokenizer, Word
+from bert_jax.data.words import trimmed
 from bert_jax.errors import UserError
-from bert_jax.storage import read_json, write_text
+from bert_jax.storage import read_json
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-VOCAB_FILE, CONFIG_FILE = "vocab.txt", "tokenizer_config.json"
 _LOG = logging.getLogger(__name__)
 _MAX_CACHED_CHARACTERS = 1000
 # Unicode's spaces and tabs, not its line separators: bert-base-chinese has those as tokens.
@@ -46,7 +45,7 @@ _ACCENT = re.compile("(?!COMBINING KATAKANA)COMBINING|ARABIC|HEBREW|SYRIAC|VARIA
 
 
 @dataclass(frozen=True)
-class WordPiece:
+class WordPiece(Tokenizer):
     """A vocabulary and how text is normalised before it is looked up.
 
     Attributes:
@@ -79,10 +78,10 @@ class WordPiece:
         return {token: id_ for id_, token in enumerate(self.vocab)}
 
     @cached_property
-    def _tokenizer(self) -> Tokenizer:
+    def _tokenizer(self) -> tokenizers.Tokenizer:
         words = len(self.vocab) - self.appended
         ids = {token: id_ for token, id_ in self._ids.items() if id_ < words}
-        tokenizer = Tokenizer(models.WordPiece(ids, unk_token=UNK))
+        tokenizer = tokenizers.Tokenizer(models.WordPiece(ids, unk_token=UNK))
         tokenizer.normalizer = normalizers.BertNormalizer(
             handle_chinese_chars=self.tokenize_chinese_chars,
             strip_accents=self.strip_accents,
@@ -133,24 +132,35 @@ class WordPiece:
 
     @cached_property
     def special_ids(self) -> np.ndarray:
-        """int32, ascending: special tokens, added ones too, and BERT's [unused...] ones."""
         special = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK|unused\d+)\]")
         added = {token.content for token in self.added_tokens if token.special}
         ids = [i for i, t in enumerate(self.vocab) if special.fullmatch(t) or t in added]
         return np.array(ids, np.int32)
 
+    @property
+    def description(self) -> str:
+        casing = "uncased" if self.lowercase else "cased"
+        if self.strip_accents not in (None, self.lowercase):
+            casing += f", accents {'stripped' if self.strip_accents else 'kept'}"
+        return f"{len(self.vocab):,} tokens, {casing}"
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        return {VOCAB_FILE: self._vocab_text, CONFIG_FILE: self._config_text}
+
+    @property
+    def pieces_tell_words(self) -> bool:
+        return True
+
     @cached_property
     def is_continuation(self) -> np.ndarray:
-        """bool [vocab_size]: whether the token continues a word ('##ing')."""
         return np.array([token.startswith("##") for token in self.vocab])
 
-    @cached_property
-    def vocab_hash(self) -> str:
-        """sha256 of the two files that `save` writes."""
-        return hashlib.sha256((self._vocab_text + self._config_text).encode()).hexdigest()
+    @property
+    def pieces(self) -> tuple[str, ...]:
+        return self.vocab
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text. No special token is added, and '[MASK]' in a text is plain text."""
         if self.added_tokens:  # they may be anywhere, also across the cuts below
             encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
             return [encoding.ids for encoding in encoded]
@@ -158,38 +168,31 @@ class WordPiece:
         return [list(itertools.chain.from_iterable(map(ids_of, cut(text)))) for text in texts]
 
     def unknown_words(self, text: str) -> list[int]:
-        """Length in characters of each word of `text` that becomes [UNK]."""
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         spans = zip(encoding.ids, encoding.offsets)
         return [end - start for id_, (start, end) in spans if id_ == self.unk_id]
 
     def encode_marked(self, text: str) -> list[int]:
-        """Ids of a text in which '[MASK]', '[SEP]' and the like are the special tokens."""
         ids: list[int] = self._marked.encode(text, add_special_tokens=False).ids
         return ids
 
     @cached_property
-    def _marked(self) -> Tokenizer:
+    def _marked(self) -> tokenizers.Tokenizer:
         return self.to_tokenizer()
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], np.ndarray]:
-        """Ids of a text, the same as from `encode`, and their positions in it.
-
-        Returns:
-          The ids, and int32 [n, 2] start and end: a token is `text[start:end]`, including marks
-          after it that normalisation drops. Tokens of one character (Hangul) share its position.
-        """
+    def encode_with_offsets(self, text: str) -> Encoded:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        offsets = []
-        for (start, end), (limit, _) in itertools.pairwise([*encoding.offsets, (len(text),) * 2]):
-            while end < limit and unicodedata.category(text[end]) == "Mn":
-                end += 1
-            offsets.append((start, end))
-        return encoding.ids, np.array(offsets, np.int32).reshape(-1, 2)
+        return Encoded(encoding.ids, trimmed(text, encoding.offsets))
 
-    def to_tokenizer(self) -> Tokenizer:
+    def encode_sentences(self, sentences: Sequence[str]) -> list[Encoded]:
+        return [*map(self.encode_with_offsets, sentences)]
+
+    def encode_words(self, words: Sequence[str]) -> list[Word]:
+        return [Word(ids, 0) for ids in self.encode(words)]
+
+    def to_tokenizer(self) -> tokenizers.Tokenizer:
         """For Hugging Face `tokenizers`; adds [CLS] and [SEP], and '[MASK]' is a special token."""
-        tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        tokenizer = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
         tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"{CLS}:0 $A:0 {SEP}:0",
@@ -199,14 +202,8 @@ class WordPiece:
         return tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Readable text, without the case, accents and spacing that `encode` dropped."""
         used = [self._ids[self.vocab[i]] for i in ids]  # of equal tokens the library has one
         return self._tokenizer.decode(used, skip_special_tokens=False)
-
-    def save(self, directory: epath.PathLike) -> None:
-        """Writes vocab.txt and tokenizer_config.json into `directory`."""
-        write_text(epath.Path(directory) / VOCAB_FILE, self._vocab_text)
-        write_text(epath.Path(directory) / CONFIG_FILE, self._config_text)
 
     @property
     def _vocab_text(self) -> str:
@@ -232,7 +229,7 @@ class _Memo(dict[str, list[int]]):
     """Cached ids of pieces of text: words repeat, so this is three times as fast as the tokenizer
     on whole sentences, with the same result."""
 
-    def __init__(self, tokenizer: Tokenizer):
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
         self.tokenizer = tokenizer
 
     def __missing__(self, text: str) -> list[int]:
@@ -262,7 +259,7 @@ def load_wordpiece(
     Blanks around a token and a byte order mark are dropped. Of equal lines the last is used.
 
     Args:
-      path: as saved by `WordPiece.save` or Hugging Face, or any vocab.txt of BERT.
+      path: as saved by `Tokenizer.save` or Hugging Face, or any vocab.txt of BERT.
       lowercase: required if the tokenizer_config.json beside it does not say; otherwise it must
         agree.
       strip_accents: whether accents are dropped; must agree with tokenizer_config.json. None for
@@ -441,7 +438,7 @@ def _merge(words: Counter[str], alphabet: Sequence[str], vocab_size: int) -> tup
         limit_alphabet=0,
         show_progress=False,
     )
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token=UNK))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     characters = set(alphabet)
     known = {word: n for word, n in words.items() if characters.issuperset(word)}

@@ -26,7 +26,7 @@ def bound_objective(
     config: PretrainConfig, store: Store, model: Model, seed: int
 ) -> BoundObjective:
     """The objective of a run or stage, bound to a model and the vocabulary of a store."""
-    masking = None if store.is_masked else config.bound_masking(store.wordpiece)
+    masking = None if store.is_masked else config.bound_masking(store.tokenizer)
     return config.objective.bind(model.graphdef, masking, seed)
 
 

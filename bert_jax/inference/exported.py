@@ -22,7 +22,7 @@ from jax import export
 
 from bert_jax import __version__
 from bert_jax.config.saved import migrate, model_config
-from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import to_plain
 from bert_jax.inference import load_bert
@@ -61,12 +61,12 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Function]]:
         raise UserError(str(error)) from error
     except UserError as error:
         raise UserError(f"{path / load_bert.MANIFEST}: {error}") from error
-    wordpiece = load_wordpiece(path)
-    check_vocabulary(path / load_bert.MANIFEST, architecture, wordpiece)
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(path / load_bert.MANIFEST, architecture, tokenizer)
     head = typed(manifest, HeadFields, str(path / load_bert.MANIFEST))
     labels, task = tuple(manifest["labels"]), manifest.get("task")  # older ones have no task
     meaning = (head.problem_type, head.vectors)
-    model = Portable(architecture, numerics, wordpiece, params, labels, task, *meaning)
+    model = Portable(architecture, numerics, tokenizer, params, labels, task, *meaning)
     check_labels(path / load_bert.MANIFEST, model.labels, model.outputs)
     check_shapes(path, unpadded_shapes(_structure(model), architecture), params)
     return model, functions
@@ -118,7 +118,7 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
         if file.name.endswith(".py"):
             (vendor / file.name).write_bytes(file.read_bytes())
     (directory / "load_bert.py").write_text(inspect.getsource(load_bert), encoding="utf-8")
-    model.wordpiece.save(directory)
+    model.tokenizer.save(directory)
 
     # Scanned, since after loading it is compiled again for every shape.
     numerics = dataclasses.replace(model.numerics, attention="xla", scan_layers=True, remat="none")
@@ -154,7 +154,7 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
         "task": model.task,
         "problem_type": model.problem_type,
         "vectors": to_plain(model.vectors),
-        "pad_id": model.wordpiece.pad_id,
+        "pad_id": model.tokenizer.pad_id,
         # Each is called with the nested dict of parameters before these arguments.
         "functions": functions,
         "platforms": list(platforms),

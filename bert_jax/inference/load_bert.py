@@ -6,8 +6,8 @@
     states = bert.encoder(input_ids)                # [num_layers + 1, batch, length, hidden]
     logits = bert.masked_lm(states[-1, 0, [3, 7]])  # [2, vocab_size], if the model has that head
 
-Token ids are those of vocab.txt, which `tokenizers` and `transformers` read. A function is compiled
-once for every shape of its arguments: pad texts to a few lengths.
+Token ids are those of vocab.txt or tokenizer.json, which `tokenizers` and `transformers` read. A
+function is compiled once for every shape of its arguments: pad texts to a few lengths.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ if importlib.util.find_spec("flatbuffers") is None:  # jax.export reads its file
 # Version 1 has no checksum of the manifest, and none of the files in SINCE_2.
 FORMAT, VERSION, OLDEST = "bert_jax export", 2, 1
 MANIFEST, PARAMS = "export.json", "params.npz"
-SINCE_2 = {"vocab.txt", "tokenizer_config.json", "load_bert.py"}
+SINCE_2 = {"tokenizer_config.json", "load_bert.py"}
 FIELDS: dict[str, type] = {
     "version": int,
     "model": dict,
@@ -211,7 +211,10 @@ def _read_manifest(directory: Any) -> dict[str, Any]:
         if "\\" in name or {"", ".", ".."} & set(name.split("/")):
             raise ValueError(f"{file}: field files: {name!r} is not a file of {directory}")
     required = {PARAMS, *(f"{name}.stablehlo" for name in functions)}
-    if missing := (required | SINCE_2 if version >= 2 else required) - manifest["files"].keys():
+    if version >= 2:
+        vocabulary = "tokenizer.json" if "tokenizer.json" in manifest["files"] else "vocab.txt"
+        required |= {vocabulary, *SINCE_2}
+    if missing := required - manifest["files"].keys():
         raise ValueError(f"{file}: field files: no checksum of {', '.join(sorted(missing))}")
     return manifest
 

@@ -12,7 +12,6 @@ import numpy as np
 from etils import epath
 
 from bert_jax.data.packing import Batch, Example
-from bert_jax.data.wordpiece import MASK, SPECIAL_TOKENS
 from bert_jax.errors import UserError
 from bert_jax.inference import programs
 from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
@@ -103,7 +102,7 @@ class TrainedBert:
 
     Attributes:
       architecture: architecture of the model.
-      wordpiece: its vocabulary.
+      tokenizer: its vocabulary.
       labels: names of the classes of a classifier.
       functions: see `bert_jax.inference.functions.part_functions`.
       params: first argument of the functions.
@@ -117,11 +116,11 @@ class TrainedBert:
           functions: the model's functions, if they are already compiled; default: built from its
             architecture and numerics.
         """
-        self.architecture, self.wordpiece = model.architecture, model.wordpiece
+        self.architecture, self.tokenizer = model.architecture, model.tokenizer
         self.labels = model.labels
         self.functions = dict(_live_functions(model) if functions is None else functions)
         limit = model.architecture.max_position_embeddings
-        self._devices = Devices(model.wordpiece.pad_id, limit)
+        self._devices = Devices(model.tokenizer.pad_id, limit)
         self.params = self._devices.put_params(model.params)
         self._model = model._replace(params={})
 
@@ -251,7 +250,7 @@ class TrainedBert:
             the model has positions.
         """
         self.require(*MASKED_LM.parts)
-        vocab, mask_id = self.wordpiece.vocab, self.wordpiece.mask_id
+        vocab, mask_id = self.tokenizer.vocab, self.tokenizer.mask_id
         if not 1 <= top_k <= len(vocab):
             raise UserError(f"top_k={top_k}: must be from 1 to {len(vocab)}")
 
@@ -427,14 +426,14 @@ class TrainedBert:
     def _words(self, task: TaggingTask, item: Words) -> tuple[str, list[tuple[int, int]], Sentence]:
         """A text, the characters of its words, and the words as a task takes them."""
         if isinstance(item, str):
-            spans = task.split_words(self.wordpiece, item)
+            spans = task.split_words(self.tokenizer, item)
             words = [item[start:end] for start, end in spans]
             return item, spans, Sentence(words, None, excerpt(item))
         sentence = item if isinstance(item, Sentence) else Sentence(item, None, excerpt(item))
         return *join_words(sentence.words), sentence
 
     def _predictions(self, task: AnyTask, examples: Sequence[Any]) -> Sequence[Any]:
-        features = task.features(examples, self.wordpiece, self._limit(task))
+        features = task.features(examples, self.tokenizer, self._limit(task))
         check_token_types(features, self.architecture.type_vocab_size)
         windows = map(Example, features.input_ids, features.b_start)
         return task.predictions(list(self.logits_stream(task.head, windows)), features, examples)
@@ -463,7 +462,7 @@ class TrainedBert:
 
     def tokens(self, text: Text) -> list[str]:
         """The tokens of a text or pair, [CLS] and [SEP] included; `encode` has a vector of each."""
-        return [self.wordpiece.vocab[token] for token in self.tokenize(text).ids]
+        return [self.tokenizer.vocab[token] for token in self.tokenize(text).ids]
 
     def require(self, *parts: str) -> None:
         """Raises UserError if the model lacks one of `bert_jax.model.heads.PARTS`."""
@@ -490,15 +489,16 @@ class TrainedBert:
         """The text, and how many of its tokens were cut off."""
         if not isinstance(text, str) and self.architecture.type_vocab_size == 1:
             raise UserError(ONE_TYPE)
-        a_ids, *others = self.wordpiece.encode([text] if isinstance(text, str) else text)
-        ids, b_start, lost = pair_ids(self.wordpiece, a_ids, others[0] if others else None, limit)
+        a_ids, *others = self.tokenizer.encode([text] if isinstance(text, str) else text)
+        ids, b_start, lost = pair_ids(self.tokenizer, a_ids, others[0] if others else None, limit)
         return Example(ids, b_start), lost
 
     def _tokenize_masked(self, text: str) -> Example:
-        wordpiece, limit = self.wordpiece, self.architecture.max_position_embeddings
-        ids = [wordpiece.cls_id, *wordpiece.encode_marked(text), wordpiece.sep_id]
-        if wordpiece.mask_id not in ids:
-            raise UserError(f"no {MASK} in {text!r}: put one where a word is to be guessed")
+        tokenizer, limit = self.tokenizer, self.architecture.max_position_embeddings
+        ids = [tokenizer.cls_id, *tokenizer.encode_marked(text), tokenizer.sep_id]
+        if tokenizer.mask_id not in ids:
+            mask = tokenizer.vocab[tokenizer.mask_id]
+            raise UserError(f"no {mask} in {text!r}: put one where a word is to be guessed")
         if len(ids) > limit:
             raise UserError(
                 f"{text[:40]!r}... has {len(ids)} tokens, the model has {limit} positions: "
@@ -509,9 +509,12 @@ class TrainedBert:
     def _tokenized(self, texts: Iterable[Text], limit: int | None = None) -> Iterator[Example]:
         limit = self.architecture.max_position_embeddings if limit is None else limit
         cut, first, marked = 0, "", ""
+        tokenizer = self.tokenizer
+        ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id)
+        special = [tokenizer.vocab[id_] for id_ in (*ids, tokenizer.mask_id)]
         for number, text in enumerate(texts, 1):
             whole = text if isinstance(text, str) else " ".join(text)
-            if not marked and any(token in whole for token in SPECIAL_TOKENS):
+            if not marked and any(token in whole for token in special):
                 marked = f"text number {number}, {excerpt(text)}"
             example, lost = self._tokenize(text, limit)
             if lost:
@@ -519,7 +522,7 @@ class TrainedBert:
                 first = first or f"number {number}, {excerpt(text)}"
             yield example
         if marked:
-            _log.warning(f"{', '.join(SPECIAL_TOKENS)} are plain text here, as in {marked}")
+            _log.warning(f"{', '.join(special)} are plain text here, as in {marked}")
         if cut:
             _log.warning(f"{cut} of {number} texts cut to {limit} tokens; the first is {first}")
 

@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from bert_jax.config.saved import model_config
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, fields_of
 from bert_jax.model.architecture import Architecture, Numerics
@@ -113,17 +113,17 @@ def default_labels(classes: int) -> tuple[str, ...]:
     return tuple(f"LABEL_{id_}" for id_ in range(classes))
 
 
-def check_vocabulary(path: epath.Path, architecture: Architecture, wordpiece: WordPiece) -> None:
+def check_vocabulary(path: epath.Path, architecture: Architecture, tokenizer: Tokenizer) -> None:
     """Raises UserError if the vocabulary has another size than the config at `path` says."""
-    if architecture.vocab_size != len(wordpiece.vocab):
+    if architecture.vocab_size != len(tokenizer.vocab):
         raise UserError(
             f"{path}: vocab_size is {architecture.vocab_size}, "
-            f"but the vocabulary beside it has {len(wordpiece.vocab)} tokens"
+            f"but the vocabulary beside it has {len(tokenizer.vocab)} tokens"
         )
 
 
 def without_spare_rows(
-    path: epath.Path, architecture: Architecture, wordpiece: WordPiece
+    path: epath.Path, architecture: Architecture, tokenizer: Tokenizer
 ) -> tuple[Architecture, int]:
     """The architecture with the size of the vocabulary, and the rows that its tables have.
 
@@ -132,15 +132,15 @@ def without_spare_rows(
     Args:
       path: path of the config, for messages.
       architecture: architecture that it describes.
-      wordpiece: vocabulary beside it.
+      tokenizer: vocabulary beside it.
 
     Raises:
       UserError: there are fewer rows than tokens.
     """
-    rows, tokens = architecture.vocab_size, len(wordpiece.vocab)
+    rows, tokens = architecture.vocab_size, len(tokenizer.vocab)
     if rows > tokens:
         architecture = replace(architecture, vocab_size=tokens)
-    check_vocabulary(path, architecture, wordpiece)
+    check_vocabulary(path, architecture, tokenizer)
     return architecture, rows
 
 

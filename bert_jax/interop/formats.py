@@ -6,14 +6,14 @@ from collections.abc import Callable
 from etils import epath
 
 from bert_jax.config.saved import read_model_config
-from bert_jax.data.wordpiece import CONFIG_FILE
+from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE
 from bert_jax.errors import UserError
 from bert_jax.interop import google_tf, huggingface, workdir
 from bert_jax.interop.choices import no_model
 from bert_jax.interop.configs import read_fields, without_spare_rows
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
-from bert_jax.interop.tokenizer import TOKENIZER_FILE, read_wordpiece
+from bert_jax.interop.tokenizer import read_tokenizer
 from bert_jax.model.architecture import Architecture
 from bert_jax.storage import is_remote, read_json
 
@@ -67,7 +67,7 @@ def read_architecture(path: epath.PathLike) -> Architecture:
     config_file = folder / module.CONFIG_FILE
     architecture, _ = read_fields(config_file, read_json(config_file))
     return without_spare_rows(
-        config_file, architecture, read_wordpiece(folder, lowercase=casing(folder))
+        config_file, architecture, read_tokenizer(folder, lowercase=casing(folder))
     )[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.data.wordpiece import WordPiece, load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.interop.configs import (
     default_labels,
@@ -58,8 +58,8 @@ def read_google(
     directory = path if path.is_dir() else path.parent
     fields = read_json(directory / CONFIG_FILE)
     architecture, numerics = read_fields(directory / CONFIG_FILE, fields)
-    wordpiece = load_wordpiece(directory, lowercase=lowercase)
-    architecture, rows = without_spare_rows(directory / CONFIG_FILE, architecture, wordpiece)
+    tokenizer = load_wordpiece(directory, lowercase=lowercase)
+    architecture, rows = without_spare_rows(directory / CONFIG_FILE, architecture, tokenizer)
     if path.is_dir():
         prefixes = sorted(file.with_suffix("") for file in path.glob("*.index"))
         if len(prefixes) != 1:
@@ -90,7 +90,7 @@ def read_google(
         raise UserError(f"{path}: damaged or cut short ({reason})") from error
     if architecture.hidden_act == "gelu":
         report(GELU_READ)
-    model = Portable(architecture, numerics, wordpiece, params)
+    model = Portable(architecture, numerics, tokenizer, params)
     return model._replace(labels=default_labels(model.outputs) if model.outputs > 1 else ())
 
 
@@ -109,6 +109,10 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
         raise UserError(
             f"Google's format has no {', '.join(homeless)}: leave it out with --architecture"
         )
+    if not isinstance(model.tokenizer, WordPiece):
+        raise UserError(
+            f"Google's format has only WordPiece, and not {model.tokenizer.description}"
+        )
     model = with_learned_positions(model, report)
     fields = write_fields(model.architecture, model.numerics)
     eps = fields.pop("layer_norm_eps")
@@ -120,7 +124,7 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
     report(GELU_WRITTEN[model.architecture.hidden_act])
     if model.labels:
         report(f"left out: the names of the classes, {', '.join(model.labels)}")
-    model.wordpiece.save(path)
+    model.tokenizer.save(path)
     names, tensors = zip(*write_tensors("google", model))
     _tensorflow().raw_ops.SaveV2(
         prefix=str(path / PREFIX),

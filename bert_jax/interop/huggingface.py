@@ -38,7 +38,7 @@ from bert_jax.interop.tensors import (
     same_values,
     write_tensors,
 )
-from bert_jax.interop.tokenizer import read_wordpiece, write_wordpiece
+from bert_jax.interop.tokenizer import read_tokenizer, write_tokenizer
 from bert_jax.json_values import typed
 from bert_jax.model.heads import HEADS, PARTS, parts_of
 from bert_jax.storage import read_json, write_json
@@ -95,8 +95,8 @@ def read_huggingface(
     fields = read_json(path / CONFIG_FILE)
     architecture, numerics = read_fields(path / CONFIG_FILE, fields)
     heads = typed(fields, ClassFields, str(path / CONFIG_FILE))
-    wordpiece = read_wordpiece(path, lowercase=lowercase)
-    architecture, rows = without_spare_rows(path / CONFIG_FILE, architecture, wordpiece)
+    tokenizer = read_tokenizer(path, lowercase=lowercase)
+    architecture, rows = without_spare_rows(path / CONFIG_FILE, architecture, tokenizer)
     classes = [name for name in ARCHITECTURES if name in (heads.architectures or ())]
     try:
         with _open_weights(Path(path)) as stored:
@@ -105,7 +105,7 @@ def read_huggingface(
             params = read_params(
                 stored, "huggingface", architecture, parts, rows=rows, strict=strict, report=report
             )
-        model = Portable(architecture, numerics, wordpiece, params)
+        model = Portable(architecture, numerics, tokenizer, params)
         model = model._replace(vectors=read_vector_settings(path, report))
         if "sequence_classifier" in params:
             model = model._replace(problem_type=heads.problem_type)
@@ -138,7 +138,7 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
         "architectures": [class_name],
         "model_type": "bert",
         **write_fields(model.architecture, model.numerics),
-        "pad_token_id": model.wordpiece.pad_id,
+        "pad_token_id": model.tokenizer.pad_id,
         "tie_word_embeddings": True,
     }
     if "sequence_classifier" in model.params:
@@ -157,7 +157,7 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
     safetensors.numpy.save_file(tensors, path / WEIGHT_FILES[0], metadata={"format": "pt"})
     # The library writes files that only their owner may read.
     shutil.copymode(path / CONFIG_FILE, path / WEIGHT_FILES[0])
-    write_wordpiece(path, model.wordpiece, model.architecture.max_position_embeddings)
+    write_tokenizer(path, model.tokenizer, model.architecture.max_position_embeddings)
 
 
 def class_of(parts: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from etils import epath
 from bert_jax.config.overrides import flatten
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.saved import read_pretrain_config
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import build, to_plain
 from bert_jax.interop.formats import casing, read, read_architecture
@@ -21,13 +21,13 @@ FREE = ("vocab_size", "initializer_range")
 
 
 def initial_params(
-    config: PretrainConfig, wordpiece: WordPiece, parts: Sequence[str]
+    config: PretrainConfig, tokenizer: Tokenizer, parts: Sequence[str]
 ) -> tuple[Params, list[str]]:
     """Reads the weights that `config.init_from` names.
 
     Args:
       config: config of the run.
-      wordpiece: vocabulary of its data.
+      tokenizer: vocabulary of its data.
       parts: parts of its model; see `bert_jax.model.heads.PARTS`.
 
     Returns:
@@ -41,11 +41,11 @@ def initial_params(
     lines: list[str] = []
     # A checkpoint of Google does not say its casing; the words themselves are compared below.
     path = epath.Path(config.init_from)
-    source = read(path, lowercase=casing(path, wordpiece.lowercase), report=lines.append)
-    if source.wordpiece.vocab_hash != wordpiece.vocab_hash:
+    source = read(path, lowercase=casing(path, tokenizer.lowercase), report=lines.append)
+    if source.tokenizer.vocab_hash != tokenizer.vocab_hash:
         raise UserError(
-            f"config.init_from={config.init_from}: its vocabulary of {_describe(source.wordpiece)} "
-            f"is not that of the data, {_describe(wordpiece)}: "
+            f"config.init_from={config.init_from}: its vocabulary "
+            f"({source.tokenizer.description}) is not that of the data ({tokenizer.description}): "
             f"prepare the data with `bert-jax prepare --vocab={config.init_from}`"
         )
     theirs, ours = flatten(to_plain(source.architecture)), flatten(to_plain(config.model))
@@ -125,7 +125,3 @@ def without_parts(params: Mapping[str, Any], parts: Collection[str]) -> Params:
     bert = {name: value for name, value in params["bert"].items() if name not in parts}
     heads = {name: value for name, value in params.items() if name not in parts}
     return heads | {"bert": bert}
-
-
-def _describe(wordpiece: WordPiece) -> str:
-    return f"{len(wordpiece.vocab):,} {'un' if wordpiece.lowercase else ''}cased words"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.fields import Plain
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.heads import HEADS
@@ -43,7 +43,7 @@ class Portable(NamedTuple):
     Attributes:
       architecture: the model's architecture.
       numerics: how the model was computed in training; a reader may choose otherwise.
-      wordpiece: vocabulary and casing.
+      tokenizer: vocabulary and casing.
       params: nested dict of fp32 numpy arrays, those of `BertWithHeads` with the parts that
         `bert_jax.model.heads.parts_of` finds; the vocabulary is padded.
       labels: names of the classes of a classifier.
@@ -56,7 +56,7 @@ class Portable(NamedTuple):
 
     architecture: Architecture
     numerics: Numerics
-    wordpiece: WordPiece
+    tokenizer: Tokenizer
     params: Params
     labels: tuple[str, ...] = ()
     task: Plain | None = None

@@ -1,17 +1,23 @@
 """Reads and writes the tokenizer files of Hugging Face."""
 
-import json
+import re
 from typing import Any
 
+import tokenizers
 from etils import epath
-from tokenizers import Tokenizer
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from bert_jax.data.added_tokens import MAP_FILE, AddedToken, with_added_tokens
+from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, VOCAB_FILE, Tokenizer
+from bert_jax.data.tokenizer_json import (
+    JsonTokenizer,
+    described_beside,
+    load_tokenizer_json,
+    parse_definition,
+)
 from bert_jax.data.wordpiece import (
-    CONFIG_FILE,
     SPECIAL_TOKENS,
     UNK,
-    VOCAB_FILE,
     TokenizerConfig,
     WordPiece,
     check_agrees,
@@ -21,7 +27,7 @@ from bert_jax.errors import UserError
 from bert_jax.json_values import typed
 from bert_jax.storage import read_json, write_json
 
-TOKENIZER_FILE = "tokenizer.json"
+WORDS_FILE, MERGES_FILE = "vocab.json", "merges.txt"  # RoBERTa's, older than tokenizer.json
 # Name in tokenizer_config.json and special_tokens_map.json -> token.
 SPECIAL_FIELDS = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
 # Values that BERT's tokenizer.json must have.
@@ -43,34 +49,66 @@ NORMALIZER = {
 }
 
 
-def read_wordpiece(
+def read_tokenizer(
     path: epath.Path, *, lowercase: bool | None = None, strip_accents: bool | None = None
-) -> WordPiece:
-    """The vocabulary of a tokenizer.json, a vocab.txt or both.
+) -> Tokenizer:
+    """The tokenizer of a directory or file, of any kind.
 
     Args:
-      path: local directory.
+      path: a tokenizer.json, a vocab.txt, or a local directory with one of them, with both, or with
+        the older files of RoBERTa (vocab.json, merges.txt) or ESM (vocab.txt).
       lowercase: whether the vocabulary is uncased; required if no file says, else must agree.
       strip_accents: whether accents are dropped, if no file says; else must agree.
 
     Raises:
-      UserError: not a vocabulary of BERT, or the files contradict each other or `lowercase`.
+      UserError: there is no tokenizer, BERT cannot use it, or the files contradict each other or
+        `lowercase`.
     """
+    file = path
+    if path.suffix != ".json" or path.is_dir():
+        file = path / TOKENIZER_FILE
+        if not file.exists():
+            if older := _older_definition(path):
+                return JsonTokenizer(older, described_beside(path))
+            _check_special_tokens(path)
+            return load_wordpiece(path, lowercase=lowercase, strip_accents=strip_accents)
+    fields = parse_definition(file)
+    if file.name == TOKENIZER_FILE and _is_bert(file, fields):
+        return _read_bert(file.parent, fields, lowercase=lowercase, strip_accents=strip_accents)
+    tokenizer = load_tokenizer_json(file, lowercase=lowercase, strip_accents=strip_accents)
+    config_file = file.parent / CONFIG_FILE
+    if fields["model"]["type"] == "WordPiece" and config_file.exists():
+        stated = read_json(config_file, TokenizerConfig).do_lower_case
+        if stated not in (None, tokenizer.lowercase):
+            raise UserError(
+                f"{file.parent}: do_lower_case is {stated} in {CONFIG_FILE}, but {file.name} "
+                f"{'lower-cases' if tokenizer.lowercase else 'keeps the case'}"
+            )
+    beside = file.parent / VOCAB_FILE
+    if beside.exists():
+        words = [line.strip() for line in beside.read_text(encoding="utf-8").splitlines()]
+        if tuple(words) != tokenizer.vocab[: len(words)]:
+            raise UserError(f"{file.parent}: {VOCAB_FILE} and {file.name} differ in vocabulary")
+    return tokenizer
+
+
+def _is_bert(file: epath.Path, fields: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json describes what vocab.txt can: BERT's WordPiece."""
+    return all(
+        (fields[section] or {}).get(name) == value
+        for section, required in REQUIRED.items()
+        for name, value in required.items()
+    )
+
+
+def _read_bert(
+    path: epath.Path,
+    fields: dict[str, Any],
+    *,
+    lowercase: bool | None,
+    strip_accents: bool | None,
+) -> WordPiece:
     file, config_file = path / TOKENIZER_FILE, path / CONFIG_FILE
-    if not file.exists():
-        _check_special_tokens(path)
-        return load_wordpiece(path, lowercase=lowercase, strip_accents=strip_accents)
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more specific
-        raise UserError(f"{file}: not a tokenizer ({error})") from error
-    fields = json.loads(tokenizer.to_str())
-    for section, required in REQUIRED.items():
-        found = fields[section] or {}
-        for name, value in required.items():
-            if found.get(name) != value:
-                found = found.get(name)
-                raise UserError(f"{file}: {section}.{name} is {found!r}; BERT's is {value!r}")
     ids = fields["model"]["vocab"]
     words = tuple(sorted(ids, key=ids.get))
     _check_special_tokens(path)
@@ -119,18 +157,81 @@ def _check_special_tokens(path: epath.Path) -> None:
                 raise UserError(f"{path / name}: {field} is {content!r}; only {token} can be read")
 
 
-def write_wordpiece(path: epath.Path, wordpiece: WordPiece, max_length: int) -> None:
-    """Writes the files that `AutoTokenizer` reads, in its old and its new format.
+def _older_definition(path: epath.Path) -> str:
+    """The tokenizer.json that the older files of a directory amount to; empty for those of BERT."""
+    if (path / WORDS_FILE).exists() and (path / MERGES_FILE).exists():
+        return _roberta(path)
+    if (path / VOCAB_FILE).exists():
+        words = (path / VOCAB_FILE).read_text(encoding="utf-8").split()
+        if "<cls>" in words and not set(SPECIAL_TOKENS) & set(words):
+            return _esm(words)
+    return ""
+
+
+def _roberta(path: epath.Path) -> str:
+    """Byte-level BPE, with a pair of </s> between two texts."""
+    config = read_json(path / CONFIG_FILE) if (path / CONFIG_FILE).exists() else {}
+    space = config.get("add_prefix_space") is True
+    try:
+        model = models.BPE.from_file(str(path / WORDS_FILE), str(path / MERGES_FILE))
+    except Exception as error:  # the library raises nothing more specific
+        raise UserError(f"{path}: {WORDS_FILE} or {MERGES_FILE} is damaged ({error})") from error
+    tokenizer = tokenizers.Tokenizer(model)
+    ids = tokenizer.get_vocab()
+    if missing := [token for token in ("<s>", "<pad>", "</s>", "<mask>") if token not in ids]:
+        raise UserError(f"{path / WORDS_FILE}: {', '.join(missing)} missing")
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", ids["</s>"]), ("<s>", ids["<s>"]), trim_offsets=True, add_prefix_space=space
+    )
+    special = [token for token in ("<s>", "<pad>", "</s>", "<unk>") if token in ids]
+    tokenizer.add_special_tokens([*special, tokenizers.AddedToken("<mask>", lstrip=True)])
+    definition: str = tokenizer.to_str(pretty=True)
+    return definition
+
+
+def _esm(words: list[str]) -> str:
+    """Whole characters, in which any token may be written; <eos> is what ends a text."""
+    ids = {word: id_ for id_, word in enumerate(words)}
+    special = [word for word in words if word.startswith("<")]
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    tokens = "|".join(re.escape(word) for word in words if word not in special)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(tokenizers.Regex(tokens), "isolated"),
+        ]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<cls> $A <eos>",
+        pair="<cls> $A <eos> $B <eos>",
+        special_tokens=[(token, ids[token]) for token in ("<cls>", "<eos>")],
+    )
+    tokenizer.add_special_tokens(special)
+    definition: str = tokenizer.to_str(pretty=True)
+    return definition
+
+
+def write_tokenizer(path: epath.Path, tokenizer: Tokenizer, max_length: int) -> None:
+    """Writes the files that `AutoTokenizer` reads; of WordPiece in the old and the new format.
+
+    A tokenizer.json that was read is written byte for byte.
 
     Args:
       path: local directory.
-      wordpiece: vocabulary to write.
+      tokenizer: tokenizer to write.
       max_length: tokens to which transformers truncates.
     """
-    wordpiece.save(path)
-    config = read_json(path / CONFIG_FILE) | SPECIAL_FIELDS | {"model_max_length": max_length}
+    tokenizer.save(path)
+    config = read_json(path / CONFIG_FILE)
+    if not isinstance(tokenizer, WordPiece):
+        if "model_max_length" not in config:
+            write_json(path / CONFIG_FILE, config | {"model_max_length": max_length})
+        return
+    config = config | SPECIAL_FIELDS | {"model_max_length": max_length}
     write_json(path / CONFIG_FILE, config)
-    further = [token.content for token in wordpiece.added_tokens if token.special]
+    further = [token.content for token in tokenizer.added_tokens if token.special]
     fields = {"additional_special_tokens": further} if further else {}
     write_json(path / MAP_FILE, SPECIAL_FIELDS | fields)
-    wordpiece.to_tokenizer().save(str(path / TOKENIZER_FILE))
+    tokenizer.to_tokenizer().save(str(path / TOKENIZER_FILE))

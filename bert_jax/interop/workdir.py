@@ -3,7 +3,7 @@
 from etils import epath
 
 from bert_jax.config.saved import read_model_config, read_task
-from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.fields import to_plain
 from bert_jax.interop.configs import check_labels, check_vocabulary
 from bert_jax.interop.portable import HeadFields, Portable
@@ -33,12 +33,12 @@ def read_workdir(
     architecture, numerics, labels = read_model_config(path / CONFIG_FILE)
     with Checkpoints(path, read_only=True) as checkpoints:
         params, _ = checkpoints.read_params(step)
-    wordpiece = load_wordpiece(path, lowercase=lowercase)
-    check_vocabulary(path / CONFIG_FILE, architecture, wordpiece)
+    tokenizer = load_tokenizer(path, lowercase=lowercase)
+    check_vocabulary(path / CONFIG_FILE, architecture, tokenizer)
     task = read_task(path / CONFIG_FILE)
     head = read_json(path / CONFIG_FILE, HeadFields)
     meaning = (head.problem_type, head.vectors)
-    model = Portable(architecture, numerics, wordpiece, params, labels, task, *meaning)
+    model = Portable(architecture, numerics, tokenizer, params, labels, task, *meaning)
     check_labels(path / CONFIG_FILE, labels, model.outputs)
     structure = build_model(architecture, numerics, parts=parts_of(params), outputs=model.outputs)
     check_params(path, structure, params)
@@ -48,7 +48,7 @@ def read_workdir(
 def write_workdir(path: epath.Path, model: Portable) -> None:
     """Writes a model as checkpoint 0, with its vocabulary and `config.json`."""
     path.mkdir(parents=True, exist_ok=True)
-    model.wordpiece.save(path)
+    model.tokenizer.save(path)
     with Checkpoints(path) as checkpoints:
         checkpoints.save(0, {"params": model.params}, {})
     config = {

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 
 
 @dataclass(frozen=True)
 class Features:
     """Token sequences of examples, `[CLS] A [SEP]` or `[CLS] A [SEP] B [SEP]`.
+
+    Between A and B there are as many [SEP] as the tokenizer puts there, in RoBERTa two.
 
     Attributes:
       input_ids: n arrays, int32, including special tokens.
@@ -44,7 +46,7 @@ def check_token_types(features: Features, type_vocab_size: int) -> None:
 
 
 def pair_ids(
-    wordpiece: WordPiece, a_ids: Sequence[int], b_ids: Sequence[int] | None, max_seq_length: int
+    tokenizer: Tokenizer, a_ids: Sequence[int], b_ids: Sequence[int] | None, max_seq_length: int
 ) -> tuple[np.ndarray, int, int]:
     """`[CLS] A [SEP]`, followed by `B [SEP]` unless `b_ids` is None.
 
@@ -59,13 +61,14 @@ def pair_ids(
       UserError: `max_seq_length` leaves no room beside the special tokens.
     """
     num_a, num_b = len(a_ids), len(b_ids or ())
-    room = max_seq_length - (2 if b_ids is None else 3)
+    separators = 1 if b_ids is None else tokenizer.separators
+    room = max_seq_length - (2 if b_ids is None else 2 + separators)
     if room < 0:
         raise UserError(f"max_seq_length: {max_seq_length} leaves no room for the special tokens")
     b_kept = min(num_b, max(room // 2, room - num_a))
     a_kept = min(num_a, room - b_kept)
-    ids = [wordpiece.cls_id, *a_ids[:a_kept], wordpiece.sep_id]
+    ids = [tokenizer.cls_id, *a_ids[:a_kept], *[tokenizer.sep_id] * separators]
     b_start = len(ids)
     if b_ids is not None:
-        ids += [*b_ids[:b_kept], wordpiece.sep_id]
+        ids += [*b_ids[:b_kept], tokenizer.sep_id]
     return np.array(ids, np.int32), b_start, num_a + num_b - a_kept - b_kept

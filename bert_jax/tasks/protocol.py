@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
 import numpy as np
 from etils import epath
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.fields import POSITIVE, Choice, Plain, field
 from bert_jax.model.heads import Head
 from bert_jax.tasks.features import Features
@@ -118,13 +118,13 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
 
     @abc.abstractmethod
     def features(
-        self, examples: Sequence[Example], wordpiece: WordPiece, max_seq_length: int
+        self, examples: Sequence[Example], tokenizer: Tokenizer, max_seq_length: int
     ) -> SomeFeatures:
         """Token sequences with labels, one or more for each example, in the order of `examples`.
 
         Args:
           examples: as from `read`.
-          wordpiece: vocabulary of the model.
+          tokenizer: vocabulary of the model.
           max_seq_length: maximum tokens of a sequence.
 
         Raises:

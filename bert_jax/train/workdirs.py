@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.data.wordpiece import CONFIG_FILE, VOCAB_FILE, WordPiece
+from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, VOCAB_FILE, Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.locks import locked
 from bert_jax.parallel import hosts
@@ -14,7 +14,7 @@ from bert_jax.storage import UNFINISHED, read_json, write_json
 from bert_jax.train.checkpoints import DamagedCheckpoint, latest_step, saved_steps
 
 # What an interrupted start may leave in a workdir, besides files with `UNFINISHED` names.
-CLAIM = (VOCAB_FILE, CONFIG_FILE, "data.json", "lock")
+CLAIM = (VOCAB_FILE, TOKENIZER_FILE, CONFIG_FILE, "data.json", "lock")
 
 
 @contextlib.contextmanager
@@ -125,7 +125,7 @@ def check_same_run(
 
 
 def claim_workdir(
-    workdir: epath.Path, config: Mapping[str, Any], data: Mapping[str, str], wordpiece: WordPiece
+    workdir: epath.Path, config: Mapping[str, Any], data: Mapping[str, str], tokenizer: Tokenizer
 ) -> None:
     """Writes the files that describe a run into its workdir.
 
@@ -134,6 +134,6 @@ def claim_workdir(
     workdir without it holds no run.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    wordpiece.save(workdir)
+    tokenizer.save(workdir)
     write_json(workdir / "data.json", data)
     write_json(workdir / "config.json", config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from etils import epath
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.fields import field
 from bert_jax.model.heads import SEQUENCE_CLASSIFIER
 from bert_jax.storage import write_text
@@ -27,10 +27,10 @@ class Questions(Task):
         return epath.Path(source).read_text().splitlines()
 
     def features(
-        self, examples: Sequence[str], wordpiece: WordPiece, max_seq_length: int
+        self, examples: Sequence[str], tokenizer: Tokenizer, max_seq_length: int
     ) -> Features:
-        encoded = wordpiece.encode([line.rstrip(".!?" + self.mark) for line in examples])
-        rows = [pair_ids(wordpiece, ids, None, max_seq_length) for ids in encoded]
+        encoded = tokenizer.encode([line.rstrip(".!?" + self.mark) for line in examples])
+        rows = [pair_ids(tokenizer, ids, None, max_seq_length) for ids in encoded]
         b_start = np.array([start for _, start, _ in rows], np.int32)
         return Features([ids for ids, _, _ in rows], b_start, self._labels(examples))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.features import Features
@@ -39,7 +39,7 @@ class AnsweringFeatures(Features):
 
 def make_features(
     examples: Sequence[Question],
-    wordpiece: WordPiece,
+    tokenizer: Tokenizer,
     max_seq_length: int,
     *,
     doc_stride: int,
@@ -52,7 +52,7 @@ def make_features(
 
     Args:
       examples: the questions.
-      wordpiece: vocabulary of the model.
+      tokenizer: vocabulary of the model.
       max_seq_length: maximum tokens of a window with its question.
       doc_stride: tokens between the beginnings of windows.
       max_query_length: maximum tokens of a question; the rest is cut off.
@@ -60,12 +60,14 @@ def make_features(
     Raises:
       UserError: `max_seq_length` leaves no room beside the question.
     """
-    if max_seq_length <= max_query_length + 3:
+    separators = [tokenizer.sep_id] * tokenizer.separators
+    num_special = 2 + len(separators)
+    if max_seq_length <= max_query_length + num_special:
         raise UserError(
             f"max_seq_length: {max_seq_length} leaves no room for context beside the question "
-            f"(max_query_length={max_query_length} tokens) and 3 special tokens"
+            f"(max_query_length={max_query_length} tokens) and {num_special} special tokens"
         )
-    encode = functools.cache(wordpiece.encode_with_offsets)  # a context has several questions
+    encode = functools.cache(tokenizer.encode_with_offsets)  # a context has several questions
     input_ids: list[np.ndarray] = []
     offsets_of_windows: list[np.ndarray] = []
     is_widest: list[np.ndarray] = []
@@ -79,11 +81,11 @@ def make_features(
         answers_repaired=0,
         answers_without_token=0,
     )
-    queries = wordpiece.encode([example.question for example in examples])
+    queries = tokenizer.encode([example.question for example in examples])
     for index, (example, query) in enumerate(zip(examples, queries)):
         counts["questions_cut"] += len(query) > max_query_length
         counts["answers_repaired"] += example.num_repaired
-        prefix = [wordpiece.cls_id, *query[:max_query_length], wordpiece.sep_id]
+        prefix = [tokenizer.cls_id, *query[:max_query_length], *separators]
         ids, offsets = encode(example.context)
         windows = make_windows(len(ids), max_seq_length - len(prefix) - 1, doc_stride)
         widest = widest_context(windows)
@@ -96,7 +98,7 @@ def make_features(
                 labels.append((moved + span[0], moved + span[1]))
             else:
                 labels.append((0, 0))
-            input_ids.append(np.array([*prefix, *ids[start:end], wordpiece.sep_id], np.int32))
+            input_ids.append(np.array([*prefix, *ids[start:end], tokenizer.sep_id], np.int32))
             b_start.append(len(prefix))
             example_of.append(index)
             offsets_of_windows.append(offsets[start:end])

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from etils import epath
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.fields import POSITIVE, Plain, field
 from bert_jax.model.heads import ANSWER_SPAN, Head
 from bert_jax.tasks.answering.decoding import Decoder, Prediction
@@ -78,12 +78,12 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
         )
 
     def features(
-        self, examples: Sequence[Question], wordpiece: WordPiece, max_seq_length: int
+        self, examples: Sequence[Question], tokenizer: Tokenizer, max_seq_length: int
     ) -> AnsweringFeatures:
         """The windows of each question; see `make_features`."""
         return make_features(
             examples,
-            wordpiece,
+            tokenizer,
             max_seq_length,
             doc_stride=self.doc_stride,
             max_query_length=self.max_query_length,

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.tasks.classification.example import Example
 from bert_jax.tasks.classification.labels import is_known
 from bert_jax.tasks.features import Features, pair_ids
 
 
 def make_features(
-    examples: Sequence[Example], labels: np.ndarray, wordpiece: WordPiece, max_seq_length: int
+    examples: Sequence[Example], labels: np.ndarray, tokenizer: Tokenizer, max_seq_length: int
 ) -> Features:
     """A token sequence for each example.
 
@@ -21,14 +21,14 @@ def make_features(
     Args:
       examples: single texts, or pairs.
       labels: int32 or float32 [n]: their classes or scores.
-      wordpiece: vocabulary of the model.
+      tokenizer: vocabulary of the model.
       max_seq_length: longer sequences are cut.
     """
-    a_ids = wordpiece.encode([example.text_a for example in examples])
-    seconds = iter(wordpiece.encode([e.text_b for e in examples if e.text_b is not None]))
+    a_ids = tokenizer.encode([example.text_a for example in examples])
+    seconds = iter(tokenizer.encode([e.text_b for e in examples if e.text_b is not None]))
     b_ids = [None if example.text_b is None else next(seconds) for example in examples]
     sequences = [
-        pair_ids(wordpiece, a, b, max_seq_length) for a, b in zip(a_ids, b_ids, strict=True)
+        pair_ids(tokenizer, a, b, max_seq_length) for a, b in zip(a_ids, b_ids, strict=True)
     ]
     cut = [tokens_cut for _, _, tokens_cut in sequences]
     return Features(

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from etils import epath
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, field
 from bert_jax.model.heads import SEQUENCE_CLASSIFIER, SEQUENCE_REGRESSION, Head
@@ -181,10 +181,10 @@ class ClassificationTask(Task[Example, Features, np.ndarray], name="classificati
         return name if self._classes.number(name, place) >= 0 else None
 
     def features(
-        self, examples: Sequence[Example], wordpiece: WordPiece, max_seq_length: int
+        self, examples: Sequence[Example], tokenizer: Tokenizer, max_seq_length: int
     ) -> Features:
         """One sequence per example, with its class or score; see `make_features`."""
-        return make_features(examples, self._labels(examples), wordpiece, max_seq_length)
+        return make_features(examples, self._labels(examples), tokenizer, max_seq_length)
 
     def _labels(self, examples: Sequence[Example]) -> np.ndarray:
         return score_labels(examples) if self.regression else class_labels(examples, self._classes)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.tasks.features import Features
 from bert_jax.tasks.tagging.example import Sentence
@@ -24,10 +24,12 @@ from bert_jax.tasks.windows import make_windows, widest_context
 class TaggingFeatures(Features):
     """Windows of sentences, `[CLS] words [SEP]` or `[CLS] words [SEP] predicate [SEP]`.
 
+    Each word is encoded as after a space.
+
     Attributes:
       example: int32 [n]: index of the sentence.
       words: n arrays like `input_ids`, int32: index of the word whose tag is predicted at the
-        token, -1 = none.
+        token, -1 = none. It is the first with a character of the word: not a space alone.
     """
 
     example: np.ndarray
@@ -37,7 +39,7 @@ class TaggingFeatures(Features):
 def make_features(
     examples: Sequence[Sentence],
     labels: Sequence[str],
-    wordpiece: WordPiece,
+    tokenizer: Tokenizer,
     max_seq_length: int,
 ) -> TaggingFeatures:
     """Windows of at most `max_seq_length` tokens, those of a sentence one after the other.
@@ -56,17 +58,19 @@ def make_features(
     example_of: list[int] = []
     counts = Counter(examples=len(examples), windowed=0, tags_repaired=0, unknown_words=0)
     for index, example in enumerate(examples):
-        pieces = wordpiece.encode(example.words)
-        counts["unknown_words"] += pieces.count([])
+        words = tokenizer.encode_words(example.words)
+        pieces = [word.ids or [tokenizer.unk_id] for word in words]
+        counts["unknown_words"] += sum(not word.ids for word in words)
         counts["tags_repaired"] += example.num_repaired
-        pieces = [word or [wordpiece.unk_id] for word in pieces]
         ids = np.array(list(itertools.chain.from_iterable(pieces)), np.int32)
         word_at = np.full(len(ids), -1, np.int32)
-        word_at[np.cumsum([0, *map(len, pieces)])[:-1]] = np.arange(len(pieces))
-        tail = [wordpiece.sep_id]
+        begins = np.cumsum([0, *map(len, pieces)])[:-1]
+        word_at[begins + np.array([word.first for word in words], int)] = np.arange(len(words))
+        tail = [tokenizer.sep_id]
         if example.predicate:
+            tail *= tokenizer.separators
             tail += [id_ for word in example.predicate for id_ in pieces[word]]
-            tail += [wordpiece.sep_id]
+            tail += [tokenizer.sep_id]
         size = max_seq_length - 1 - len(tail)
         if size < 2:
             raise UserError(
@@ -79,12 +83,12 @@ def make_features(
         classes = _classes(example, labels)
         for number, (start, end) in enumerate(windows):
             counted = np.where(widest == number, word_at, -1)[start:end]
-            words = np.array([-1, *counted, *[-1] * len(tail)], np.int32)
-            input_ids.append(np.array([wordpiece.cls_id, *ids[start:end], *tail], np.int32))
-            b_start.append(end - start + 2)
-            labels_of_tokens.append(classes[words])
+            word_of = np.array([-1, *counted, *[-1] * len(tail)], np.int32)
+            input_ids.append(np.array([tokenizer.cls_id, *ids[start:end], *tail], np.int32))
+            b_start.append(1 + end - start + (tokenizer.separators if example.predicate else 1))
+            labels_of_tokens.append(classes[word_of])
             example_of.append(index)
-            words_of_tokens.append(words)
+            words_of_tokens.append(word_of)
     return TaggingFeatures(
         input_ids=input_ids,
         b_start=np.array(b_start, np.int32),

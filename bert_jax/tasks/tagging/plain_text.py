@@ -7,19 +7,18 @@ examples did it.
 
 import itertools
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
 
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.data.words import IDEOGRAPH, is_punctuation
 from bert_jax.tasks.tagging.decoding import Prediction
 from bert_jax.tasks.tagging.schemes import as_bioes, find_spans
 
-_IDEOGRAPH = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]"
-_BY_IDEOGRAPHS = re.compile(rf"{_IDEOGRAPH}|(?:(?!{_IDEOGRAPH})\S)+")
+_BY_IDEOGRAPHS = re.compile(rf"{IDEOGRAPH}|(?:(?!{IDEOGRAPH})\S)+")
 _INITIALS = re.compile(r"(?:[^\W\d_]\.)+")  # U.N., J.
 _ENDING = re.compile(r"['’][a-z]{1,2}")  # 's, 're
 _ENDINGS = ("'s", "’s")
@@ -58,14 +57,14 @@ class WordRule(NamedTuple):
         counts = Counter(words)
         alone, touching = Counter[str](), Counter[str]()
         for word, count in counts.items():
-            if all(map(_is_punctuation, word)):
+            if all(map(is_punctuation, word)):
                 alone.update(dict.fromkeys(word, count))
             else:
-                touching.update(dict.fromkeys(filter(_is_punctuation, (word[0], word[-1])), count))
+                touching.update(dict.fromkeys(filter(is_punctuation, (word[0], word[-1])), count))
         marks = [mark for mark, count in alone.items() if 10 * count > touching[mark]]
         endings = filter(_ENDING.fullmatch, counts)
         split_off = tuple(sorted((*marks, *endings)))
-        joined = re.compile(_IDEOGRAPH * 2)
+        joined = re.compile(IDEOGRAPH * 2)
         rule = cls(split_off or ("",), frozenset(), any(map(joined.search, counts)))
         cut = (word for word in counts if [*rule._cut(word)] != [(0, len(word))])
         return rule._replace(keep_whole=frozenset(cut))
@@ -118,7 +117,7 @@ class WordRule(NamedTuple):
         yield from reversed(after)
 
     def _is_mark(self, character: str) -> bool:
-        return character in self.split_off if self.split_off else _is_punctuation(character)
+        return character in self.split_off if self.split_off else is_punctuation(character)
 
     def _endings(self) -> Iterable[str]:
         endings = self.split_off or _ENDINGS
@@ -134,13 +133,13 @@ ANY_PUNCTUATION = WordRule()
 
 
 def split_words(
-    wordpiece: WordPiece, text: str, rule: WordRule = ANY_PUNCTUATION
+    tokenizer: Tokenizer, text: str, rule: WordRule = ANY_PUNCTUATION
 ) -> list[tuple[int, int]]:
     """(start, end) of the words of a plain text that have a token.
 
     `Sentence` takes `text[start:end]` of each.
     """
-    _, offsets = wordpiece.encode_with_offsets(text)
+    _, offsets = tokenizer.encode_with_offsets(text)
     words = []
     for start, end in rule.spans(text):
         first, after = np.searchsorted(offsets[:, 0], (start, end))
@@ -178,9 +177,3 @@ def find_entities(
         score = float(prediction.probabilities[first : last + 1].mean())
         entities.append(Entity(type_, text[start:end], start, end, score))
     return entities
-
-
-def _is_punctuation(character: str) -> bool:
-    """As BERT splits text: punctuation, and all of ASCII that is no letter or digit."""
-    ascii_mark = character.isascii() and character.isprintable() and not character.isalnum()
-    return ascii_mark or unicodedata.category(character).startswith("P")

@@ -13,7 +13,7 @@ from etils import epath
 
 from bert_jax.data.lines import suffixes
 from bert_jax.data.tfds import dataset_and_split
-from bert_jax.data.wordpiece import WordPiece
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, field
 from bert_jax.model.heads import TOKEN_CLASSIFIER, Head
@@ -155,9 +155,9 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
     def _word_rule(self) -> WordRule:
         return WordRule(self.split_off, frozenset(self.keep_whole), self.ideographs_joined)
 
-    def split_words(self, wordpiece: WordPiece, text: str) -> list[tuple[int, int]]:
+    def split_words(self, tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
         """(start, end) of the words of a plain text, split as in the training examples."""
-        return split_words(wordpiece, text, self._word_rule)
+        return split_words(tokenizer, text, self._word_rule)
 
     def find_entities(
         self, text: str, words: Sequence[tuple[int, int]], prediction: Prediction
@@ -218,10 +218,10 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
         return Sentence(words, fixed, places[0], predicate, num_repaired)
 
     def features(
-        self, examples: Sequence[Sentence], wordpiece: WordPiece, max_seq_length: int
+        self, examples: Sequence[Sentence], tokenizer: Tokenizer, max_seq_length: int
     ) -> TaggingFeatures:
         """The windows of each sentence; see `make_features`."""
-        return make_features(examples, self.labels, wordpiece, max_seq_length)
+        return make_features(examples, self.labels, tokenizer, max_seq_length)
 
     def predictions(
         self,
