@@ -3,6 +3,8 @@
 import json
 import random
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import jax
@@ -120,6 +122,41 @@ def test_what_was_saved_is_read(saved):
         assert (progress, found) == (PROGRESS, step or 15)
 
 
+def test_the_next_step_takes_the_memory_of_a_state_that_is_being_saved(tmp_path):
+    """The checksums are those of the state as it was, though it is donated at once."""
+    state = make_state(0)
+    train = jax.jit(lambda x: jax.tree.map(lambda y: y * 2 + 1, x), donate_argnums=0)
+    expected = {}
+    with Checkpoints(tmp_path, keep=8) as written:
+        for step in range(8):
+            expected[step] = jax.device_get(state.params)
+            written.save(step, state, PROGRESS)
+            state = train(state)
+    with Checkpoints(tmp_path, read_only=True) as opened:
+        for step, params in expected.items():
+            jax.tree.map(np.testing.assert_array_equal, opened.read_params(step)[0], params)
+
+
+def test_without_its_checksums_a_checkpoint_is_not_there(saved, tmp_path, monkeypatch):
+    """They are awaited while the state is written, and the directory gets its name last."""
+    _, states = saved
+    summed = threading.Event()
+    finish = checkpoints.start_summary(states[5])
+
+    def slowly(state):
+        return lambda: summed.wait(60) and finish()
+
+    monkeypatch.setattr(checkpoints, "start_summary", slowly)
+    with Checkpoints(tmp_path) as written:
+        written.save(5, states[5], PROGRESS)
+        state = next((tmp_path / "checkpoints").glob("5.*")) / "state"
+        while not list(state.parent.glob("state*/_METADATA")):
+            time.sleep(0.01)
+        assert saved_steps(tmp_path) == []
+        summed.set()
+        assert written.finished_steps() == [5]
+
+
 def change(path: Path, chance: random.Random) -> None:
     """Damages a file in one of many ways."""
     content = bytearray(path.read_bytes())
@@ -219,20 +256,23 @@ def test_another_model_is_no_damage(saved):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_no_number_is_neither_saved_nor_read(value, tmp_path, monkeypatch):
+def test_what_is_no_number_is_neither_saved_nor_read(value, tmp_path, monkeypatch, capfd):
     state = make_state(0)
     state.params["bert"]["pooler"]["bias"] += value
     with Checkpoints(tmp_path) as written:
+        written.save(3, state, {})
         with pytest.raises(TrainingDiverged, match=r"params/bert/pooler/bias holds .* step 3: not"):
-            written.save(3, state, {})
+            written.finished_steps()
         assert written.finished_steps() == []
         with monkeypatch.context() as patch:  # as older versions did
             patch.setattr(checkpoints, "_not_finite", lambda summaries: None)
-            written.save(3, state, {})
+            written.save(4, state, {})
+            assert written.finished_steps() == [4]
     with Checkpoints(tmp_path, read_only=True) as opened:
         for reading in (opened.read_params, lambda: opened.restore(abstract(state))):
             with pytest.raises(UserError, match=r"params/bert/pooler/bias holds .* not finite"):
                 reading()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_checkpoint_removed_while_it_is_read_gives_way_to_the_next(copied, monkeypatch):

@@ -5,6 +5,7 @@ module that uses Orbax.
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import logging
@@ -20,23 +21,35 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from orbax.checkpoint.future import CommitFutureAwaitingContractedSignals
 
 from bert_jax.errors import TrainingDiverged, UserError
 from bert_jax.parallel import hosts
 from bert_jax.storage import is_remote
-from bert_jax.train.checksums import Summary, named_leaves, summarize
+from bert_jax.train.checksums import Summary, named_leaves, start_summary, summarize
 
 S = TypeVar("S")
 T = TypeVar("T")
 
-# Warnings about its own options and about files of other versions, which no user can act on.
-logging.getLogger("absl").addFilter(
-    lambda record: "orbax" not in record.pathname or record.levelno >= logging.ERROR
-)
+
+def _tells_the_user(record: logging.LogRecord) -> bool:
+    """False for what no user can act on, and for what is raised as well.
+
+    The first are warnings about Orbax's own options and about files of other versions, the second
+    errors of its background threads, with tracebacks.
+    """
+    if "orbax" not in record.pathname:
+        return True
+    is_raised = record.filename in ("future.py", "async_checkpointer.py")
+    return record.levelno >= logging.ERROR and not is_raised
+
+
+logging.getLogger("absl").addFilter(_tells_the_user)
 _ERROR_NUMBER = re.compile(r"os_error_code='(\d+)'")
 
 ATTEMPTS = 10  # of a reader while a running training removes old checkpoints
 _STATE = "state"
+_PROGRESS = "metadata"  # file in the directory "progress"
 _COMMITTED = "commit_success.txt"  # Orbax's mark of a complete checkpoint in object storage
 
 
@@ -86,6 +99,37 @@ def saved_steps(workdir: epath.PathLike) -> list[int]:
 def latest_step(workdir: epath.PathLike) -> int | None:
     """The step of a run's newest complete checkpoint, or None; creates and opens nothing."""
     return max(saved_steps(workdir), default=None)
+
+
+class _ProgressHandler(ocp.AsyncCheckpointHandler):  # type: ignore[misc]  # Orbax has no types
+    """Writes `progress` in the background."""
+
+    async def async_save(self, directory: epath.Path, args: "_ProgressSave") -> list[ocp.Future]:
+        async def write() -> None:
+            record = args.record()
+            if hosts.is_primary():
+                (directory / _PROGRESS).write_text(json.dumps(record))
+
+        # It waits until Orbax has made the directory.
+        return [CommitFutureAwaitingContractedSignals(write(), name="progress")]
+
+    def save(self, directory: epath.Path, args: "_ProgressSave") -> None:
+        raise NotImplementedError("Orbax calls async_save")
+
+    def restore(self, directory: epath.Path, args: object = None) -> None:
+        raise NotImplementedError("it is read without Orbax")
+
+
+@ocp.args.register_with_handler(_ProgressHandler, for_save=True, for_restore=True)
+@dataclasses.dataclass
+class _ProgressSave(ocp.args.CheckpointArgs):  # type: ignore[misc]
+    """What Orbax is given to save `progress`.
+
+    Attributes:
+      record: waits for the checksums and gives the JSON object to write.
+    """
+
+    record: Callable[[], dict[str, Any]]
 
 
 class Checkpoints:
@@ -142,31 +186,44 @@ class Checkpoints:
         return latest_step(self._workdir)
 
     def finished_steps(self) -> list[int]:
-        """The steps of all complete checkpoints, ascending; waits for the one being written."""
+        """The steps of all complete checkpoints, ascending; waits for the one being written.
+
+        Raises:
+          OSError, TrainingDiverged: that one cannot be written; see `save`.
+        """
         if self._manager:
-            self._manager.wait_until_finished()
+            with _disk_errors(self.directory):
+                self._manager.wait_until_finished()
         return saved_steps(self._workdir)
 
     def save(self, step: int, state: Any, progress: Mapping[str, Any]) -> None:
         """Starts to write a checkpoint; the state may be donated as soon as this returns.
 
+        The devices begin to sum up the checksums here. They are awaited and written in the
+        background, beside the state, and a checkpoint is complete only with both.
+
         Raises:
-          TrainingDiverged: a parameter is not finite. Nothing is written.
           OSError: this or the last checkpoint cannot be written, such as to a full disk. Those
-            before it are whole.
+            before it are whole. Of this one it may be raised by the next call that waits for it.
+          TrainingDiverged: a parameter of the last checkpoint was not finite, so that one was not
+            kept. Every call that waits for a checkpoint raises it.
         """
-        summaries = summarize(state)
-        if bad := _not_finite(summaries):
-            raise TrainingDiverged(
-                f"{bad} holds values that are not finite numbers after step {step}: not saved"
-            )
+        finish = start_summary(state)
         arrays = {
-            name: [list(leaf.shape), str(leaf.dtype), summaries[name].checksum]
-            for name, leaf in named_leaves(state).items()
+            name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named_leaves(state).items()
         }
-        record = {**progress, "arrays": arrays}
-        record["crc32"] = _crc32(record)
-        items = {"state": ocp.args.StandardSave(state), "progress": ocp.args.JsonSave(record)}
+
+        def record() -> dict[str, Any]:
+            summaries = finish()
+            if bad := _not_finite(summaries):
+                raise TrainingDiverged(
+                    f"{bad} holds values that are not finite numbers after step {step}: not saved"
+                )
+            described = {name: [*arrays[name], summaries[name].checksum] for name in arrays}
+            found = {**progress, "arrays": described}
+            return {**found, "crc32": _crc32(found)}
+
+        items = {"state": ocp.args.StandardSave(state), "progress": _ProgressSave(record)}
         assert self._manager, "opened to read only"
         with _disk_errors(self.directory):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -342,7 +399,7 @@ def _silence_what_is_left() -> None:
 def _read_progress(path: epath.Path) -> tuple[dict[str, Any], _Arrays]:
     """`progress` of a checkpoint, and its arrays; none if an older version wrote it."""
     with _reading():
-        progress = json.loads((path / "progress" / "metadata").read_text())
+        progress = json.loads((path / "progress" / _PROGRESS).read_text())
     checksum = progress.pop("crc32", None)
     if checksum is None and "arrays" not in progress:
         return progress, {}

@@ -6,16 +6,14 @@ be taken in any order, each device adds up its own shards, at the speed of its m
 """
 
 import functools
-import json
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-from bert_jax.parallel import hosts
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # by bytes of an element
 _CHUNK = 2**16  # elements that the host hashes at a time: they fit into its cache
@@ -46,68 +44,90 @@ def summarize(tree: Any) -> dict[str, Summary]:
       tree: arrays of NumPy; or of JAX, and then all processes of their mesh must call it. Elements
         have 1, 2 or 4 bytes.
     """
+    return start_summary(tree)()
+
+
+def start_summary(tree: Any) -> Callable[[], dict[str, Summary]]:
+    """Starts `summarize` on the devices; the function that it returns waits for the result.
+
+    The leaves may be donated as soon as this returns. Only this call must be made by all processes
+    in the same order; waiting may happen in any thread.
+    """
     leaves = named_leaves(tree)
-    # All devices start before the first result is awaited.
-    parts = {
-        name: _on_devices(leaf, leaf.sharding.mesh, leaf.sharding.spec)
-        if _is_on_mesh(leaf)
-        else _on_host(np.asarray(leaf))
+    sharded = {
+        name: leaf
         for name, leaf in leaves.items()
+        if isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
     }
-    mine = {name: _of_this_process(leaves[name], *part) for name, part in parts.items()}
-    of_all = [mine]
-    if any(map(_is_on_mesh, leaves.values())):
-        of_all = list(map(json.loads, hosts.gather(json.dumps(mine))))
-    return {
-        name: Summary(
-            sum(each[name][0] for each in of_all) % 2**32, all(each[name][1] for each in of_all)
-        )
-        for name in leaves
+    pending: Any = ((), ())
+    if sharded:
+        shardings = [cast(NamedSharding, leaf.sharding) for leaf in sharded.values()]
+        specs = tuple(sharding.spec for sharding in shardings)
+        pending = _on_devices(tuple(sharded.values()), shardings[0].mesh, specs)
+    on_host = {
+        name: _on_host(np.asarray(leaf)) for name, leaf in leaves.items() if name not in sharded
     }
 
+    def finish() -> dict[str, Summary]:
+        checksums, finite = jax.device_get(pending)
+        found = dict(zip(sharded, map(Summary, map(int, checksums), map(bool, finite))))
+        return {name: found.get(name) or on_host[name] for name in leaves}
 
-def _is_on_mesh(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
-
-
-def _of_this_process(leaf: Any, checksums: Any, finite: Any) -> tuple[int, bool]:
-    """Joins the parts of devices; of those that hold the same, only one counts."""
-    if not _is_on_mesh(leaf):
-        return checksums, finite
-    counts = {shard.device: shard.replica_id == 0 for shard in leaf.addressable_shards}
-    checksum = sum(
-        int(np.asarray(x.data).item()) for x in checksums.addressable_shards if counts[x.device]
-    )
-    return checksum, all(bool(np.asarray(x.data).item()) for x in finite.addressable_shards)
+    return finish
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def _on_devices(array: jax.Array, mesh: Mesh, spec: PartitionSpec) -> tuple[jax.Array, jax.Array]:
-    """Checksum and finiteness of each device's shard: two arrays of the mesh's shape."""
-    axes_of = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
-    strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
+def _on_devices(
+    arrays: tuple[jax.Array, ...], mesh: Mesh, specs: tuple[PartitionSpec, ...]
+) -> tuple[jax.Array, jax.Array]:
+    """Checksums, uint32, and finiteness, bool, both [number of arrays] and on every device."""
 
-    def of_shard(shard: jax.Array) -> tuple[jax.Array, jax.Array]:
-        places = jnp.zeros(shard.shape, jnp.uint32)
-        for axis, stride in enumerate(strides):
-            place = jax.lax.broadcasted_iota(jnp.uint32, shard.shape, axis)
-            if axis < len(axes_of) and axes_of[axis]:
-                index = jax.lax.axis_index(axes_of[axis]).astype(jnp.uint32)
-                place += index * np.uint32(shard.shape[axis])
-            places += place * np.uint32(stride % 2**32)
-        bits = shard if shard.dtype == jnp.bool_ else shard.view(_UNSIGNED[shard.dtype.itemsize])
-        checksum = jnp.sum(_hash(bits.astype(jnp.uint32), places), dtype=jnp.uint32)
-        finite = jnp.all(jnp.isfinite(shard))
-        ones = [1] * len(mesh.axis_names)
-        return checksum.reshape(ones), finite.reshape(ones)
+    def of_shards(shards: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        parts = [
+            _on_device(shard, array.shape, mesh, spec)
+            for shard, array, spec in zip(shards, arrays, specs)
+        ]
+        checksums, infinite = (jnp.stack(each).astype(jnp.uint32) for each in zip(*parts))
+        checksums, infinite = jax.lax.psum((checksums, infinite), mesh.axis_names)
+        return checksums, infinite == 0
 
-    every = PartitionSpec(*mesh.axis_names)
+    whole = PartitionSpec()
     return jax.shard_map(
-        of_shard, mesh=mesh, in_specs=spec, out_specs=(every, every), check_vma=False
-    )(array)
+        of_shards, mesh=mesh, in_specs=(specs,), out_specs=(whole, whole), check_vma=False
+    )(arrays)
 
 
-def _on_host(array: np.ndarray) -> tuple[int, bool]:
+def _on_device(
+    shard: jax.Array, shape: tuple[int, ...], mesh: Mesh, spec: PartitionSpec
+) -> tuple[jax.Array, jax.Array]:
+    """A shard's part of the checksum, and whether it holds what is not finite.
+
+    Of the devices that hold the same, only the first has a part in the checksum.
+    """
+    axes_of = [(axes,) if isinstance(axes, str) else axes or () for axes in spec]
+    axes_of += [()] * (len(shape) - len(axes_of))
+    places = jnp.zeros(shard.shape, jnp.uint32)
+    for axis, axes in enumerate(axes_of):
+        place = jax.lax.broadcasted_iota(jnp.uint32, shard.shape, axis)
+        if axes:
+            index = jax.lax.axis_index(axes).astype(jnp.uint32)
+            place += index * np.uint32(shard.shape[axis])
+        places += place * np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+    bits = shard if shard.dtype == jnp.bool_ else shard.view(_UNSIGNED[shard.dtype.itemsize])
+    # One reduction of both, since each would read the shard from memory.
+    checksum, infinite = jax.lax.reduce(
+        (_hash(bits.astype(jnp.uint32), places), ~jnp.isfinite(shard)),
+        (np.uint32(0), np.bool_(False)),
+        lambda x, y: (x[0] + y[0], x[1] | y[1]),
+        range(shard.ndim),
+    )
+    split = {name for axes in axes_of for name in axes}
+    others = tuple(name for name in mesh.axis_names if name not in split)
+    counts = jax.lax.axis_index(others) == 0 if others else True
+    return jnp.where(counts, checksum, np.uint32(0)), infinite
+
+
+def _on_host(array: np.ndarray) -> Summary:
     flat = np.ascontiguousarray(array).reshape(-1)
     checksum, finite = 0, True
     for start in range(0, flat.size, _CHUNK):
@@ -116,7 +136,7 @@ def _on_host(array: np.ndarray) -> tuple[int, bool]:
         bits = part.view(_UNSIGNED[part.dtype.itemsize]).astype(np.uint32)
         checksum += int(np.sum(_hash(bits, places), dtype=np.uint64))
         finite = finite and bool(np.isfinite(part).all())
-    return checksum % 2**32, finite
+    return Summary(checksum % 2**32, finite)
 
 
 def _hash(bits: Any, places: Any) -> Any:
