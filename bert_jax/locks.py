@@ -84,7 +84,8 @@ def _flocked(path: pathlib.Path, what: str, wait: bool) -> Iterator[None]:
 def _acquired(path: pathlib.Path, what: str, wait: bool) -> int:
     """Opens and locks a file, and makes sure that it is still the one with this name."""
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # `open` says that it is not a folder
+            path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

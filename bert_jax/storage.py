@@ -59,13 +59,14 @@ def errors_name(path: epath.PathLike, *, instead_of: epath.PathLike = "") -> Ite
 
     Args:
       path: path to name.
-      instead_of: a temporary path, which errors must not name.
+      instead_of: a temporary path, which errors must not name; nor what is below it.
     """
     try:
         yield
     except OSError as error:
-        if error.filename is None or str(error.filename) == str(instead_of):
-            error.filename = os.fspath(path)
+        named, hidden = str(error.filename or instead_of), str(instead_of)
+        if named == hidden or named.startswith(f"{hidden}/"):
+            error.filename = os.fspath(path) + named[len(hidden) :]
         raise
 
 

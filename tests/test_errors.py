@@ -283,7 +283,7 @@ COMMANDS = {
         r"run: exists and is not empty; choose another folder"
     ),
     "prepare {made}/text.jsonl --vocab={made}/store --output={made}/one.txt/new": (
-        r"one\.txt/new\.unfinished: Not a directory"
+        r"one\.txt/new\.unfinished\.lock: Not a directory"
     ),
 }
 

@@ -312,7 +312,7 @@ def test_killed_midway(prepared, tmp_path):
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGSTOP)  # so that it does not finish meanwhile
-    with pytest.raises(UserError, match="another process is writing"):
+    with pytest.raises(UserError, match=rf"store: in use by process {process.pid} on"):
         run("corpus:sotu", "--vocab", prepared, "--output", output, "--workers", 1)
     children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
     process.send_signal(signal.SIGKILL)

@@ -26,7 +26,7 @@ from bert_jax.interop.tensors import Report
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import HEADS, PRETRAINING, parts_of
 from bert_jax.model.model import build_model
-from bert_jax.storage import is_remote
+from bert_jax.storage import errors_name, is_remote
 from bert_jax.terminal import say
 
 WRITERS = {
@@ -141,6 +141,7 @@ def _write(target: epath.Path, model: Portable, to: str, report: Report) -> None
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         unfinished = epath.Path(scratch) / target.name
-        unfinished.mkdir()
-        WRITERS[to](unfinished, model, report)
-        os.replace(unfinished, target)
+        with errors_name(target, instead_of=unfinished):
+            unfinished.mkdir()
+            WRITERS[to](unfinished, model, report)
+            os.replace(unfinished, target)

@@ -15,7 +15,6 @@ by its checksums.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -46,7 +45,8 @@ from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, VOCAB_FILE, Tok
 from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.json_values import typed
-from bert_jax.storage import UNFINISHED, is_remote, read_json, write_json
+from bert_jax.locks import locked
+from bert_jax.storage import UNFINISHED, errors_name, is_remote, read_json, write_json
 
 if TYPE_CHECKING:
     from bert_jax.data.batches import BatchStream
@@ -509,8 +509,7 @@ def _stage(path: epath.Path, stated: _Manifest) -> epath.Path:
     """The local copy of a remote store, made by one process per host while others wait."""
     local = _cache() / stated.identity
     local.parent.mkdir(parents=True, exist_ok=True)
-    with local.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # released even if the process is killed
+    with locked(local.with_suffix(".lock"), str(local), wait=True):
         if not local.exists():
             needed = sum(file.bytes for file in stated.files.values())
             if (free := shutil.disk_usage(local.parent).free) < needed:
@@ -577,13 +576,8 @@ def _unfinished_path(path: epath.PathLike) -> pathlib.Path:
 def _unfinished(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty folder beside `path`, locked by this process, removed on an exception."""
     directory = _unfinished_path(path)
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = os.open(directory, os.O_RDONLY)  # its lock is released even if the process is killed
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{path}: another process is writing it right now") from error
+    with locked(f"{directory}.lock", str(path)), errors_name(path, instead_of=directory):
+        directory.mkdir(exist_ok=True)
         for entry in directory.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         try:
@@ -591,8 +585,6 @@ def _unfinished(path: pathlib.Path) -> Iterator[pathlib.Path]:
         except BaseException:
             shutil.rmtree(directory)
             raise
-    finally:
-        os.close(lock)
 
 
 class _EncodedSplit:

@@ -35,7 +35,7 @@ from bert_jax.json_values import typed
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
-from bert_jax.storage import files_below, is_remote, write_json
+from bert_jax.storage import errors_name, files_below, is_remote, write_json
 
 
 def is_exported(path: epath.Path) -> bool:
@@ -98,7 +98,8 @@ def write_exported(
     nearby = None if is_remote(path) else path.parent
     with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=nearby) as temporary:
         directory = Path(temporary) / "export"
-        _write(directory, model, tuple(platforms))
+        with errors_name(path, instead_of=directory):
+            _write(directory, model, tuple(platforms))
         if not is_remote(path):
             directory.rename(path)
             return

@@ -5,7 +5,6 @@ No code in a file is executed: pickles are read only by PyTorch's `weights_only`
 
 import contextlib
 import re
-import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -41,7 +40,7 @@ from bert_jax.interop.tensors import (
 from bert_jax.interop.tokenizer import read_tokenizer, write_tokenizer
 from bert_jax.json_values import typed
 from bert_jax.model.heads import HEADS, PARTS, parts_of
-from bert_jax.storage import read_json, write_json
+from bert_jax.storage import errors_name, read_json, write_json
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # either may be sharded, with an index
@@ -154,9 +153,10 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
     tensors = {
         name.removeprefix(prefix): values for name, values in write_tensors("huggingface", model)
     }
-    safetensors.numpy.save_file(tensors, path / WEIGHT_FILES[0], metadata={"format": "pt"})
-    # The library writes files that only their owner may read.
-    shutil.copymode(path / CONFIG_FILE, path / WEIGHT_FILES[0])
+    # The library's own writer hides errors of the disk, and only the owner may read its files.
+    content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    with errors_name(path / WEIGHT_FILES[0]):
+        (path / WEIGHT_FILES[0]).write_bytes(content)
     write_tokenizer(path, model.tokenizer, model.architecture.max_position_embeddings)
 
 

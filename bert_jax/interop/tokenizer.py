@@ -25,7 +25,7 @@ from bert_jax.data.wordpiece import (
 )
 from bert_jax.errors import UserError
 from bert_jax.json_values import typed
-from bert_jax.storage import read_json, write_json
+from bert_jax.storage import read_json, write_json, write_text
 
 WORDS_FILE, MERGES_FILE = "vocab.json", "merges.txt"  # RoBERTa's, older than tokenizer.json
 # Name in tokenizer_config.json and special_tokens_map.json -> token.
@@ -234,4 +234,4 @@ def write_tokenizer(path: epath.Path, tokenizer: Tokenizer, max_length: int) -> 
     further = [token.content for token in tokenizer.added_tokens if token.special]
     fields = {"additional_special_tokens": further} if further else {}
     write_json(path / MAP_FILE, SPECIAL_FIELDS | fields)
-    tokenizer.to_tokenizer().save(str(path / TOKENIZER_FILE))
+    write_text(path / TOKENIZER_FILE, tokenizer.to_tokenizer().to_str(pretty=True))
