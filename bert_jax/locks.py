@@ -22,7 +22,7 @@ from etils import epath
 
 from bert_jax.background import in_background
 from bert_jax.errors import UserError
-from bert_jax.storage import is_remote
+from bert_jax.storage import errors_name, is_remote
 
 RENEWED_EVERY = 15.0  # seconds between two writes of a lease
 DEAD_AFTER = 60.0  # seconds without a new one
@@ -70,8 +70,9 @@ def _flocked(path: pathlib.Path, what: str, wait: bool) -> Iterator[None]:
     is_new = not path.parent.exists()
     file = _acquired(path, what, wait)
     try:
-        os.ftruncate(file, 0)
-        os.pwrite(file, json.dumps(_me()).encode(), 0)
+        with errors_name(path):
+            os.ftruncate(file, 0)
+            os.pwrite(file, json.dumps(_me()).encode(), 0)
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is held, so that no one holds a removed file

@@ -1,10 +1,12 @@
 """Checkpoints that are damaged, removed while they are read, or hold what is no number."""
 
+import itertools
 import json
 import random
 import shutil
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -292,6 +294,35 @@ def test_a_checkpoint_removed_while_it_is_read_gives_way_to_the_next(copied, mon
         params, step = opened.read_params()
     assert step == 15
     jax.tree.map(np.testing.assert_array_equal, params, state.params)
+
+
+def test_readers_beside_a_run_that_saves(tmp_path):
+    """Each of many reads gives the parameters of one step, though only the newest is kept."""
+    values = np.arange(1000, dtype=np.float32)
+    with Checkpoints(tmp_path) as written:
+        written.save(0, {"params": {"w": values}}, {})
+    stop = threading.Event()
+
+    def write() -> None:
+        with Checkpoints(tmp_path) as written:
+            for step in itertools.count(1):
+                if stop.is_set():
+                    return
+                written.save(step, {"params": {"w": values + step}}, {})
+
+    with ThreadPoolExecutor(1) as pool, Checkpoints(tmp_path, read_only=True) as opened:
+        writing = pool.submit(write)
+        try:
+            found = []
+            for _ in range(40):
+                params, step = opened.read_params()
+                np.testing.assert_array_equal(params["w"], values + step)
+                found.append(step)
+        finally:
+            stop.set()
+        writing.result()
+    assert found == sorted(found)
+    assert len(set(found)) > 2
 
 
 def test_going_back_removes_what_came_later(copied):

@@ -92,7 +92,8 @@ def make_train_step(
         metrics |= count_positions(batch)
         metrics |= {
             "grad_norm": optax.tree.norm(gradients),
-            "update_norm": learning_rate * optax.tree.norm(direction),
+            # Not of the direction: with the new parameters at hand, one pass over them does it all.
+            "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, params, state.params)),
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": learning_rate,
         }
