@@ -1,5 +1,6 @@
 """What older versions wrote is opened, goes on, and gives the same results; see tests/older."""
 
+import dataclasses
 import json
 import tarfile
 from pathlib import Path
@@ -14,6 +15,7 @@ from bert_jax.api.evaluate import evaluate
 from bert_jax.api.finetune import finetune
 from bert_jax.api.pretrain import pretrain
 from bert_jax.config.saved import read_finetune_config, read_pretrain_config
+from bert_jax.errors import UserError
 from bert_jax.inference.trained import load
 from bert_jax.interop.formats import read
 
@@ -90,3 +92,18 @@ def test_written_again(old):
     assert main(["convert", "finetuning/best", "again", "--to=huggingface"]) == 0
     written = {path.name: path.read_bytes() for path in Path("converted").iterdir()}
     assert {path.name: path.read_bytes() for path in Path("again").iterdir()} == written
+
+
+def test_a_killed_finetuning_goes_on_with_moved_data(old, arrays, capsys):
+    """The examples are compared, not the names of their files."""
+    (old / "moved").mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (old / name).rename(old / "moved" / name)
+    config = read_finetune_config(epath.Path("finetuning_killed") / "config.json")
+    moved = dataclasses.replace(config.task, train="moved/train.tsv", dev="moved/dev.tsv")
+    exchanged = dataclasses.replace(config.task, train="moved/dev.tsv", dev="moved/dev.tsv")
+    with pytest.raises(UserError, match=r"other data: train: '64e5.*' -> '33c5"):
+        finetune(dataclasses.replace(config, task=exchanged), "finetuning_killed")
+    assert finetune(dataclasses.replace(config, task=moved), "finetuning_killed")
+    assert "changed since the last start: finetune.task.train: " in capsys.readouterr().out
+    assert_same_params(arrays, "finetuning", "finetuning_killed")

@@ -54,9 +54,14 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
       predictions_suffix: suffix of the file that `write_predictions` writes; empty for a directory.
     """
 
-    train: str = field("", "training examples: a file or `tfds:NAME:SPLIT`")
-    dev: str = field("", "examples to choose the best model by: a file or `tfds:NAME:SPLIT`")
-    test: str = field("", "final test examples: a file or `tfds:NAME:SPLIT`; empty for none")
+    # Their examples are compared on a resume, so files may move.
+    train: str = field("", "training examples: a file or `tfds:NAME:SPLIT`", resume=True)
+    dev: str = field(
+        "", "examples to choose the best model by: a file or `tfds:NAME:SPLIT`", resume=True
+    )
+    test: str = field(
+        "", "final test examples: a file or `tfds:NAME:SPLIT`; empty for none", resume=True
+    )
     test_labelled: bool = field(
         True, "whether the labels of `test` are known, so that its predictions are scored too"
     )
