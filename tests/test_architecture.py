@@ -37,7 +37,7 @@ OWN = {
     "fields": {"fields", "errors"},
     "model": {"model", "fields", "errors"},
     "objective": {"objective", "model", "fields", "errors"},
-    "data": {"data", "errors", "fields", "json_values", "storage", "terminal"},
+    "data": {"data", "errors", "fields", "json_values", "locks", "storage", "terminal"},
     "corpora": set(),
     "tasks": {"tasks", "data", "errors", "fields", "json_values", "model", "storage"},
     "parallel": {"parallel", "model", "background", "fields", "errors", "terminal"},
