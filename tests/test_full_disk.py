@@ -1,12 +1,14 @@
 """Output that cannot be written: one line with the user's path, the exit code, nothing left."""
 
 import contextlib
+import math
 import re
 import resource
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from bert_jax.__main__ import main
@@ -39,13 +41,17 @@ def folder(tmp_path_factory):
 
 @contextlib.contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """What is written beyond it fails as on a full disk."""
+    """What is written beyond it fails as on a full disk; JAX writes no programs to its cache."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    seconds = getattr(jax.config, name)
+    jax.config.update(name, math.inf)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        jax.config.update(name, seconds)
 
 
 def message_of(command: str, out: Path, capsys: pytest.CaptureFixture) -> tuple[int, str]:
