@@ -54,6 +54,7 @@ ONLY_IN = {
     "tokenizers": {
         "bert_jax.data.wordpiece",
         "bert_jax.data.tokenizer_json",
+        "bert_jax.data.train_tokenizer",
         "bert_jax.data.store",
         "bert_jax.interop.tokenizer",
     },
@@ -65,6 +66,7 @@ ONLY_IN = {
     "scipy": {"bert_jax.tasks.classification.metrics"},
     "safetensors": {"bert_jax.interop.huggingface"},
     "pyarrow": {"bert_jax.data.parquet"},
+    "jieba": {"bert_jax.data.words"},
     "tensorflow": {"bert_jax.interop.google_tf"},
     "torch": {"bert_jax.interop.huggingface"},
     "transformers": set(),

@@ -15,7 +15,7 @@ from bert_jax.data.documents import (
     read_documents,
     source_fingerprint,
 )
-from bert_jax.data.limits import check_heldout, check_workers
+from bert_jax.data.limits import TOKENIZERS, check_heldout, check_workers
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.store import (
     TokenStore,
@@ -28,7 +28,8 @@ from bert_jax.data.store import (
     tail_start,
     write_store,
 )
-from bert_jax.data.wordpiece import train_wordpiece
+from bert_jax.data.train_tokenizer import train_tokenizer
+from bert_jax.data.words import load_segmenter
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain
 from bert_jax.interop.tokenizer import read_tokenizer
@@ -39,6 +40,7 @@ def prepare(
     output: epath.PathLike,
     *,
     vocab: epath.PathLike | None = None,
+    tokenizer: str = "wordpiece",
     vocab_size: int = 30522,
     lowercase: bool | None = None,
     strip_accents: bool | None = None,
@@ -50,6 +52,7 @@ def prepare(
     data_dir: str | None = None,
     workers: int | None = None,
     skip_bad_lines: bool = False,
+    segmenter: str | None = None,
 ) -> TokenStore:
     """Tokenises a corpus into a store; opens the store if it already exists.
 
@@ -58,13 +61,14 @@ def prepare(
     Args:
       sources: sources of documents; see `find_sources`.
       output: folder of the store, local or gs://.
-      vocab: a vocab.txt, or a folder with one or with a tokenizer.json; None trains a vocabulary on
-        the training documents.
+      vocab: the tokenizer: a vocab.txt, a tokenizer.json of any kind, or a folder with one; None
+        trains one on the training documents.
+      tokenizer: kind of the one that is trained, see `train_tokenizer`.
       vocab_size: tokens in a vocabulary that is trained.
-      lowercase: whether to lower-case; None for the casing of a given vocabulary, or True if one
-        is trained.
-      strip_accents: whether to drop accents; None for what a given vocabulary says, or, if one is
-        trained, for what `train_wordpiece` finds right.
+      lowercase: whether to lower-case; None for the casing of a given vocabulary, or as
+        `train_tokenizer` does.
+      strip_accents: whether to drop accents; None for what a given vocabulary says, or as
+        `train_tokenizer` does.
       heldout: share of the documents kept for evaluation, at least two. Of a single document this
         share is kept, its last sentences.
       text_field: field of the text in JSONL or TFDS.
@@ -76,6 +80,8 @@ def prepare(
       workers: processes that tokenise; any number gives the same store. None for one per core.
       skip_bad_lines: leave out records that cannot be read: lines of text, and documents of other
         sources. The first few are logged; the manifest has their number.
+      segmenter: says where the words of Chinese are, for whole-word and span masking: "jieba", or
+        MODULE:NAME of a function that cuts a text into words. None: each ideograph is a word.
 
     Raises:
       UserError: sources or vocabulary cannot be read, a number is out of range, or `output` holds
@@ -84,6 +90,10 @@ def prepare(
     workers = (os.cpu_count() or 1) if workers is None else workers
     check_heldout(heldout)
     check_workers(workers)
+    if tokenizer not in TOKENIZERS:
+        raise UserError(f"tokenizer={tokenizer!r}: use one of {', '.join(TOKENIZERS)}")
+    if segmenter is not None:
+        load_segmenter(segmenter)
     output = epath.Path(output)
     skipped = SkippedRecords()
     refuse: Refuse = skipped if skip_bad_lines else _refuse
@@ -96,19 +106,17 @@ def prepare(
         unwrap=unwrap,
         data_dir=data_dir,
     )
-    tokenizer = None
+    given = None
     vocabulary: Plain
     if vocab is not None:
-        tokenizer = read_tokenizer(
-            epath.Path(vocab), lowercase=lowercase, strip_accents=strip_accents
-        )
-        vocabulary = {"vocab": tokenizer.vocab_hash}
+        given = read_tokenizer(epath.Path(vocab), lowercase=lowercase, strip_accents=strip_accents)
+        vocabulary = {"vocab": given.vocab_hash}
     else:
         vocabulary = {
             "vocab_size": vocab_size,
             "cased": lowercase is False,
             "strip_accents": strip_accents,
-        }
+        } | ({"tokenizer": tokenizer} if tokenizer != TOKENIZERS[0] else {})
     provenance = {  # everything that determines the content of the store, for its manifest
         "sources": [source_fingerprint(source) for source in found],
         "options": vocabulary
@@ -120,7 +128,8 @@ def prepare(
         }
         # Stores that were made before there were these options lack them.
         | ({"skip_bad_lines": True} if skip_bad_lines else {})
-        | ({"document_separator": document_separator} if document_separator else {}),
+        | ({"document_separator": document_separator} if document_separator else {})
+        | ({"segmenter": segmenter} if segmenter else {}),
     }
     if is_store(output):
         store = open_token_store(output)
@@ -130,24 +139,26 @@ def prepare(
     check_unused(output)  # before the vocabulary is trained, which can take long
     bound = heldout_bound(read_documents(found, refuse=refuse), heldout)
     tail = heldout if is_single_document(read_documents(found, refuse=refuse)) else 0.0
-    if tokenizer is None:
+    if given is None:
         documents = _with_progress(found, "vocabulary", refuse)
-        tokenizer = train_wordpiece(
+        given = train_tokenizer(
+            tokenizer,
             (_without_tail(text, tail) for text in documents if document_hash(text) >= bound),
             vocab_size=vocab_size,
-            lowercase=lowercase is not False,
+            lowercase=lowercase,
             strip_accents=strip_accents,
         )
     skipped.count = 0
     return write_store(
         output,
         _with_progress(found, "tokens", refuse),
-        tokenizer,
+        given,
         heldout_bound=bound,
         workers=workers,
         provenance=provenance,
         num_skipped=lambda: skipped.count,
         heldout_tail=tail,
+        segmenter=segmenter or "",
     )
 
 

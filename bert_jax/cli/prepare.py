@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from bert_jax.cli import flags
-from bert_jax.data.limits import check_heldout, check_workers
+from bert_jax.data.limits import TOKENIZERS, check_heldout, check_workers
 from bert_jax.errors import UserError
 from bert_jax.terminal import say
 
@@ -37,13 +37,16 @@ A source is
   corpus:sotu       State of the Union 1790-2026, 2 million words, which comes with bert_jax
 """
 
+_VOCAB_SIZE = 30522
+_SOME_CHINESE = 0.01  # share of the tokens from which a user is told what words are
 _MOST_UNKNOWN = 0.01  # share of the characters beyond which a user is warned
 
 _EXAMPLES = """\
 examples:
   bert-jax prepare corpus:sotu --output data/sotu --vocab-size 8192
   bert-jax prepare 'books/*.txt.gz' --document-per-file --unwrap --output data/books
-  bert-jax prepare more.jsonl --vocab data/books --output data/more
+  bert-jax prepare more.jsonl --tokenizer data/books --output data/more
+  bert-jax prepare books.jsonl --tokenizer bpe --vocab-size 50368 --output data/books
   bert-jax prepare hf:wikimedia/wikipedia/20231101.en --output data/wiki
   bert-jax prepare tfds:wikipedia/20230601.en --data-dir ~/tensorflow_datasets --output data/wiki
   bert-jax prepare --verify data/wiki
@@ -85,25 +88,31 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="STORE",
         help="only read all of a store, or of a folder of TFRecords, and compare its checksums",
     )
+    add(
+        "--tokenizer",
+        default=TOKENIZERS[0],
+        metavar="KIND|PATH",
+        help="what to train on the training documents: wordpiece (the default), bpe (byte-level, as"
+        " in ModernBERT: nothing is unknown), unigram or characters; or what to use: a vocab.txt, a"
+        " tokenizer.json of any kind, or a folder with one",
+    )
     vocabulary = parser.add_mutually_exclusive_group()
     vocabulary.add_argument(
         "--vocab",
         type=epath.Path,
         metavar="PATH",
-        help="vocabulary to use: a vocab.txt, or a folder with one or with a tokenizer.json;"
-        " without it, one is trained on the training documents",
+        help="the same as --tokenizer=PATH",
     )
     vocabulary.add_argument(
         "--vocab-size",
         type=int,
-        default=30522,
         metavar="N",
-        help="tokens in a vocabulary that is trained (default: %(default)s, as in BERT)",
+        help=f"tokens in a vocabulary that is trained (default: {_VOCAB_SIZE}, as in BERT)",
     )
     flags.add_casing(
         parser,
         cased="keep case and, without --strip-accents, accents",
-        uncased="lower-case the text (default if a vocabulary is trained)",
+        uncased="lower-case the text (default if WordPiece is trained)",
     )
     add(
         "--strip-accents",
@@ -143,6 +152,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="join the lines of a paragraph, for text with line breaks at a fixed width",
     )
+    add(
+        "--segmenter",
+        metavar="NAME",
+        help="says where the words of Chinese are, for whole-word and span masking: jieba, or"
+        " MODULE:NAME for a function of yours from a text to its words; without one each ideograph"
+        " is a word",
+    )
     add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its datasets")
     add(
         "--workers",
@@ -158,6 +174,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--verify takes neither a SOURCE nor --output")
     if args.document_separator is not None and args.document_per_file:
         parser.error("--document-separator and --document-per-file exclude each other")
+    if args.tokenizer not in TOKENIZERS:
+        if args.vocab is not None or args.vocab_size is not None:
+            other = "--vocab" if args.vocab is not None else "--vocab-size"
+            parser.error(f"argument {other}: not allowed with a path in --tokenizer")
+        args.vocab, args.tokenizer = epath.Path(args.tokenizer), TOKENIZERS[0]
+        if not args.vocab.exists():
+            raise UserError(
+                f"--tokenizer={args.vocab}: neither {', '.join(TOKENIZERS)} nor an existing path"
+            )
+    elif args.vocab is not None and args.tokenizer != TOKENIZERS[0]:
+        parser.error("argument --vocab: not allowed with a kind in --tokenizer")
+    args.vocab_size = args.vocab_size or _VOCAB_SIZE
     check_heldout(args.heldout)
     check_workers(args.workers)
     return args
@@ -202,8 +230,26 @@ def _print_summary(store: "TokenStore") -> None:
             f"tokens used in an epoch, {epoch['label_1']:.0%} of the pairs random; {single:.1%} of "
             "the documents are one sentence"
         )
+    if words := _chinese_words(store):
+        say(words)
     for warning in _warnings(store):
         say(f"Warning: {warning}.")
+
+
+def _chinese_words(store: "TokenStore") -> str:
+    """What words of Chinese are in a store; empty if it has little Chinese."""
+    from bert_jax.data.words import ideographs
+
+    counts = store.train.token_counts
+    chinese = [id_ for id_, piece in enumerate(store.tokenizer.pieces) if ideographs(piece)]
+    if counts[chinese].sum() <= _SOME_CHINESE * counts.sum():
+        return ""
+    if segmenter := store.manifest.get("options", {}).get("segmenter"):
+        return f"words of Chinese, for whole-word and span masking: those of {segmenter}"
+    return (
+        "words of Chinese: each character is one, also for whole-word and span masking; "
+        "--segmenter=jieba takes those of a segmenter"
+    )
 
 
 def _warnings(store: "TokenStore") -> Iterator[str]:
@@ -248,7 +294,7 @@ def _warnings(store: "TokenStore") -> Iterator[str]:
 def _row(split: "Split", counts: Mapping[str, int], tokenizer: "Tokenizer") -> list[str]:
     tokens, characters = len(split.tokens), counts.get("characters") or 0
     unknown = counts.get("unknown_characters") or 0
-    words = split.token_counts[~tokenizer.is_continuation].sum()
+    words = split.num_words(tokenizer.is_continuation)
     return [
         f"{len(split.documents) - 1:,}",
         f"{len(split.sentences) - 1:,}",

@@ -55,8 +55,13 @@ class SpecialIds(Protocol):
     def pad_id(self) -> int: ...
 
 
-def batch_shapes(sampling: Sampling) -> dict[str, tuple[int, ...]]:
-    """Shapes of the arrays of a global batch, all int32; see `Batches.batch`."""
+def batch_shapes(sampling: Sampling, *, continues: bool = False) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a global batch, all int32; see `Batches.batch`.
+
+    Args:
+      sampling: what a batch holds.
+      continues: whether the store says which tokens continue a word.
+    """
     rows, length = sampling.batch_size, sampling.max_seq_length
     examples = sampling.examples_per_row
     return {
@@ -67,6 +72,7 @@ def batch_shapes(sampling: Sampling) -> dict[str, tuple[int, ...]]:
         "cls_positions": (rows, examples),
         "next_sentence_label": (rows, examples),
         "example_ids": (rows, examples, 2),
+        **({"continues": (rows, length)} if continues else {}),
     }
 
 
@@ -111,6 +117,8 @@ class Batches:
           UserError: as `plan_epoch`.
         """
         self._tokens, self._blocks = np.asarray(split.tokens), split.blocks
+        self._has_continues = split.continues is not None
+        self._continues = np.asarray(split.continues if self._has_continues else (), np.uint8)
         self._sampling = sampling
         self._special = special
         self._host_rows = np.arange(sampling.batch_size) if host_rows is None else host_rows
@@ -146,6 +154,7 @@ class Batches:
         - next_sentence_label [B, E]: see `Plan`; -1 where there is no example or no label.
         - example_ids [B, E, 2]: the epoch and the example's index in its plan, a key for random
           masks; 0, 0 where there is no example.
+        - continues [B, S]: 1 where a token continues a word; only if the split says it.
 
         Raises:
           UserError: the tokens of a row are damaged; see `TokenBlocks`.
@@ -154,7 +163,7 @@ class Batches:
         epochs, rows = np.divmod(stream, self.rows_per_epoch)
         batch = {
             name: np.zeros((len(rows), *shape[1:]), np.int32)
-            for name, shape in batch_shapes(self._sampling).items()
+            for name, shape in batch_shapes(self._sampling, continues=self._has_continues).items()
         }
         batch["input_ids"].fill(self._special.pad_id)
         batch["next_sentence_label"].fill(-1)
@@ -175,7 +184,9 @@ class Batches:
                 plan.next_sentence_label,
                 plan.row_offsets,
                 plan.row_examples,
-                tuple(batch.values()),
+                tuple(batch[name] for name in batch_shapes(self._sampling)),
+                self._continues,
+                batch.get("continues", np.zeros((len(rows), 0), np.int32)),
             )
         return batch
 
@@ -271,6 +282,14 @@ def _dataset(batches: Steps, start_step: int, stop_step: int) -> Iterable[Batch]
 
 
 @njit(nogil=True, cache=True)
+def _unpack(bits: np.ndarray, start: int, length: int, out: np.ndarray) -> None:
+    """Writes bits [start, start + length) into the first `length` elements of `out`."""
+    for t in range(length):
+        position = start + t
+        out[t] = (bits[position >> 3] >> (position & 7)) & 1
+
+
+@njit(nogil=True, cache=True)
 def _gather(
     rows: np.ndarray,
     epoch: int,
@@ -281,8 +300,13 @@ def _gather(
     row_offsets: np.ndarray,
     row_examples: np.ndarray,
     batch: tuple[np.ndarray, ...],
+    bits: np.ndarray,
+    continues: np.ndarray,
 ) -> None:
-    """Writes row rows[i] of the plan into row i of the batch; leaves it as is if rows[i] < 0."""
+    """Writes row rows[i] of the plan into row i of the batch; leaves it as is if rows[i] < 0.
+
+    `continues` gets the `bits` of the tokens, if there are any.
+    """
     cls_id, sep_id = special_ids
     a_start, a_length, b_start, b_length = spans
     (
@@ -306,6 +330,8 @@ def _gather(
             stop = start + 1
             for t in range(a_length[x]):
                 input_ids[i, stop + t] = tokens[a_start[x] + t]
+            if len(bits):
+                _unpack(bits, a_start[x], a_length[x], continues[i, stop:])
             stop += a_length[x]
             input_ids[i, stop] = sep_id
             stop += 1
@@ -313,6 +339,8 @@ def _gather(
                 b_stop = stop + b_length[x]
                 for t in range(b_length[x]):
                     input_ids[i, stop + t] = tokens[b_start[x] + t]
+                if len(bits):
+                    _unpack(bits, b_start[x], b_length[x], continues[i, stop:])
                 input_ids[i, b_stop] = sep_id
                 token_type_ids[i, stop : b_stop + 1] = 1
                 stop = b_stop + 1

@@ -1,10 +1,12 @@
-"""Checks of the numbers that a token store is prepared with.
+"""What a token store can be prepared with.
 
-This module loads nothing, so numbers are checked before anything is loaded. The messages name the
+This module loads nothing, so options are checked before anything is loaded. The messages name the
 flags of `bert-jax prepare`.
 """
 
 from bert_jax.errors import UserError
+
+TOKENIZERS = ("wordpiece", "bpe", "unigram", "characters")  # kinds that can be trained
 
 
 def check_heldout(share: float) -> None:

@@ -82,6 +82,8 @@ class Split:
       documents: int64 [num_documents + 1], sentence offset of each document and the end.
       token_counts: int64 [vocab_size], how often each id occurs in `tokens`.
       blocks: to be asked before tokens are used; None: they need no check.
+      continues: uint8 [ceil(num_tokens / 8)], bit i % 8 of byte i // 8: whether token i continues a
+        word; None: the vocabulary says it.
     """
 
     name: str
@@ -90,6 +92,13 @@ class Split:
     documents: np.ndarray
     token_counts: np.ndarray
     blocks: TokenBlocks | None = None
+    continues: np.ndarray | None = None
+
+    def num_words(self, is_continuation: np.ndarray) -> int:
+        """Words in `tokens`, given which tokens of the vocabulary continue one."""
+        if self.continues is None:
+            return int(self.token_counts[~is_continuation].sum())
+        return len(self.tokens) - int(np.bitwise_count(self.continues).sum())
 
     def wrong_offsets(self) -> str:
         """What makes it unsafe to follow the offsets, and in which array; empty if nothing."""

@@ -2,7 +2,9 @@
 
 A folder with `manifest.json`, `vocab.txt`, `tokenizer_config.json` and, in `train/` and `heldout/`,
 flat little-endian arrays: `tokens.bin`, `sentences.bin`, `documents.bin`, `token_counts.bin` (see
-`Split`). It is written under a temporary name, manifest last, and renamed when complete.
+`Split`). It is written under a temporary name, manifest last, and renamed when complete. A
+tokenizer other than WordPiece is in `tokenizer.json` instead of `vocab.txt`. Where the vocabulary
+does not say which tokens continue a word, `continues.bin` does.
 
 The manifest has the size and checksum of each array. Opening a store compares sizes, offsets and
 counts with it, which takes about a second for 100 million sentences that are in memory. Tokens are
@@ -43,6 +45,7 @@ from bert_jax.data.sentences import split_sentences
 from bert_jax.data.split import BLOCK_BYTES, Split, TokenBlocks
 from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, VOCAB_FILE, Tokenizer
 from bert_jax.data.tokenizer_json import load_tokenizer
+from bert_jax.data.words import continues, load_segmenter
 from bert_jax.errors import UserError
 from bert_jax.json_values import typed
 from bert_jax.locks import locked
@@ -52,10 +55,13 @@ if TYPE_CHECKING:
     from bert_jax.data.batches import BatchStream
     from bert_jax.data.sampling import Sampling
 
-FORMAT, VERSION = "bert_jax token store", 1
+# Stores of version 2 have `continues.bin`.
+FORMAT, VERSION = "bert_jax token store", 2
 SPLITS = ("train", "heldout")
 ARRAYS = ("tokens", "sentences", "documents", "token_counts")
 FILES = frozenset(f"{split}/{array}.bin" for split in SPLITS for array in ARRAYS)
+CONTINUES = "continues"
+CONTINUES_FILES = frozenset(f"{split}/{CONTINUES}.bin" for split in SPLITS)
 EPOCH_LENGTH = 128  # tokens of the rows in the summary of a store
 _MANIFEST = "manifest.json"
 _REMEDY = "Restore the file, or delete the store and prepare it again"
@@ -144,7 +150,7 @@ class _Manifest:
 
     def inconsistency(self) -> str:
         """What in it cannot be true; empty if nothing."""
-        if self.files.keys() != FILES:
+        if self.files.keys() not in (FILES, FILES | CONTINUES_FILES):
             return f"files: must be {', '.join(sorted(FILES))}"
         if self.splits.keys() != set(SPLITS):
             return f"splits: must be {', '.join(SPLITS)}"
@@ -158,9 +164,10 @@ class _Manifest:
                 ("sentences", (counts.sentences + 1) * _OFFSET.itemsize),
                 ("documents", (counts.documents + 1) * _OFFSET.itemsize),
                 ("token_counts", self.vocab_size * _OFFSET.itemsize),
+                (CONTINUES, -(-counts.tokens // 8)),
             ):
                 file = f"{split}/{array}.bin"
-                if self.files[file].bytes != size:
+                if file in self.files and self.files[file].bytes != size:
                     return f"files.{file}: bytes must be {size:,}"
             tokens = self.files[f"{split}/tokens.bin"]
             if len(tokens.block_crc32) not in (0, 8 * -(-tokens.bytes // BLOCK_BYTES)):
@@ -348,6 +355,7 @@ def write_store(
     provenance: Mapping[str, Any],
     num_skipped: Callable[[], int] = lambda: 0,
     heldout_tail: float = 0.0,
+    segmenter: str = "",
 ) -> TokenStore:
     """Splits documents into sentences, tokenises them and writes the store.
 
@@ -365,6 +373,8 @@ def write_store(
       num_skipped: gives the number of records that `documents` left out, once they are read.
       heldout_tail: share of each document that is held out, its last sentences; for a corpus of
         one document.
+      segmenter: what says where Chinese words are, see `load_segmenter`; empty: each ideograph is a
+        word.
 
     Raises:
       UserError: `path` is in use, no document has a token, every word is unknown, or a worker was
@@ -384,13 +394,14 @@ def write_store(
                 provenance=provenance,
                 num_skipped=num_skipped,
                 heldout_tail=heldout_tail,
+                segmenter=segmenter,
             )
             _copy(local.path, path, typed(local.manifest, _Manifest, str(local.path)))
             with contextlib.suppress(FileExistsError):  # the cache has this content already
                 local.path.rename(_cache() / local.fingerprint)
         return open_token_store(path)
     path = pathlib.Path(path)
-    encoder = _Encoder(tokenizer, heldout_bound, heldout_tail)
+    encoder = _Encoder(tokenizer, heldout_bound, heldout_tail, segmenter)
     with _unfinished(path) as directory:
         tokenizer.save(directory)
         writers = {split: _SplitWriter(directory, split, encoder) for split in SPLITS}
@@ -408,7 +419,7 @@ def write_store(
         checksums = {name: file["sha256"] for name, file in files.items()}
         manifest = {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if encoder.says_words else 1,
             "fingerprint": _fingerprint(tokenizer.vocab_hash, checksums),
             "dtype": encoder.dtype.str,
             "vocab_size": len(tokenizer.vocab),
@@ -544,6 +555,8 @@ def _copy(source: epath.Path, target: epath.Path, stated: _Manifest) -> None:
 
 def _open_split(local: epath.Path, name: str, stated: _Manifest, remedy: str) -> Split:
     dtypes = dict.fromkeys(ARRAYS, _OFFSET) | {"tokens": _dtype(stated.vocab_size)}
+    if stated.files.keys() >= CONTINUES_FILES:
+        dtypes[CONTINUES] = np.dtype(np.uint8)
     arrays = {}
     for array, dtype in dtypes.items():
         path, file = local / name / f"{array}.bin", stated.files[f"{name}/{array}.bin"]
@@ -593,6 +606,7 @@ class _EncodedSplit:
         self.sentence_lengths: list[int] = []  # in tokens
         self.document_lengths: list[int] = []  # in sentences
         self.characters: Counter[str] = Counter()  # the counts of a manifest that end so
+        self.continues = [np.empty(0, bool)]  # of each sentence, if the store says it
 
 
 class _EncodedChunk(NamedTuple):
@@ -611,6 +625,12 @@ class _Encoder:
     tokenizer: Tokenizer
     heldout_bound: float
     heldout_tail: float = 0.0
+    segmenter: str = ""
+
+    @property
+    def says_words(self) -> bool:
+        """Whether the store says which tokens continue a word."""
+        return bool(self.segmenter) or not self.tokenizer.pieces_tell_words
 
     @property
     def dtype(self) -> np.dtype:
@@ -631,6 +651,7 @@ class _Encoder:
             num_empty += not num_found
         for split in splits.values():
             split.tokens = [np.concatenate(split.tokens)]  # so that fewer objects are sent
+            split.continues = [np.concatenate(split.continues)]
         return _EncodedChunk(splits, num_empty, line_breaks)
 
     def _split(self, text: str) -> str:
@@ -638,19 +659,28 @@ class _Encoder:
 
     def _encode(self, split: _EncodedSplit, sentences: list[str]) -> bool:
         """Appends a document; False if it has no tokens."""
-        encoded = self.tokenizer.encode(sentences)
+        if self.says_words:
+            segment = load_segmenter(self.segmenter) if self.segmenter else None
+            found = self.tokenizer.encode_sentences(sentences)
+            encoded = [ids for ids, _ in found]
+            split.continues += [
+                continues(sentence, offsets, segment)
+                for sentence, (_, offsets) in zip(sentences, found)
+            ]
+        else:
+            encoded = self.tokenizer.encode(sentences)
         for sentence, ids in zip(sentences, encoded):
             split.characters["characters"] += len(sentence) - sentence.count(" ")
             if self.tokenizer.unk_id in ids:
                 words = self.tokenizer.unknown_words(sentence)
                 split.characters["unknown_characters"] += sum(words)
                 split.characters["long_word_characters"] += sum(n for n in words if n > _MAX_WORD)
-        found = [ids for ids in encoded if ids]
-        if found:
-            split.tokens += [np.array(ids, self.dtype) for ids in found]
-            split.sentence_lengths += map(len, found)
-            split.document_lengths.append(len(found))
-        return bool(found)
+        whole = [ids for ids in encoded if ids]
+        if whole:
+            split.tokens += [np.array(ids, self.dtype) for ids in whole]
+            split.sentence_lengths += map(len, whole)
+            split.document_lengths.append(len(whole))
+        return bool(whole)
 
 
 def _chunks(documents: Iterable[str]) -> Iterator[list[str]]:
@@ -725,10 +755,18 @@ class _SplitWriter:
             self._files[name] = _HashedFile(directory / split / f"{name}.bin", name == "tokens")
         for name in ("sentences", "documents"):
             self._files[name].write(np.zeros(1, _OFFSET))
+        self._bits = np.empty(0, bool)  # not written yet, less than a byte
+        if encoder.says_words:
+            self._files[CONTINUES] = _HashedFile(directory / split / f"{CONTINUES}.bin", False)
 
     def append(self, chunk: _EncodedSplit) -> None:
         tokens = np.concatenate(chunk.tokens)
         self._files["tokens"].write(tokens)
+        if CONTINUES in self._files:
+            bits = np.concatenate([self._bits, *chunk.continues])
+            whole = len(bits) // 8 * 8
+            self._files[CONTINUES].write(np.packbits(bits[:whole], bitorder="little"))
+            self._bits = bits[whole:]
         for name, lengths, start in (
             ("sentences", chunk.sentence_lengths, self.counts["tokens"]),
             ("documents", chunk.document_lengths, self.counts["sentences"]),
@@ -751,6 +789,8 @@ class _SplitWriter:
         file = _HashedFile(self._directory / self._split / "token_counts.bin", False)
         file.write(self._token_counts)
         self._files["token_counts"] = file
+        if CONTINUES in self._files:
+            self._files[CONTINUES].write(np.packbits(self._bits, bitorder="little"))
         return {f"{self._split}/{name}.bin": file.close() for name, file in self._files.items()}
 
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from bert_jax.data.words import Segmenter, continues
 from bert_jax.storage import write_text
 
 # A directory holds a vocab.txt if its tokenizer is WordPiece, a tokenizer.json if it is another.
@@ -141,16 +140,6 @@ class Tokenizer(abc.ABC):
     @abc.abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text, without what `encode` dropped, such as case and spacing."""
-
-    def continues(self, text: str, offsets: np.ndarray, segment: Segmenter | None) -> np.ndarray:
-        """bool [n]: whether each token of a text continues a word.
-
-        Args:
-          text: text that was encoded.
-          offsets: positions of the tokens, as in `Encoded`.
-          segment: says where the words of Chinese are; None: each ideograph is a word.
-        """
-        return continues(text, offsets, segment)
 
     def save(self, directory: epath.PathLike) -> None:
         """Writes the files of the tokenizer, and removes those of one of another kind."""

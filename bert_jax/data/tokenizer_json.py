@@ -281,9 +281,8 @@ class JsonTokenizer(Tokenizer):
         """Encodes texts, each after a lead of no or one space that is no part of the text."""
         encodings = self._encodings([lead + text for lead, text in zip(leads, texts)])
         for text, lead, encoding in zip(texts, leads, encodings):
-            shift = len(lead)
-            offsets = [(max(0, a - shift), max(0, b - shift)) for a, b in encoding.offsets]
-            yield Encoded(encoding.ids, trimmed(text, offsets))
+            offsets = np.array(encoding.offsets, int).reshape(-1, 2) - len(lead)
+            yield Encoded(encoding.ids, trimmed(text, np.maximum(offsets, 0)))
 
     @cached_property
     def _probe(self) -> str:

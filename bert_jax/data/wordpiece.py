@@ -12,7 +12,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -325,7 +325,7 @@ def _warn_of_repeated(vocab: Sequence[str], file: epath.Path) -> None:
         )
 
 
-_MAX_COUNTED_PIECES = 5_000_000  # about a gigabyte
+MAX_COUNTED_PIECES = 5_000_000  # about a gigabyte
 _MAX_TRAINING_WORDS = 50_000_000
 _RAREST_CHARACTER = 5e-8  # share of the text
 _MAX_WORD_CHARACTERS = 100  # longer words are [UNK]
@@ -385,7 +385,7 @@ def _count_pieces(texts: Iterable[str]) -> Counter[str]:
             words = itertools.chain.from_iterable(map(empty._split, found))
             found = [word for word in words if len(word) <= _MAX_CACHED_CHARACTERS]
         pieces.update(found)
-        if len(pieces) > _MAX_COUNTED_PIECES:
+        if len(pieces) > MAX_COUNTED_PIECES:
             pieces = Counter({piece: n for piece, n in pieces.items() if n > 1})
     return pieces
 
@@ -442,16 +442,28 @@ def _merge(words: Counter[str], alphabet: Sequence[str], vocab_size: int) -> tup
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     characters = set(alphabet)
     known = {word: n for word, n in words.items() if characters.issuperset(word)}
-    # The trainer takes words, not counts. A large corpus would take hours without this cap.
-    scale = -(-sum(known.values()) // _MAX_TRAINING_WORDS)
-    repeated = itertools.chain.from_iterable(
-        itertools.repeat(word, n // scale) for word, n in known.items()
-    )
-    tokenizer.train_from_iterator(
-        iter(lambda: " ".join(itertools.islice(repeated, 1000)), ""), trainer
-    )
+    tokenizer.train_from_iterator(repeated_words(known), trainer)
     ids = tokenizer.get_vocab()
     return tuple(sorted(ids, key=ids.__getitem__))
+
+
+def repeated_words(words: Mapping[str, int]) -> Iterator[str]:
+    """Lines for a trainer, which takes words and not counts, with each word as often as it occurs.
+
+    A large corpus would take hours, so beyond a bound all words are repeated less often.
+    """
+    scale = -(-sum(words.values()) // _MAX_TRAINING_WORDS)
+    repeated = itertools.chain.from_iterable(
+        itertools.repeat(word, n // scale) for word, n in words.items()
+    )
+    return iter(lambda: " ".join(itertools.islice(repeated, 1000)), "")
+
+
+def frequent_characters(counts: Counter[str], room: int) -> set[str]:
+    """The commonest characters, at most `room`, without those that are very rare."""
+    rarest = _RAREST_CHARACTER * counts.total()
+    order = sorted(counts, key=lambda c: (-counts[c], c))[:room]
+    return {character for character in order if counts[character] >= rarest}
 
 
 def _alphabet(words: Counter[str], room: int) -> list[str]:

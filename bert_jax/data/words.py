@@ -5,6 +5,8 @@ white space, where each mark of punctuation and each CJK ideograph is a word of 
 whole-word masks are alike for all tokenizers, however their pieces are spelled.
 """
 
+import functools
+import logging
 import re
 import sys
 import unicodedata
@@ -12,12 +14,40 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from bert_jax.errors import UserError
+from bert_jax.fields import import_object
+
 # Cuts a text into its words, from left to right; what is between them is white space.
 Segmenter = Callable[[str], Iterable[str]]
 
 IDEOGRAPH = "[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]"
 _IN_WORD, _SPACE, _PUNCTUATION, _IDEOGRAPH, _MARK, _NOT_SEEN = range(6)
 _kind_of_character = np.full(sys.maxunicode + 1, _NOT_SEEN, np.uint8)
+
+
+@functools.cache
+def load_segmenter(name: str) -> Segmenter:
+    """A segmenter of Chinese words by its name.
+
+    Args:
+      name: "jieba" (https://github.com/fxsjy/jieba), or MODULE:NAME for a `Segmenter` of your own.
+
+    Raises:
+      UserError: it cannot be imported.
+    """
+    if name != "jieba":
+        found = import_object(name, "segmenter")
+        if not callable(found):
+            raise UserError(f"segmenter={name!r}: must be a function from a text to its words")
+        segmenter: Segmenter = found
+        return segmenter
+    try:
+        import jieba
+    except ImportError as error:
+        raise UserError("segmenter='jieba': pip install 'bert-jax[chinese]'") from error
+    jieba.setLogLevel(logging.WARNING)
+    cut: Segmenter = jieba.lcut
+    return cut
 
 
 def is_punctuation(character: str) -> bool:
@@ -31,7 +61,7 @@ def ideographs(text: str) -> int:
     return int(np.count_nonzero(_kinds(text) == _IDEOGRAPH))
 
 
-def trimmed(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
+def trimmed(text: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
     """Positions of tokens without white space, but with marks that normalisation dropped.
 
     Args:
@@ -86,6 +116,8 @@ def _starts(text: str, words: Iterable[str]) -> list[int]:
     """Where the words begin in the text; a word that is not found there is left out."""
     starts, position = [], 0
     for word in words:
+        if not isinstance(word, str):
+            raise UserError(f"the segmenter gives {word!r}; it must give strings")
         found = text.find(word, position) if word else -1
         if found >= 0:
             starts.append(found)

@@ -96,7 +96,7 @@ class TokenMasking(Masking, name="token"):
 
 @dataclass(frozen=True)
 class WholeWordMasking(Masking, name="whole_word"):
-    """A unit is a piece with its `##` continuations (Google's whole word masking, 2019)."""
+    """A unit is a word with all its pieces (Google's whole word masking, 2019)."""
 
     def units(
         self,
@@ -145,7 +145,8 @@ class BoundMasking:
       slots: predictions that a row has room for, at least as many as its examples need together.
       mask_id: id of [MASK].
       is_special: [vocab_size] bool, tokens never predicted and never random replacements.
-      is_continuation: [vocab_size] bool, pieces that continue a word.
+      is_continuation: [vocab_size] bool, pieces that continue a word, if the batch does not say
+        which do.
     """
 
     masking: Masking
@@ -181,7 +182,10 @@ def mask_tokens(
     is_candidate = (segment_ids > 0) & ~jnp.asarray(masking.is_special)[input_ids]
     order_bits, action_bits, token_bits, more_bits = _bits_by_position(batch, key)
 
-    continues = jnp.asarray(masking.is_continuation)[input_ids]
+    if "continues" in batch:
+        continues = batch["continues"] > 0
+    else:
+        continues = jnp.asarray(masking.is_continuation)[input_ids]
     unit_start, order_bits = masking.masking.units(continues, is_candidate, order_bits, more_bits)
     chosen = _choose_units(masking.masking, segment_ids, is_candidate, unit_start, order_bits)
 
