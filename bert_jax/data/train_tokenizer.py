@@ -48,7 +48,7 @@ def train_tokenizer(
     lowercase: bool | None = None,
     strip_accents: bool | None = None,
 ) -> tokenizer.Tokenizer:
-    """Trains a tokenizer of at most `vocab_size` tokens, the first of which are BERT's special ones.
+    """Trains a tokenizer of at most `vocab_size` tokens, the first of them BERT's special ones.
 
     Args:
       kind: one of `bert_jax.data.limits.TOKENIZERS`: "wordpiece", see `train_wordpiece`; "bpe",
