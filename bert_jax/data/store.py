@@ -55,8 +55,7 @@ if TYPE_CHECKING:
     from bert_jax.data.batches import BatchStream
     from bert_jax.data.sampling import Sampling
 
-# Stores of version 2 have `continues.bin`.
-FORMAT, VERSION = "bert_jax token store", 2
+FORMAT, VERSION = "bert_jax token store", 1
 SPLITS = ("train", "heldout")
 ARRAYS = ("tokens", "sentences", "documents", "token_counts")
 FILES = frozenset(f"{split}/{array}.bin" for split in SPLITS for array in ARRAYS)
@@ -419,7 +418,7 @@ def write_store(
         checksums = {name: file["sha256"] for name, file in files.items()}
         manifest = {
             "format": FORMAT,
-            "version": VERSION if encoder.says_words else 1,
+            "version": VERSION,
             "fingerprint": _fingerprint(tokenizer.vocab_hash, checksums),
             "dtype": encoder.dtype.str,
             "vocab_size": len(tokenizer.vocab),

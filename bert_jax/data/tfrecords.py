@@ -107,7 +107,7 @@ class PremaskedSplit:
           UserError: the first record is damaged or not such an example.
         """
         self.name = name
-        self._records, self._numbers, self._wordpiece = records, numbers, tokenizer
+        self._records, self._numbers, self._tokenizer = records, numbers, tokenizer
         first = records.features(int(numbers[0]))
         self.max_seq_length = len(first["input_ids"])
         self.max_predictions_per_seq = len(first["masked_lm_positions"])
@@ -134,7 +134,7 @@ class PremaskedSplit:
             the first record, or a value out of range.
         """
         length, slots = self.max_seq_length, self.max_predictions_per_seq
-        vocab_size = len(self._wordpiece.vocab)
+        vocab_size = len(self._tokenizer.vocab)
         width_and_limit = {
             "input_ids": (length, vocab_size),
             "input_mask": (length, 2),
@@ -185,8 +185,8 @@ class PremaskedSplit:
         positions = examples["masked_lm_positions"][rows, slots]
         input_ids[rows, positions] = examples["masked_lm_ids"][rows, slots]
         tokens = input_ids[examples["segment_ids"] > 0]
-        counts = np.bincount(tokens, minlength=len(self._wordpiece.vocab))
-        counts[[self._wordpiece.cls_id, self._wordpiece.sep_id]] = 0
+        counts = np.bincount(tokens, minlength=len(self._tokenizer.vocab))
+        counts[[self._tokenizer.cls_id, self._tokenizer.sep_id]] = 0
         return counts
 
 
