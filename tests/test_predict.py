@@ -14,6 +14,7 @@ from portables import make_portable
 
 from bert_jax import load
 from bert_jax.__main__ import main
+from bert_jax.cli import inputs
 from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.inference.text_lines import Line, TextLines
@@ -371,6 +372,32 @@ def test_a_parquet_table_may_hold_anything(model, tmp_path, capsys):
     assert main(["predict", "features", f"--model={model}", str(tmp_path / "t.parquet")]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["when"], found["text"]) == ("2026-11-26", "one")
+
+
+def test_a_tagger_reads_rows_with_words(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    rows = [{"tokens": ["AT&T", "sat"], "ner_tags": [1, 0]}, {"words": ["a"]}]
+    rows += [{"text": "a b", "tokens": ["c"]}]
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    lines = [*TextLines(str(file), "jsonl", inputs.WORDS.columns)]
+    assert [line.text for line in lines] == [["AT&T", "sat"], ["a"], "a b"]
+    assert [line.fields for line in lines] == rows
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (3, "tokens must be a list of words"),
+        (["a", None], "tokens must be a list of words"),
+        ([], "empty text"),
+        ([" "], "empty text"),
+    ],
+)
+def test_words_that_are_none(tmp_path, words, message):
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"tokens": words}))
+    with pytest.raises(UserError, match=f"rows.jsonl, line 1: {message}"):
+        [*TextLines(str(file), "jsonl", inputs.WORDS.columns)]
 
 
 def test_lines_of_anything(tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -27,6 +28,7 @@ from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.checkpoints import Checkpoints, latest_step, saved_steps
+from bert_jax.train.hooks import Evaluate
 from bert_jax.train.optimizers import AdamW
 from bert_jax.train.schedules import Schedule
 from bert_jax.train.state import TrainState, init_state
@@ -329,3 +331,19 @@ def test_weight_decay_skips_biases_and_norms_only():
     assert "masked_lm/bias" in spared
     assert mask["bert"]["embeddings"]["word"]["embedding"]
     assert mask["bert"]["encoder"]["layers"]["attention"]["query"]["kernel"]
+
+
+def test_the_first_evaluation_says_that_it_compiles(capsys):
+    writer = SimpleNamespace(write=lambda *line: None)
+    trainer = SimpleNamespace(
+        collect=lambda: None,
+        state=SimpleNamespace(params=None),
+        done=3,
+        stopwatch=SimpleNamespace(skip=lambda seconds: None),
+    )
+    evaluate = Evaluate(lambda params: {"loss": 1.0}, writer)
+    evaluate(trainer)
+    evaluate(trainer)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "compiling the evaluation ..."
+    assert [line.startswith("step 3 held-out") for line in lines[1:]] == [True, True]

@@ -39,7 +39,11 @@ class Input(NamedTuple):
     def columns(self) -> Columns:
         """Where tables have the texts of a model of which no more is known."""
         both = Columns()
-        return Columns(both.text if self.least == 1 else (), both.pair if self.most == 2 else ())
+        return Columns(
+            both.text if self.least == 1 else (),
+            both.pair if self.most == 2 else (),
+            ("tokens", "words") if "conll" in self.formats else (),  # of a tagger's examples
+        )
 
 
 SINGLE = Input(("text", *TABLES), "each TEXT is one", most=0)

@@ -41,6 +41,7 @@ class Columns:
     Attributes:
       text: column of a text; empty if there must be pairs.
       pair: columns of the two texts of a pair; empty if there must be single texts.
+      words: columns of a list of words, which may stand in the place of a text.
     """
 
     text: Names = ("text", "sentence")
@@ -48,19 +49,24 @@ class Columns:
         ("text_a", "sentence1", "premise", "question"),
         ("text_b", "sentence2", "hypothesis", "context"),
     )
+    words: Names = ()
 
     @property
     def names(self) -> list[str]:
         """The names of all columns."""
-        return [name for names in (self.text, *self.pair) for name in names]
+        return [name for names in (self.text, *self.pair, self.words) for name in names]
 
-    def find(self, values: Mapping[str, Any]) -> str | tuple[str, str]:
-        """The text or pair among the values of a row.
+    def find(self, values: Mapping[str, Any]) -> str | tuple[str, str] | list[str]:
+        """The text, pair or words among the values of a row; a text goes before words.
 
         Raises:
           UserError: there is none.
         """
         is_single = not self.pair or any(name in values for name in self.text)
+        if not any(name in values for name in self.text):
+            for name in self.words:
+                if name in values:
+                    return _words(name, values[name])
         found = []
         for names in (self.text,) if is_single else self.pair:
             name = next((name for name in names if name in values), names[0])
@@ -75,12 +81,20 @@ class Columns:
         return found[0] if is_single else (found[0], found[1])
 
 
+def _words(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+        raise UserError(f"{name} must be a list of words")
+    if not any(word.strip() for word in value):
+        raise UserError("empty text")
+    return value
+
+
 class Line(NamedTuple):
     """A text of a file.
 
     Attributes:
       number: its line or row, from 1.
-      text: a text or a pair.
+      text: a text, a pair or a list of words.
       fields: fields of the JSON object or row; for other formats, those that it would have.
       size: bytes read since the line before; 0 if that is not known.
     """

@@ -3,6 +3,7 @@
 These are hooks of `bert_jax.train.trainer.Trainer`, and listeners of the evaluation.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from etils import epath
 
 from bert_jax.model.parameters import Params
-from bert_jax.parallel.hosts import print_once
+from bert_jax.parallel.hosts import print_once, waiting
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.report.units import duration
 from bert_jax.train.checkpoints import Checkpoints
@@ -70,11 +71,15 @@ class Evaluate:
         listeners: called with the scores before their line is written.
         """
         self._score, self._writer, self._listeners = score, writer, tuple(listeners)
+        self._compiled = False
 
     def __call__(self, trainer: Trainer) -> None:
         trainer.collect()
         started = time.monotonic()
-        scores = self._score(trainer.state.params)
+        first = waiting("compiling the evaluation")
+        with contextlib.nullcontext() if self._compiled else first:
+            scores = self._score(trainer.state.params)
+        self._compiled = True
         for listener in self._listeners:
             listener(trainer, scores)
         self._writer.write(trainer.done, "heldout", scores)
