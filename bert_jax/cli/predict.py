@@ -47,7 +47,8 @@ def _add_fill_mask(tasks: Any) -> None:
     task = tasks.add_parser(
         "fill-mask",
         help="guess the words behind [MASK]",
-        description="Guesses the words behind every [MASK] of a text. Prints each text, and under "
+        description="Guesses the words behind every [MASK] of a text, or <mask>, if the model's "
+        "tokenizer spells it so. Prints each text, and under "
         "it a line for each mask: the most probable words with their probabilities.",
         epilog="example:\n  bert-jax predict fill-mask --model=runs/quickstart "
         '"The president of the United [MASK]."',
@@ -59,7 +60,8 @@ def _add_fill_mask(tasks: Any) -> None:
 
 
 def _fill_mask(arguments: argparse.Namespace) -> None:
-    lines, bert = inputs.read(arguments, must_have="[MASK]"), _load(arguments)
+    lines = inputs.read(arguments, must_have=_mask_token(arguments.model))
+    bert = _load(arguments)
 
     def fill_mask(texts: Iterator[str]) -> Iterator[list[list["Guess"]]]:
         return bert.fill_mask(texts, arguments.top_k)
@@ -69,6 +71,17 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
         for guesses in masks:
             say("   " + "  ".join(f"{g.token} {g.probability:.1%}" for g in guesses))
     _report_skipped(lines)
+
+
+def _mask_token(model: str) -> str:
+    """How a model's tokenizer spells [MASK], known before its parameters are read."""
+    from bert_jax.interop.tokenizer import read_tokenizer
+
+    try:
+        tokenizer = read_tokenizer(epath.Path(model))
+    except UserError:  # loading the model says what is wrong
+        return "[MASK]"
+    return tokenizer.vocab[tokenizer.mask_id]
 
 
 def _add_next_sentence(tasks: Any) -> None:
@@ -182,7 +195,7 @@ def _attention(arguments: argparse.Namespace) -> None:
 
     pair = arguments.text_a, arguments.text_b
     text = arguments.text_a if arguments.text_b is None else pair
-    tokens = bert.tokens(text)
+    tokens = [bert.tokenizer.pieces[token] for token in bert.tokenize(text).ids]
     if len(tokens) > MAX_TOKENS:
         raise UserError(f"the text has {len(tokens)} tokens, maps hold {MAX_TOKENS}: shorten it")
     attention = bert.attention(text)

@@ -54,7 +54,11 @@ _log = logging.getLogger(__name__)
 
 
 class Guess(NamedTuple):
-    """A word for a mask, with its probability."""
+    """A word for a mask, with its probability.
+
+    The text of the token tells where words begin: "##ing" in WordPiece continues one, and " of" in
+    tokenizers whose pieces hold spaces begins one.
+    """
 
     token: str
     probability: float
@@ -238,8 +242,9 @@ class TrainedBert:
         """Guesses the words behind every "[MASK]" of every text.
 
         Args:
-          texts: each with at least one "[MASK]". "[CLS]", "[SEP]", "[PAD]" and "[UNK]" are these
-            tokens too, as in transformers; everywhere else they are plain text.
+          texts: each with at least one "[MASK]", or as the model's tokenizer spells it ("<mask>").
+            "[CLS]", "[SEP]", "[PAD]" and "[UNK]" are these tokens too, as in transformers;
+            everywhere else they are plain text.
           top_k: number of guesses for each mask, most probable first.
 
         Returns:
@@ -250,9 +255,9 @@ class TrainedBert:
             the model has positions.
         """
         self.require(*MASKED_LM.parts)
-        vocab, mask_id = self.tokenizer.vocab, self.tokenizer.mask_id
-        if not 1 <= top_k <= len(vocab):
-            raise UserError(f"top_k={top_k}: must be from 1 to {len(vocab)}")
+        pieces, mask_id = self.tokenizer.pieces, self.tokenizer.mask_id
+        if not 1 <= top_k <= len(pieces):
+            raise UserError(f"top_k={top_k}: must be from 1 to {len(pieces)}")
 
         def start(batch: Batch) -> tuple[jax.Array, jax.Array]:
             row, column = np.nonzero(batch.rows["input_ids"] == mask_id)
@@ -275,7 +280,7 @@ class TrainedBert:
                 slots = range(first, first + masks[row, start:stop].sum())
                 yield [
                     [
-                        Guess(vocab[token], float(probability))
+                        Guess(pieces[token], float(probability))
                         for token, probability in zip(tokens[row, slot], probabilities[row, slot])
                     ]
                     for slot in slots

@@ -228,6 +228,8 @@ def write_tokenizer(path: epath.Path, tokenizer: Tokenizer, max_length: int) -> 
     if not isinstance(tokenizer, WordPiece):
         if "model_max_length" not in config:
             write_json(path / CONFIG_FILE, config | {"model_max_length": max_length})
+        if config.get("tokenizer_class") == "EsmTokenizer":  # it reads only this
+            write_text(path / VOCAB_FILE, "\n".join(tokenizer.vocab))
         return
     config = config | SPECIAL_FIELDS | {"model_max_length": max_length}
     write_json(path / CONFIG_FILE, config)
