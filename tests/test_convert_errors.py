@@ -146,7 +146,7 @@ BROKEN = {
     ),
     "no vocabulary": (without("vocab.txt", "tokenizer.json"), r"vocab\.txt: no such vocabulary"),
     # config
-    "RoBERTa": (fields(CONFIG, model_type="roberta"), r"model_type is 'roberta'; only 'bert'"),
+    "DeBERTa": (fields(CONFIG, model_type="deberta"), r"model_type is 'deberta'; only bert, ro"),
     "decoder": (fields(CONFIG, is_decoder=True), r"is_decoder is True; only False can be read"),
     "relative positions": (
         fields(CONFIG, position_embedding_type="relative_key"),
@@ -190,7 +190,7 @@ BROKEN = {
     ),
     "not tied": (
         setitem("cls.predictions.decoder.weight", np.zeros((100, 128), np.float32)),
-        rf"decoder\.weight differs from {TABLE}; BERT has one table for both",
+        rf"decoder\.weight differs from {TABLE}; bert ties them",
     ),
     "twice": (
         setitem("bert.embeddings.LayerNorm.gamma", np.zeros(128, np.float32)),

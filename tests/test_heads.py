@@ -77,7 +77,7 @@ def test_all_layers_end_with_the_last():
     rows = [batch[n] for n in ("input_ids", "token_type_ids", "position_ids", "segment_ids")]
     states = bert(*rows, all_layers=True)
     np.testing.assert_array_equal(states[-1], bert(*rows))
-    np.testing.assert_array_equal(states[0], bert.embeddings(*rows[:3]))
+    np.testing.assert_array_equal(states[0], bert.embeddings(*rows[:4]))
     layer = jax.tree.map(lambda x: x[0], nnx.split(bert.encoder.layers)[1])
     first = nnx.merge(nnx.split(bert.encoder.layers)[0], layer)
     np.testing.assert_allclose(

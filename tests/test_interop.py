@@ -23,10 +23,11 @@ from bert_jax.data.wordpiece import WordPiece, load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.inference.functions import part_functions
 from bert_jax.interop import formats
-from bert_jax.interop.choices import ARCHITECTURES, INITIALISED
+from bert_jax.interop.choices import ARCHITECTURES, CLASSES, INITIALISED
 from bert_jax.interop.google_tf import write_google
 from bert_jax.interop.huggingface import write_huggingface
-from bert_jax.interop.tensors import write_tensors
+from bert_jax.interop.lineages import BERT
+from bert_jax.interop.tensors import huggingface_naming, write_tensors
 from bert_jax.interop.tokenizer import read_tokenizer
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import HEADS, PARTS, parts_of
@@ -158,7 +159,7 @@ def test_ours_to_huggingface_and_back(parts, wordpiece, tmp_path):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", CLASSES["bert"])
 def test_every_class_there_and_back_twice(name, size, wordpiece, tmp_path, transformers, capsys):
     """Theirs, ours, theirs, ours: each is equal to the one two steps before, to the bit."""
     import torch
@@ -197,7 +198,7 @@ def test_every_class_there_and_back_twice(name, size, wordpiece, tmp_path, trans
     assert formats.read(tmp_path / "1").labels == (LABELS if is_classifier else ())
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", CLASSES["bert"])
 def test_transformers_gives_the_same_logits(name, wordpiece, tmp_path, transformers, caplog):
     model = make_portable(wordpiece, ARCHITECTURES[name])
     write_huggingface(epath.Path(tmp_path), model, report=pytest.fail)
@@ -239,7 +240,7 @@ def test_other_encodings_of_positions_have_no_place(style, wordpiece, tmp_path):
         wordpiece, (), position_embedding={"name": "extensions.partial_rope:PartialRope"}
     )
     write = {"huggingface": write_huggingface, "google": write_google}[style]
-    message = r"extensions\.partial_rope:PartialRope; this format has learned positions only"
+    message = r"model\.position_embedding is extensions\.partial_rope:PartialRope; .* blocks"
     with pytest.raises(UserError, match=message):
         write(epath.Path(tmp_path), model, print)
 
@@ -258,13 +259,15 @@ def test_other_encodings_of_positions_have_no_place(style, wordpiece, tmp_path):
 def test_blocks_that_bert_lacks_have_no_place(style, changes, field, wordpiece, tmp_path):
     model = make_portable(wordpiece, ("masked_lm",), **changes)
     write = {"huggingface": write_huggingface, "google": write_google}[style]
-    with pytest.raises(UserError, match=f"model.{field} is .*; this format has BERT's blocks only"):
+    with pytest.raises(UserError, match=f"model.{field} is .*; .* blocks"):
         write(epath.Path(tmp_path), model, print)
 
 
 def test_the_table_has_all_parts(wordpiece):
     """Of every part, the parts that can start at random, and the classes of transformers."""
-    names = [name for name, _ in write_tensors("huggingface", make_portable(wordpiece, PARTS))]
+    parts = [part for part in PARTS if part != "replaced_token"]  # ELECTRA's
+    naming = huggingface_naming(BERT, ())
+    names = [name for name, _ in write_tensors(naming, make_portable(wordpiece, parts))]
     assert len(names) == len(set(names)) + 2, "the two classifiers share two names"
     without_labels = [part for part, head in HEADS.items() if not head.has_labels]
     assert ("pooler", *without_labels) == INITIALISED

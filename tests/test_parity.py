@@ -18,8 +18,9 @@ from tiny import make_model
 
 from bert_jax.data.batches import Batches
 from bert_jax.data.store import open_token_store
+from bert_jax.interop.lineages import BERT
 from bert_jax.interop.portable import Portable
-from bert_jax.interop.tensors import Stored, read_params, write_tensors
+from bert_jax.interop.tensors import Stored, huggingface_naming, read_params, write_tensors
 from bert_jax.model.heads import MASKED_LM, NEXT_SENTENCE, PRETRAINING
 from bert_jax.objective.pretraining import PreTraining
 from bert_jax.train.optimizers import AdamW
@@ -28,6 +29,7 @@ from bert_jax.train.state import Params, TrainState
 from bert_jax.train.step import make_train_step
 
 TOLERANCE = 1e-4
+NAMING = huggingface_naming(BERT, PRETRAINING)
 STEPS = 10
 SIZES = {"tiny": (2, 128, 2, 512), "odd": (3, 48, 3, 100)}  # layers, hidden, heads, FFN
 
@@ -102,7 +104,7 @@ def pair(request, text) -> Pair:
         for name, array in arrays(reference.named_parameters()).items()
     }
     options = {"rows": architecture.vocab_size, "strict": True, "report": pytest.fail}
-    params = read_params(stored, "huggingface", architecture, PRETRAINING, **options)
+    params = read_params(stored, NAMING, architecture, PRETRAINING, **options)
     params = jax.tree.map(jnp.asarray, params)
     objective = dataclasses.replace(text.objective, graphdef=graphdef)
     return Pair(reference, objective, Portable(architecture, numerics, None, params), params)
@@ -114,7 +116,7 @@ def arrays(named_tensors) -> dict[str, np.ndarray]:
 
 def to_huggingface(pair: Pair, params: Params) -> dict[str, np.ndarray]:
     """Parameters, or anything of their shapes, by the names of the reference."""
-    return dict(write_tensors("huggingface", pair.model._replace(params=params)))
+    return dict(write_tensors(NAMING, pair.model._replace(params=params)))
 
 
 def reference_inputs(masked) -> dict[str, Any]:

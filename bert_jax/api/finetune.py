@@ -178,7 +178,7 @@ class Setup(NamedTuple):
             source.architecture,
             config.numerics,
             parallelism(mesh, config.numerics),
-            parts=task.head.parts,
+            parts=task.head.parts(source.architecture),
             outputs=task.num_labels,
         )
         batches = training_batches(config, source.tokenizer, task, data["train"].features, mesh)

@@ -30,8 +30,8 @@ def part_functions(
     - attention(params, hidden_states, segment_ids): result of `encoder` -> probabilities
       [num_layers, batch, heads, query, key].
     - pooler(params, hidden [n, hidden]): hidden states of [CLS] -> [n, hidden].
-    - each head(params, hidden [n, hidden]) -> logits [n, outputs]. It takes results of `pooler` if
-      `Head.pooled` is set, else hidden states; the outputs of masked_lm are the vocabulary.
+    - each head(params, hidden [n, hidden]) -> logits [n, outputs]. It takes results of `pooler`
+      where `Head.uses_pooler`, else hidden states; the outputs of masked_lm are the vocabulary.
 
     Args:
       graphdef: graph definition of the model.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from bert_jax.inference.functions import Function
+from bert_jax.model.architecture import Architecture
 from bert_jax.model.bert import gather_positions
 from bert_jax.model.heads import NEXT_SENTENCE, Head
 from bert_jax.model.parameters import Params
@@ -66,11 +67,18 @@ def cls_vectors(
 
 
 def pooled_vectors(
-    functions: Functions, params: Params, rows: Rows, *, layers: tuple[int, ...]
+    functions: Functions, params: Params, rows: Rows, *, layers: tuple[int, ...], pooling: str
 ) -> jax.Array:
-    """[rows, slots, layers, hidden] fp32: the pooler's result for the [CLS] of each text."""
-    cls = cls_vectors(functions, params, rows, layers=layers)
-    return _on_last_axis(functions["pooler"], params, cls)
+    """[rows, slots, layers, hidden] fp32: the pooler's result for each text.
+
+    Args:
+      functions, params, rows: see the module.
+      layers: layers whose states it reads.
+      pooling: what it reads of a text; see `Architecture`.
+    """
+    read = mean_vectors if pooling == "mean" else cls_vectors
+    vectors = read(functions, params, rows, layers=layers)
+    return _on_last_axis(functions["pooler"], params, vectors)
 
 
 # By the name of the pooling.
@@ -78,21 +86,30 @@ VECTORS = {
     "mean": mean_vectors,
     "max": max_vectors,
     "cls": cls_vectors,
-    "pooled": pooled_vectors,
     "tokens": token_vectors,
 }
 
 
-def logits(functions: Functions, params: Params, rows: Rows, *, head: Head) -> jax.Array:
+def logits(
+    functions: Functions, params: Params, rows: Rows, *, head: Head, architecture: Architecture
+) -> jax.Array:
     """[rows, slots, outputs] of a pooled head, else [rows, length, outputs]; fp32."""
-    vectors = pooled_vectors if head.pooled else token_vectors
-    hidden = vectors(functions, params, rows, layers=(-1,))[:, :, 0]
-    return _on_last_axis(functions[head.part], params, hidden)
+    if head.pooled:
+        pooling = architecture.pooling
+        hidden = pooled_vectors(functions, params, rows, layers=(-1,), pooling=pooling)
+    else:
+        hidden = token_vectors(functions, params, rows, layers=(-1,))
+        if head.uses_pooler(architecture):
+            hidden = _on_last_axis(functions["pooler"], params, hidden)
+    return _on_last_axis(functions[head.part], params, hidden[:, :, 0])
 
 
-def follows(functions: Functions, params: Params, rows: Rows) -> jax.Array:
+def follows(
+    functions: Functions, params: Params, rows: Rows, *, architecture: Architecture
+) -> jax.Array:
     """[rows, slots] fp32: probability that B follows A."""
-    return jax.nn.softmax(logits(functions, params, rows, head=NEXT_SENTENCE))[..., 0]
+    found = logits(functions, params, rows, head=NEXT_SENTENCE, architecture=architecture)
+    return jax.nn.softmax(found)[..., 0]
 
 
 def attention(functions: Functions, params: Params, rows: Rows) -> jax.Array:

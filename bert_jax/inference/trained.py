@@ -132,8 +132,14 @@ class TrainedBert:
             return jax.jit(functools.partial(function, self.functions), static_argnames=static)
 
         self._vectors = {name: program(f, "layers") for name, f in programs.VECTORS.items()}
-        self._follows = program(programs.follows)
-        self._logits = program(programs.logits, "head")
+        self._vectors["pooled"] = program(
+            functools.partial(programs.pooled_vectors, pooling=self.architecture.pooling), "layers"
+        )
+        follows, logits = (
+            functools.partial(function, architecture=self.architecture)
+            for function in (programs.follows, programs.logits)
+        )
+        self._follows, self._logits = program(follows), program(logits, "head")
         self._attention = program(programs.attention)
         self._best_words = program(programs.best_words, "mesh", "top_k")
 
@@ -220,7 +226,7 @@ class TrainedBert:
         Raises:
           UserError: the model has no next_sentence head, or a text is not a pair.
         """
-        self.require(*NEXT_SENTENCE.parts)
+        self.require(*NEXT_SENTENCE.parts(self.architecture))
 
         def start(batch: Batch) -> jax.Array:
             return self._follows(self.params, self._devices.put(batch))
@@ -254,7 +260,7 @@ class TrainedBert:
           UserError: the model has no masked_lm head; a text has no "[MASK]", or more tokens than
             the model has positions.
         """
-        self.require(*MASKED_LM.parts)
+        self.require(*MASKED_LM.parts(self.architecture))
         pieces, mask_id = self.tokenizer.pieces, self.tokenizer.mask_id
         if not 1 <= top_k <= len(pieces):
             raise UserError(f"top_k={top_k}: must be from 1 to {len(pieces)}")
@@ -315,7 +321,7 @@ class TrainedBert:
         Raises:
           UserError: the model has no sequence_classifier.
         """
-        self.require(*SEQUENCE_CLASSIFIER.parts)
+        self.require(*SEQUENCE_CLASSIFIER.parts(self.architecture))
         task = task_as(self._model, ClassificationTask, max_seq_length=max_seq_length)
         known = isinstance(known_task(self._model), ClassificationTask)
         takes_pairs = bool(task.text_b)
@@ -356,7 +362,7 @@ class TrainedBert:
                     yield task.find_entities(text, spans, prediction)
 
         task = task_as(self._model, TaggingTask, max_seq_length=max_seq_length)
-        self.require(*task.head.parts)
+        self.require(*task.head.parts(self.architecture))
         return _like(texts, entities())
 
     @overload
@@ -398,7 +404,7 @@ class TrainedBert:
                 yield from self._predictions(task, asked)
 
         task = task_as(self._model, AnsweringTask, max_seq_length=max_seq_length, **options)
-        self.require(*task.head.parts)
+        self.require(*task.head.parts(self.architecture))
         return _like(questions, answers())
 
     def _limit(self, task: AnyTask) -> int:
@@ -418,7 +424,7 @@ class TrainedBert:
         Raises:
           UserError: the model has no such head.
         """
-        self.require(*head.parts)
+        self.require(*head.parts(self.architecture))
 
         def start(batch: Batch) -> jax.Array:
             return self._logits(self.params, self._devices.put(batch), head=head)

@@ -9,17 +9,51 @@ from collections.abc import Iterable
 from bert_jax.errors import UserError
 
 FORMATS = ("huggingface", "google", "bert_jax")
-ARCHITECTURES = {  # class -> its parts besides the encoder
-    "BertModel": ("pooler",),
-    "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
-    "BertForMaskedLM": ("masked_lm",),
-    "BertForNextSentencePrediction": ("pooler", "next_sentence"),
-    "BertForSequenceClassification": ("pooler", "sequence_classifier"),
-    "BertForTokenClassification": ("token_classifier",),
-    "BertForQuestionAnswering": ("answer_span",),
+# Model type of transformers -> class -> its parts besides the encoder.
+_ROBERTA = {
+    "Model": ("pooler",),
+    "ForMaskedLM": ("masked_lm",),
+    "ForSequenceClassification": ("pooler", "sequence_classifier"),
+    "ForTokenClassification": ("token_classifier",),
+    "ForQuestionAnswering": ("answer_span",),
 }
+_NO_POOLER = _ROBERTA | {"Model": ()}
+CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
+    "bert": {
+        "BertModel": ("pooler",),
+        "BertForPreTraining": ("pooler", "masked_lm", "next_sentence"),
+        "BertForMaskedLM": ("masked_lm",),
+        "BertForNextSentencePrediction": ("pooler", "next_sentence"),
+        "BertForSequenceClassification": ("pooler", "sequence_classifier"),
+        "BertForTokenClassification": ("token_classifier",),
+        "BertForQuestionAnswering": ("answer_span",),
+    },
+    "roberta": {f"Roberta{name}": parts for name, parts in _ROBERTA.items()},
+    "xlm-roberta": {f"XLMRoberta{name}": parts for name, parts in _ROBERTA.items()},
+    "distilbert": {f"DistilBert{name}": parts for name, parts in _NO_POOLER.items()},
+    "electra": {
+        "ElectraForPreTraining": ("replaced_token",),
+        **{f"Electra{name}": parts for name, parts in _NO_POOLER.items()},
+    },
+    "esm": {
+        f"Esm{name}": parts for name, parts in _ROBERTA.items() if name != "ForQuestionAnswering"
+    },
+    "modernbert": {
+        "ModernBertModel": (),
+        "ModernBertForMaskedLM": ("masked_lm",),
+        "ModernBertForSequenceClassification": ("pooler", "sequence_classifier"),
+        "ModernBertForTokenClassification": ("pooler", "token_classifier"),
+        "ModernBertForQuestionAnswering": ("pooler", "answer_span"),
+    },
+    "eurobert": {
+        "EuroBertModel": (),
+        "EuroBertForMaskedLM": ("masked_lm",),
+        "EuroBertForTokenClassification": ("token_classifier",),
+    },
+}
+ARCHITECTURES = {name: parts for classes in CLASSES.values() for name, parts in classes.items()}
 # Parts that can start at random.
-INITIALISED = ("pooler", "masked_lm", "next_sentence", "answer_span")
+INITIALISED = ("pooler", "masked_lm", "next_sentence", "answer_span", "replaced_token")
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # NAME or OWNER/NAME
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face's config.json and Google's bert_config.json, which have the same fields."""
+"""The config.json of Hugging Face, and Google's bert_config.json, which has the fields of BERT."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,23 +9,10 @@ from etils import epath
 from bert_jax.config.saved import model_config
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
-from bert_jax.fields import Plain, fields_of
+from bert_jax.fields import Choice, Plain, build, fields_of
+from bert_jax.interop.lineages import BERT, LINEAGES, Lineage
 from bert_jax.model.architecture import Architecture, Numerics
 
-FIELDS = {  # ours -> theirs
-    "model.vocab_size": "vocab_size",
-    "model.num_layers": "num_hidden_layers",
-    "model.hidden_size": "hidden_size",
-    "model.num_heads": "num_attention_heads",
-    "model.intermediate_size": "intermediate_size",
-    "model.max_position_embeddings": "max_position_embeddings",
-    "model.type_vocab_size": "type_vocab_size",
-    "model.hidden_act": "hidden_act",
-    "numerics.hidden_dropout": "hidden_dropout_prob",
-    "numerics.attention_dropout": "attention_probs_dropout_prob",
-    "model.layer_norm_eps": "layer_norm_eps",
-    "model.initializer_range": "initializer_range",
-}
 ACTIVATIONS = {  # theirs -> ours; of two names, the last is written: every version knows it
     "gelu_python": "gelu",
     "gelu": "gelu",
@@ -33,79 +20,134 @@ ACTIVATIONS = {  # theirs -> ours; of two names, the last is written: every vers
     "gelu_new": "gelu_tanh",
     "silu": "silu",
 }
-# Values of fields that a file lacks; older files omit fields that had only one value then.
-DEFAULTS = {
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 512,
-    "type_vocab_size": 2,
-    "layer_norm_eps": 1e-12,
-    "initializer_range": 0.02,
-}
-# Fields that change what the weights mean, with their value in BERT.
-REQUIRED = {
-    "model_type": "bert",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
-# Fields that change nothing in a model whose layers are all global, or only its initial weights.
-NO_BLOCKS = ("local_window", "scaled_output_init")
 
 
-def read_fields(path: epath.Path, fields: Mapping[str, Any]) -> tuple[Architecture, Numerics]:
+def lineage_in(path: epath.Path, fields: Mapping[str, Any]) -> Lineage:
+    """The lineage of a file's `model_type`; older files of BERT have none.
+
+    Raises:
+      UserError: the model type is another one.
+    """
+    name = fields.get("model_type", BERT.model_type)
+    if not isinstance(name, str) or name not in LINEAGES:
+        known = ", ".join(LINEAGES)
+        raise UserError(f"{path}: model_type is {name!r}; only {known} can be read")
+    return LINEAGES[name]
+
+
+def read_fields(
+    path: epath.Path, fields: Mapping[str, Any], lineage: Lineage
+) -> tuple[Architecture, Numerics]:
     """The model that such a file describes, computed in fp32.
 
     Args:
       path: path of the file, for messages.
       fields: contents of the file; unrelated fields are ignored.
+      lineage: kind of model.
 
     Raises:
-      UserError: the model is not BERT, or a field is missing or out of range.
+      UserError: the model has other blocks, or a field is missing or out of range.
     """
-    for name, value in REQUIRED.items():
+    for name, value in lineage.required.items():
         if fields.get(name, value) != value:
             raise UserError(f"{path}: {name} is {fields[name]!r}; only {value!r} can be read")
-    fields = DEFAULTS | dict(fields)
-    if fields["hidden_act"] not in tuple(ACTIVATIONS):  # it may be a list, which has no hash
-        known = ", ".join(ACTIVATIONS)
-        raise UserError(f"{path}: hidden_act is {fields['hidden_act']!r}; only {known} can be read")
-    for name in FIELDS.values():
+    fields = {**lineage.defaults, **fields}
+    for name in lineage.fields.values():
         if name not in fields:
             raise UserError(f"{path}: {name} is missing")
-    given: dict[str, Plain] = {"model": {}, "numerics": {"compute_dtype": "float32"}}
-    for ours, theirs in FIELDS.items():
+    given: dict[str, Plain] = {
+        "model": {**lineage.blocks, **lineage.read(fields, str(path))},
+        "numerics": {"compute_dtype": "float32"},
+    }
+    for ours, theirs in lineage.fields.items():
         group, name = ours.split(".")
-        given[group][name] = fields[theirs]
-    given["model"]["hidden_act"] = ACTIVATIONS[fields["hidden_act"]]
+        value = fields[theirs]
+        if name == "hidden_act":
+            if value not in tuple(ACTIVATIONS):  # it may be a list, which has no hash
+                known = ", ".join(ACTIVATIONS)
+                raise UserError(f"{path}: {theirs} is {value!r}; only {known} can be read")
+            value = ACTIVATIONS[value]
+        given[group].setdefault(name, value)
+    if "hidden_dropout" not in given["numerics"]:  # one rate for both places in attention
+        given["numerics"]["hidden_dropout"] = given["numerics"]["attention_dropout"]
     try:
         return model_config(given)
     except UserError as error:
         message = str(error)
-        for ours, theirs in FIELDS.items():
+        for ours, theirs in lineage.fields.items():
             message = message.replace(f"config.{ours}", theirs)
         raise UserError(f"{path}: {message}") from error
 
 
-def write_fields(architecture: Architecture, numerics: Numerics) -> Plain:
-    """A model as the fields of such a file, which do not describe the position encoding.
+def write_fields(architecture: Architecture, numerics: Numerics, lineage: Lineage) -> Plain:
+    """A model as the fields of such a file.
 
     Raises:
-      UserError: its blocks are not BERT's.
+      UserError: the lineage has no place for a block of the model.
     """
-    for name, declared in fields_of(Architecture).items():
-        value = getattr(architecture, name)
-        known = f"model.{name}" in FIELDS or name in ("position_embedding", *NO_BLOCKS)
-        if not known and value != declared.default:
-            raise UserError(f"model.{name} is {value!r}; this format has BERT's blocks only")
+    if differing := _differences(architecture, lineage):
+        name = differing[0]
+        raise UserError(
+            f"model.{name} is {_shown(architecture, name)}; this format has the blocks of "
+            f"{lineage.model_type} only"
+        )
     groups = {"model": architecture, "numerics": numerics}
     fields = {}
-    for ours, theirs in FIELDS.items():
+    for ours, theirs in lineage.fields.items():
         group, name = ours.split(".")
-        fields[theirs] = getattr(groups[group], name)
-    written = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
-    return fields | {"hidden_act": written[architecture.hidden_act]}
+        value = getattr(groups[group], name)
+        if name == "hidden_act":
+            value = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[value]
+        fields[theirs] = value
+    return {**fields, **lineage.write(architecture)}
+
+
+def lineage_of(architecture: Architecture) -> Lineage:
+    """The lineage whose classes in transformers compute a model.
+
+    Raises:
+      UserError: there is none; the message names a block that the nearest one lacks.
+    """
+    differing = {name: _differences(architecture, lineage) for name, lineage in LINEAGES.items()}
+    nearest = min(LINEAGES, key=lambda name: len(differing[name]))
+    if differing[nearest]:
+        name = differing[nearest][0]
+        raise UserError(
+            f"model.{name} is {_shown(architecture, name)}; no class of transformers has these "
+            f"blocks ({nearest} is nearest)"
+        )
+    return LINEAGES[nearest]
+
+
+def _differences(architecture: Architecture, lineage: Lineage) -> list[str]:
+    """The fields of a model that are lost when it is written as this lineage and read again."""
+    theirs = {
+        **{
+            field: getattr(architecture, ours.removeprefix("model."))
+            for ours, field in lineage.fields.items()
+            if ours.startswith("model.")
+        },
+        **lineage.write(architecture),
+    }
+    ours = {**lineage.blocks, **lineage.read(theirs, "")}
+    for name, field in lineage.fields.items():
+        if name.startswith("model."):
+            ours.setdefault(name.removeprefix("model."), theirs[field])
+            if field in lineage.required:
+                ours[name.removeprefix("model.")] = lineage.required[field]
+    found = build(Architecture, ours)
+    return [
+        name
+        for name in fields_of(Architecture)
+        if getattr(found, name) != getattr(architecture, name)
+        and not (name == "local_window" and architecture.global_every == 1)
+        and name != "scaled_output_init"  # sets only the initial weights
+    ]
+
+
+def _shown(architecture: Architecture, name: str) -> str:
+    value = getattr(architecture, name)
+    return value.called() if isinstance(value, Choice) else repr(value)
 
 
 def default_labels(classes: int) -> tuple[str, ...]:

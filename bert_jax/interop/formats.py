@@ -10,7 +10,7 @@ from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE
 from bert_jax.errors import UserError
 from bert_jax.interop import google_tf, huggingface, workdir
 from bert_jax.interop.choices import no_model
-from bert_jax.interop.configs import read_fields, without_spare_rows
+from bert_jax.interop.configs import lineage_in, read_fields, without_spare_rows
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
 from bert_jax.interop.tokenizer import read_tokenizer
@@ -65,7 +65,8 @@ def read_architecture(path: epath.PathLike) -> Architecture:
     module = huggingface if reader is huggingface.read_huggingface else google_tf
     folder = path if path.is_dir() else path.parent
     config_file = folder / module.CONFIG_FILE
-    architecture, _ = read_fields(config_file, read_json(config_file))
+    fields = read_json(config_file)
+    architecture, _ = read_fields(config_file, fields, lineage_in(config_file, fields))
     return without_spare_rows(
         config_file, architecture, read_tokenizer(folder, lowercase=casing(folder))
     )[0]

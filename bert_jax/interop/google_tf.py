@@ -18,10 +18,11 @@ from bert_jax.interop.configs import (
     without_spare_rows,
     write_fields,
 )
+from bert_jax.interop.lineages import BERT
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.positions import with_learned_positions
-from bert_jax.interop.tensors import GOOGLE_PARTS, Report, Stored, read_params, write_tensors
-from bert_jax.model.heads import parts_of
+from bert_jax.interop.tensors import Naming, Report, Stored, read_params, write_tensors
+from bert_jax.model.heads import HEADS, PARTS, parts_of
 from bert_jax.storage import read_json, write_json
 
 CONFIG_FILE = "bert_config.json"
@@ -36,6 +37,25 @@ GELU_WRITTEN = {
     "gelu": "hidden_act: written as gelu, which Google's later code approximates by tanh",
     "gelu_tanh": "hidden_act: gelu_tanh is written as gelu, which others read as exact",
 }
+
+# Names follow from those of Hugging Face, except for the heads of Google's run_classifier.py and
+# run_squad.py; there is none for these parts.
+SCOPES = {"sequence_classifier": "", "answer_span": "cls/squad/"}
+GOOGLE_PARTS = tuple(part for part in PARTS if part not in ("token_classifier", "replaced_token"))
+
+
+def _tensor(name: str, module: str, leaf: str, is_norm: bool) -> tuple[str, bool]:
+    scope = name.replace("layer.{}", "layer_{}").replace(".", "/") + "/"
+    if leaf == "embedding":
+        return scope.removesuffix("/"), False
+    if module in HEADS:  # heads are plain variables, not layers
+        names = {"kernel": "output_weights", "bias": "output_bias"}
+        return SCOPES.get(module, scope) + names[leaf], leaf == "kernel"
+    names = {"scale": "gamma", "bias": "beta"} if is_norm else {"kernel": "kernel", "bias": "bias"}
+    return scope + names[leaf], False
+
+
+NAMING = Naming(BERT.modules, _tensor)
 
 
 def is_checkpoint(path: epath.Path) -> bool:
@@ -57,7 +77,7 @@ def read_google(
     """
     directory = path if path.is_dir() else path.parent
     fields = read_json(directory / CONFIG_FILE)
-    architecture, numerics = read_fields(directory / CONFIG_FILE, fields)
+    architecture, numerics = read_fields(directory / CONFIG_FILE, fields, BERT)
     tokenizer = load_wordpiece(directory, lowercase=lowercase)
     architecture, rows = without_spare_rows(directory / CONFIG_FILE, architecture, tokenizer)
     if path.is_dir():
@@ -81,7 +101,7 @@ def read_google(
             report(f"ignored: {len(slots)} optimizer variables, such as {slots[0]}")
         stored = {name: tensor for name, tensor in stored.items() if name not in slots}
         params = read_params(
-            stored, "google", architecture, GOOGLE_PARTS, rows=rows, strict=strict, report=report
+            stored, NAMING, architecture, GOOGLE_PARTS, rows=rows, strict=strict, report=report
         )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -114,7 +134,7 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
             f"Google's format has only WordPiece, and not {model.tokenizer.description}"
         )
     model = with_learned_positions(model, report)
-    fields = write_fields(model.architecture, model.numerics)
+    fields = write_fields(model.architecture, model.numerics, BERT)
     eps = fields.pop("layer_norm_eps")
     if eps != LAYER_NORM_EPS:
         raise UserError(f"layer_norm_eps is {eps}; Google's code has {LAYER_NORM_EPS}")
@@ -125,7 +145,7 @@ def write_google(path: epath.Path, model: Portable, report: Report) -> None:
     if model.labels:
         report(f"left out: the names of the classes, {', '.join(model.labels)}")
     model.tokenizer.save(path)
-    names, tensors = zip(*write_tensors("google", model))
+    names, tensors = zip(*write_tensors(NAMING, model))
     _tensorflow().raw_ops.SaveV2(
         prefix=str(path / PREFIX),
         tensor_names=names,

@@ -1,4 +1,4 @@
-"""Reads and writes directories of Hugging Face `transformers`, of any BERT class.
+"""Reads and writes directories of Hugging Face `transformers`, of the classes of any lineage.
 
 No code in a file is executed: pickles are read only by PyTorch's `weights_only` loader.
 """
@@ -22,41 +22,36 @@ from bert_jax.errors import UserError
 from bert_jax.interop.choices import ARCHITECTURES
 from bert_jax.interop.configs import (
     default_labels,
+    lineage_in,
+    lineage_of,
     read_fields,
     without_spare_rows,
     write_fields,
 )
+from bert_jax.interop.lineages import BERT, Lineage
 from bert_jax.interop.portable import HeadFields, Portable
 from bert_jax.interop.positions import with_learned_positions
 from bert_jax.interop.sentence_transformers import read_vector_settings
 from bert_jax.interop.tensors import (
-    MODULES,
     Report,
     Stored,
+    huggingface_naming,
     read_params,
     same_values,
     write_tensors,
 )
 from bert_jax.interop.tokenizer import read_tokenizer, write_tokenizer
 from bert_jax.json_values import typed
-from bert_jax.model.heads import HEADS, PARTS, parts_of
+from bert_jax.model.heads import PARTS, part_of, parts_of
 from bert_jax.storage import errors_name, read_json, write_json
 
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # either may be sharded, with an index
-# Names in a class without heads lack the `bert.`, and old checkpoints have TensorFlow's names.
-RENAMED = (
-    (re.compile(r"^(?=(embeddings|encoder|pooler)\.)"), "bert."),
+RENAMED = (  # old checkpoints have TensorFlow's names
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
     (re.compile(r"LayerNorm\.beta$"), "LayerNorm.bias"),
     (re.compile(r"\.dense_act\."), ".dense."),  # NVIDIA's
 )
-WORDS = "embeddings.word_embeddings.weight"  # every BERT has it, after its prefixes
-CONSTANTS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
-TIED = {  # copy -> original
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
-}
 # JAX registers bfloat16 with numpy.
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -79,7 +74,7 @@ class ShardIndex:
 def read_huggingface(
     path: epath.Path, *, lowercase: bool | None, strict: bool, report: Report
 ) -> Portable:
-    """Reads a directory that `save_pretrained` wrote.
+    """Reads a directory that `save_pretrained` wrote, of a class of `LINEAGES`.
 
     Args:
       path: local directory.
@@ -89,20 +84,28 @@ def read_huggingface(
       report: called with a line for each thing left out or changed.
 
     Raises:
-      UserError: not a BERT encoder, or damaged.
+      UserError: another kind of model, or damaged.
     """
     fields = read_json(path / CONFIG_FILE)
-    architecture, numerics = read_fields(path / CONFIG_FILE, fields)
+    lineage = lineage_in(path / CONFIG_FILE, fields)
+    architecture, numerics = read_fields(path / CONFIG_FILE, fields, lineage)
     heads = typed(fields, ClassFields, str(path / CONFIG_FILE))
     tokenizer = read_tokenizer(path, lowercase=lowercase)
     architecture, rows = without_spare_rows(path / CONFIG_FILE, architecture, tokenizer)
     classes = [name for name in ARCHITECTURES if name in (heads.architectures or ())]
     try:
         with _open_weights(Path(path)) as stored:
-            stored = _without_copies(_usual_names(_without_prefix(stored, report)), report)
-            parts = _possible_parts(classes, stored, strict)
+            stored = _usual_names(_without_prefix(stored, lineage, report), lineage)
+            stored = _without_copies(stored, lineage, report)
+            parts = _possible_parts(classes, stored, lineage, strict)
             params = read_params(
-                stored, "huggingface", architecture, parts, rows=rows, strict=strict, report=report
+                stored,
+                huggingface_naming(lineage, parts),
+                architecture,
+                parts,
+                rows=rows,
+                strict=strict,
+                report=report,
             )
         model = Portable(architecture, numerics, tokenizer, params)
         model = model._replace(vectors=read_vector_settings(path, report))
@@ -129,17 +132,31 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
     Raises:
       UserError: no class has exactly these parts, or the positions are not one vector each.
     """
-    class_name = class_of(parts_of(model.params))
     model = with_learned_positions(model, report)
-    if not parts_of(model.params):
+    lineage = lineage_of(model.architecture)
+    parts = parts_of(model.params)
+    class_name = class_of(parts, lineage)
+    if "pooler" in lineage.classes[class_name] and not parts:
         report("missing: pooler; transformers adds a random one, unless add_pooling_layer=False")
+    for name, use in lineage.unread.items():
+        report(f"missing: {lineage.base}.{name}* ({use}); transformers adds a random one")
     fields = {
-        "architectures": [class_name],
-        "model_type": "bert",
-        **write_fields(model.architecture, model.numerics),
         "pad_token_id": model.tokenizer.pad_id,
-        "tie_word_embeddings": True,
+        **write_fields(model.architecture, model.numerics, lineage),
+        "architectures": [class_name],
+        "model_type": lineage.model_type,
+        "tie_word_embeddings": model.architecture.tied_decoder,
     }
+    if fields["pad_token_id"] != model.tokenizer.pad_id:
+        raise UserError(
+            f"model.position_embedding.offset is {fields['pad_token_id'] + 1}; in "
+            f"{lineage.model_type} it is the id of the padding + 1, {model.tokenizer.pad_id + 1}"
+        )
+    if lineage is not BERT:  # else transformers takes ids of its own for these tokens
+        ids = {"cls": model.tokenizer.cls_id, "sep": model.tokenizer.sep_id}
+        fields |= {"bos_token_id": ids["cls"], "eos_token_id": ids["sep"]}
+        fields |= {"cls_token_id": ids["cls"], "sep_token_id": ids["sep"]}
+        fields.setdefault("mask_token_id", model.tokenizer.mask_id)
     if "sequence_classifier" in model.params:
         # Else transformers would give the score of a regression through a sigmoid.
         problem_type = model.problem_type or ("regression" if model.outputs == 1 else None)
@@ -149,10 +166,10 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
         fields["label2id"] = {label: id_ for id_, label in enumerate(labels)}
     write_json(path / CONFIG_FILE, fields)
     # A BertModel is the encoder alone, and its names have no prefix.
-    prefix = "bert." if class_name == "BertModel" else ""
-    tensors = {
-        name.removeprefix(prefix): values for name, values in write_tensors("huggingface", model)
-    }
+    prefix = f"{lineage.base}." if class_name.endswith("Model") else ""
+    naming = huggingface_naming(lineage, parts)
+    tensors = dict(write_tensors(naming, model)) | lineage.buffers(model.architecture)
+    tensors = {name.removeprefix(prefix): values for name, values in tensors.items()}
     # The library's own writer hides errors of the disk, and only the owner may read its files.
     content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
     with errors_name(path / WEIGHT_FILES[0]):
@@ -160,16 +177,14 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
     write_tokenizer(path, model.tokenizer, model.architecture.max_position_embeddings)
 
 
-def class_of(parts: Sequence[str]) -> str:
+def class_of(parts: Sequence[str], lineage: Lineage) -> str:
     """The class that has exactly these parts; an encoder alone is also a BertModel."""
-    for name, has in ARCHITECTURES.items():
-        if set(has) == set(parts or ("pooler",)):
+    for name, has in lineage.classes.items():
+        if set(has) == set(parts) or (not parts and has == ("pooler",)):
             return name
-    fitting = [name for name, has in ARCHITECTURES.items() if set(has) <= set(parts)]
-    raise UserError(
-        f"no class of transformers has just {', '.join(parts)}: choose one with --architecture, "
-        f"{' or '.join(fitting)}"
-    )
+    fitting = [name for name, has in lineage.classes.items() if set(has) <= set(parts)]
+    instead = f": choose one with --architecture, {' or '.join(fitting)}" if fitting else ""
+    raise UserError(f"no class of transformers has just {', '.join(parts)}{instead}")
 
 
 @contextlib.contextmanager
@@ -263,13 +278,16 @@ def _as_numpy(tensor: Any) -> np.ndarray:
     return tensor.detach().float().numpy()
 
 
-def _without_prefix(stored: Mapping[str, Stored], report: Report) -> dict[str, Stored]:
-    """The tensors by their names in BERT, without what a wrapper put before them.
+def _without_prefix(
+    stored: Mapping[str, Stored], lineage: Lineage, report: Report
+) -> dict[str, Stored]:
+    """The tensors by the names that a class with heads has, without what a wrapper put before them.
 
     DataParallel writes "module.", torch.compile "_orig_mod.", Lightning often "model.".
     """
-    tables = [name for name in stored if f".{name}".endswith(f".{WORDS}")]
-    prefixes = sorted({name.removesuffix(WORDS).removesuffix("bert.") for name in tables})
+    tables = [name for name in stored if f".{name}".endswith(f".{lineage.words}")]
+    base = f"{lineage.base}."
+    prefixes = sorted({name.removesuffix(lineage.words).removesuffix(base) for name in tables})
     if len(prefixes) > 1:
         names = ", ".join(prefix or "one without prefix" for prefix in prefixes)
         raise UserError(f"there are {len(prefixes)} models ({names}): keep the tensors of one")
@@ -285,10 +303,15 @@ def _without_prefix(stored: Mapping[str, Stored], report: Report) -> dict[str, S
     return found
 
 
-def _usual_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:
+def _usual_names(stored: Mapping[str, Stored], lineage: Lineage) -> dict[str, Stored]:
+    # Names in a class without heads lack the base, such as "bert.".
+    renamed = (
+        (re.compile(rf"^(?=({'|'.join(lineage.roots)})\.)"), f"{lineage.base}."),
+        *RENAMED,
+    )
     usual: dict[str, Stored] = {}
     for name, tensor in stored.items():
-        for pattern, replacement in RENAMED:
+        for pattern, replacement in renamed:
             name = pattern.sub(replacement, name)
         if name in usual:
             raise UserError(f"{name} is there twice, under its old and its new name")
@@ -296,45 +319,64 @@ def _usual_names(stored: Mapping[str, Stored]) -> dict[str, Stored]:
     return usual
 
 
-def _without_copies(stored: Mapping[str, Stored], report: Report) -> dict[str, Stored]:
-    """The tensors without constants and copies of others."""
+def _without_copies(
+    stored: Mapping[str, Stored], lineage: Lineage, report: Report
+) -> dict[str, Stored]:
+    """The tensors without constants, copies of others and what has no place here."""
     stored = dict(stored)
-    for name in CONSTANTS:
-        if stored.pop(name, None):
+    for name in list(stored):
+        short = name.removeprefix(f"{lineage.base}.")
+        if re.match(lineage.constants, short):
+            del stored[name]
             report(f"ignored: {name} (a constant)")
-    for name, original in TIED.items():
+        for start, use in lineage.unread.items():
+            if short.startswith(start):
+                del stored[name]
+                report(f"left out: {name} ({use})")
+    for name, original in lineage.tied.items():
         if name not in stored:
             continue
         copy = stored.pop(name)
         if not same_values(copy, stored.setdefault(original, copy)):
-            raise UserError(f"{name} differs from {original}; BERT has one table for both")
+            raise UserError(f"{name} differs from {original}; {lineage.model_type} ties them")
         report(f"ignored: {name} (tied to {original})")
     return stored
 
 
 def _possible_parts(
-    classes: Sequence[str], stored: Mapping[str, Stored], strict: bool
+    classes: Sequence[str], stored: Mapping[str, Stored], lineage: Lineage, strict: bool
 ) -> list[str]:
-    """All parts; of those that share a name, the one that the config's classes have.
+    """The parts that may be there; of those that share a name, the one of the config's classes.
 
     Without `strict` there may be none, so that the head of another class is left out.
     """
-    uses = Counter(MODULES[part] for part in HEADS)
-    named = {part for name in classes for part in ARCHITECTURES[name]}
-    parts = [part for part in PARTS if part not in HEADS or uses[MODULES[part]] == 1]
-    for shared in (module for module, count in uses.items() if count > 1):
-        if not any(name.startswith(f"{shared}.") for name in stored):
-            continue
-        candidates = [part for part in HEADS if MODULES[part] == shared]
-        meant = [part for part in candidates if part in named]
-        if not meant and strict:
-            possible = [name for name, has in ARCHITECTURES.items() if set(has) & set(candidates)]
+    named = {part for name in classes for part in lineage.classes.get(name, ())}
+    own = {
+        part: {
+            name
+            for path, name in (*lineage.modules.items(), *lineage.classifier.items())
+            if part_of(path.split("/")) == part
+        }
+        for part in PARTS
+    }
+    own = {
+        part: names
+        for part, names in own.items()
+        if any(name.startswith(f"{theirs}.") for theirs in names for name in stored)
+    }
+    parts = []
+    for part, names in own.items():
+        rivals = [other for other in own if other != part and own[other] & names]
+        if not rivals or part in named:
+            parts.append(part)
+        elif strict and not named & set(rivals):
+            shared = min(set.union(*(own[other] & names for other in rivals)))
+            possible = [name for name, has in lineage.classes.items() if {part, *rivals} & set(has)]
             raise UserError(
                 f"there is a {shared}, but the architectures of config.json name neither "
                 f"{' nor '.join(possible)}: write there which it is, or leave it out by "
                 f"`bert-jax convert --no-strict`"
             )
-        parts += meant[:1]
     return parts
 
 

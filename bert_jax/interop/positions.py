@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bert_jax.errors import UserError
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
 from bert_jax.model.positions import Learned, Sinusoidal
@@ -15,23 +14,16 @@ TABLE = "bert/embeddings/position/embedding"
 
 
 def with_learned_positions(model: Portable, report: Report) -> Portable:
-    """The same model with one vector per position, stored like learned ones.
+    """The same model with learned positions in place of fixed vectors; others are unchanged.
 
     Args:
-      model: a model with learned positions, returned unchanged, or with fixed vectors.
+      model: a model with any position encoding.
       report: called with a line if fixed vectors become learned ones.
-
-    Raises:
-      UserError: the position encoding is not one vector per position.
     """
     architecture = model.architecture
     encoding = architecture.position_embedding
-    if type(encoding) is Learned:
-        return model
     if type(encoding) is not Sinusoidal:
-        raise UserError(
-            f"position_embedding is {encoding.called()}; this format has learned positions only"
-        )
+        return model
     position_ids = jnp.arange(architecture.max_position_embeddings)[None]
     vectors = encoding.vectors(None, position_ids, architecture)
     params = flatten_dict(model.params, sep="/") | {TABLE: np.asarray(vectors)[0]}

@@ -1,6 +1,6 @@
 """Converts between our parameters and the tensors of other formats, with one table of names.
 
-The table has names only: shapes, stacking and the padding of the vocabulary follow from the model.
+A table has names only: shapes, stacking and the padding of the vocabulary follow from the model.
 Tensors are converted one at a time, so that at most one is in memory besides our parameters.
 """
 
@@ -8,59 +8,51 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bert_jax.errors import UserError
+from bert_jax.interop.lineages import Lineage
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.shapes import parameter_shapes, unpadded_shapes
 from bert_jax.model.architecture import Architecture, Numerics
-from bert_jax.model.heads import HEADS, PARTS, part_of, parts_of
+from bert_jax.model.heads import HEADS, part_of, parts_of
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Params, is_stacked
 
 Report = Callable[[str], object]
-Style = Literal["huggingface", "google"]
 
-LAYER_MODULES = {
-    "attention/query": "attention.self.query",
-    "attention/key": "attention.self.key",
-    "attention/value": "attention.self.value",
-    "attention/output": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "feed_forward/intermediate": "intermediate.dense",
-    "feed_forward/output": "output.dense",
-    "feed_forward_norm": "output.LayerNorm",
-}
-# Our module -> Hugging Face's, with {} for the number of the layer.
-MODULES = {
-    "bert/embeddings/word": "bert.embeddings.word_embeddings",
-    "bert/embeddings/position": "bert.embeddings.position_embeddings",
-    "bert/embeddings/token_type": "bert.embeddings.token_type_embeddings",
-    "bert/embeddings/norm": "bert.embeddings.LayerNorm",
-    **{
-        f"bert/encoder/layers/{ours}": f"bert.encoder.layer.{{}}.{theirs}"
-        for ours, theirs in LAYER_MODULES.items()
-    },
-    "bert/pooler": "bert.pooler.dense",
-    "masked_lm/dense": "cls.predictions.transform.dense",
-    "masked_lm/norm": "cls.predictions.transform.LayerNorm",
-    "masked_lm": "cls.predictions",
-    "next_sentence": "cls.seq_relationship",
-    "sequence_classifier": "classifier",
-    "token_classifier": "classifier",
-    "answer_span": "qa_outputs",
-}
-# Google's names follow from these, except for the heads of its run_classifier.py and run_squad.py.
-GOOGLE_SCOPES = {"sequence_classifier": "", "answer_span": "cls/squad/"}
-GOOGLE_LACKS = ("token_classifier",)
-GOOGLE_PARTS = tuple(part for part in PARTS if part not in GOOGLE_LACKS)
 # Our leaf -> Hugging Face's.
 LEAVES = {"embedding": "weight", "kernel": "weight", "scale": "weight", "bias": "bias"}
-LAYER = re.compile(r"encoder[./]layer[._](\d+)[./]")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+
+class Naming(NamedTuple):
+    """How a format calls the tensors of a model.
+
+    Attributes:
+      modules: our modules in the order of the format's tensors -> their names, with {} for the
+        layer.
+      tensor: (module's name, our module, our leaf, whether it is a norm) -> name of the tensor, and
+        whether the format has it as [outputs, inputs].
+    """
+
+    modules: Mapping[str, str]
+    tensor: Callable[[str, str, str, bool], tuple[str, bool]]
+
+    def name(self, module: str, leaf: str, is_norm: bool = False) -> tuple[str, bool]:
+        """The name of a tensor, with {} for the layer, and whether it is transposed."""
+        return self.tensor(self.modules[module], module, leaf, is_norm)
+
+    def count_layers(self, names: Iterable[str]) -> int:
+        """The number of layers among the names of a checkpoint's tensors."""
+        starts = {
+            n.split("{}")[0] for n in (self.name(m, "bias")[0] for m in self.modules) if "{}" in n
+        }
+        layer = re.compile(f"^({'|'.join(map(re.escape, starts))})(\\d+)[./]")
+        return 1 + max((int(m[2]) for m in map(layer.search, names) if m), default=-1)
 
 
 class Stored(NamedTuple):
@@ -81,32 +73,48 @@ class Stored(NamedTuple):
         return Stored((count, *self.shape[1:]), self.dtype, lambda: self.read()[:count])
 
 
+class Piece(NamedTuple):
+    """A parameter of ours, or one layer of it, in a tensor of another format.
+
+    Attributes:
+      path: path of our parameter.
+      layer: its index on our leading axis; None if our parameter is not stacked over layers.
+      shape: its shape in that format, without padding.
+    """
+
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+
+
 class Tensor(NamedTuple):
-    """A tensor of another format and its place in our parameters.
+    """A tensor of another format and its places in our parameters.
 
     Attributes:
       name: its name in that format.
-      shape: its shape in that format, without padding.
-      path: path of our parameter.
-      layer: its index on our leading axis; None if our parameter is not stacked over layers.
-      transposed: whether the format has it as [outputs, inputs].
+      pieces: what it holds, one after the other along its first axis.
+      transposed: whether the format has matrices as [outputs, inputs].
     """
 
     name: str
-    shape: tuple[int, ...]
-    path: str
-    layer: int | None
+    pieces: tuple[Piece, ...]
     transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in that format."""
+        rest = self.pieces[0].shape[1:]
+        return (sum(piece.shape[0] for piece in self.pieces), *rest)
 
     @property
     def part(self) -> str:
         """The part of the model that it belongs to; see `part_of`."""
-        return part_of(self.path.split("/"))
+        return part_of(self.pieces[0].path.split("/"))
 
 
 def read_params(
     stored: Mapping[str, Stored],
-    style: Style,
+    naming: Naming,
     architecture: Architecture,
     parts: Sequence[str],
     *,
@@ -118,8 +126,8 @@ def read_params(
 
     Args:
       stored: all tensors of a checkpoint by name.
-      style: format whose names they have.
-      architecture: architecture of the model; has learned positions.
+      naming: names that they have.
+      architecture: architecture of the model.
       parts: those of `bert_jax.model.heads.PARTS` that may be present; no two share a name.
       rows: rows of the stored tables of words, at least the size of the vocabulary.
       strict: raise on tensors that have no place in the model, and on heads of other shapes,
@@ -132,15 +140,15 @@ def read_params(
     Raises:
       UserError: tensors are missing, unknown, of wrong shape or type, or not finite.
     """
-    layers = 1 + max((int(m[1]) for m in map(LAYER.search, stored) if m), default=-1)
+    layers = naming.count_layers(stored)
     if layers != architecture.num_layers:
         raise UserError(
             f"the tensors have {layers} layers; the config has {architecture.num_layers}"
         )
-    stored = _without_spare_rows(stored, style, architecture, rows, report)
-    outputs = _stored_outputs(stored, style, parts)
+    stored = _without_spare_rows(stored, naming, architecture, rows, report)
+    outputs = _stored_outputs(stored, naming, parts)
     model = build_model(architecture, Numerics(), parts=parts, outputs=outputs)
-    possible = list(_tensors(style, architecture, model))
+    possible = list(_tensors(naming, architecture, model))
     found = {"encoder", *(tensor.part for tensor in possible if tensor.name in stored)}
     if not strict:
         found -= {
@@ -153,25 +161,37 @@ def read_params(
     _check(stored, tensors, strict, report)
 
     shapes = parameter_shapes(model)
-    arrays = {tensor.path: np.zeros(shapes[tensor.path], np.float32) for tensor in tensors}
-    for name, _, path, layer, transposed in tensors:
-        values = np.asarray(stored[name].read(), np.float32)
+    arrays = {
+        # What the format lacks is not used, as the scale of the identity before the first layer.
+        path: np.ones(shapes[path], np.float32)
+        if path.endswith("/scale")
+        else np.zeros(shapes[path], np.float32)
+        for tensor in tensors
+        for path, *_ in tensor.pieces
+    }
+    for tensor in tensors:
+        values = np.asarray(stored[tensor.name].read(), np.float32)
         if not np.isfinite(values).all():
-            raise UserError(f"{name} has values that are not finite numbers")
-        values = values.T if transposed else values
-        place = arrays[path] if layer is None else arrays[path][layer]
-        place[_within(values.shape)] = values
+            raise UserError(f"{tensor.name} has values that are not finite numbers")
+        for path, layer, shape in tensor.pieces:
+            piece, values = values[: shape[0]], values[shape[0] :]
+            piece = piece.T if tensor.transposed else piece
+            place = arrays[path] if layer is None else arrays[path][layer]
+            place[_within(piece.shape)] = piece
     return unflatten_dict(arrays, sep="/")
 
 
-def write_tensors(style: Style, model: Portable) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields names and unpadded tensors of another format, from a model with learned positions."""
+def write_tensors(naming: Naming, model: Portable) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields names and unpadded tensors of another format."""
     arrays, parts = flatten_dict(model.params, sep="/"), parts_of(model.params)
     structure = build_model(model.architecture, model.numerics, parts=parts, outputs=model.outputs)
-    for name, shape, path, layer, transposed in _tensors(style, model.architecture, structure):
-        values = arrays[path] if layer is None else arrays[path][layer]
-        values = values[_within(shape[::-1] if transposed else shape)]
-        yield name, np.ascontiguousarray(values.T if transposed else values)
+    for name, pieces, transposed in _tensors(naming, model.architecture, structure):
+        found = []
+        for path, layer, shape in pieces:
+            values = arrays[path] if layer is None else arrays[path][layer]
+            values = values[_within(shape[::-1] if transposed else shape)]
+            found.append(values.T if transposed else values)
+        yield name, np.ascontiguousarray(found[0] if len(found) == 1 else np.concatenate(found))
 
 
 def same_values(one: Stored, other: Stored) -> bool:
@@ -181,15 +201,22 @@ def same_values(one: Stored, other: Stored) -> bool:
 
 def _without_spare_rows(
     stored: Mapping[str, Stored],
-    style: Style,
+    naming: Naming,
     architecture: Architecture,
     rows: int,
     report: Report,
 ) -> dict[str, Stored]:
     """The tensors without the rows beyond the vocabulary."""
     tokens, found = architecture.vocab_size, dict(stored)
-    for module, leaf in (("bert/embeddings/word", "embedding"), ("masked_lm", "bias")):
-        name, _ = NAMES[style](module, leaf, False)
+    tables = (
+        ("bert/embeddings/word", "embedding"),
+        ("masked_lm", "bias"),
+        ("masked_lm/decoder", "embedding"),
+    )
+    for module, leaf in tables:
+        if module not in naming.modules:
+            continue
+        name, _ = naming.name(module, leaf)
         if rows > tokens and name in stored and stored[name].shape[:1] == (rows,):
             found[name] = stored[name].first_rows(tokens)
             report(
@@ -204,11 +231,13 @@ def _within(shape: Sequence[int]) -> tuple[slice, ...]:
     return tuple(map(slice, shape))
 
 
-def _stored_outputs(stored: Mapping[str, Stored], style: Style, parts: Sequence[str]) -> int:
+def _stored_outputs(stored: Mapping[str, Stored], naming: Naming, parts: Sequence[str]) -> int:
     """Number of outputs of the head whose size the task sets; 0 without such a head."""
     for part, head in HEADS.items():
-        bias, _ = NAMES[style](part, "bias", False)
-        if head.has_labels and part in parts and bias in stored:
+        if not head.has_labels or part not in parts:
+            continue
+        bias, _ = naming.name(part, "bias")
+        if bias in stored:
             return math.prod(stored[bias].shape)
     return 0
 
@@ -242,43 +271,42 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown} is" if len(names) == 1 else f"{shown} ({len(names)} tensors) are"
 
 
-def _tensors(style: Style, architecture: Architecture, model: Model) -> Iterator[Tensor]:
+def _tensors(naming: Naming, architecture: Architecture, model: Model) -> Iterator[Tensor]:
     """The tensors of all parameters of a model."""
     shapes = unpadded_shapes(model, architecture)
-    for path in sorted(model.axes, key=_place):
+    order = list(naming.modules)
+
+    def place(path: str) -> tuple[int, int]:
         module, leaf = path.rsplit("/", 1)
-        name, transposed = NAMES[style](module, leaf, f"{module}/scale" in model.axes)
-        shape = shapes[path]
+        return order.index(module), list(LEAVES).index(leaf)
+
+    together: dict[tuple[str, bool], list[str]] = {}  # parameters that are one tensor there
+    for path in sorted(model.axes, key=place):
+        module, leaf = path.rsplit("/", 1)
+        known = naming.name(module, leaf, f"{module}/scale" in model.axes)
+        together.setdefault(known, []).append(path)
+    for (name, transposed), paths in together.items():
         layers: Iterable[int | None] = (None,)
-        if is_stacked(model.axes[path]):
-            shape, layers = shape[1:], range(shape[0])
-        shape = shape[::-1] if transposed else shape
+        if is_stacked(model.axes[paths[0]]):
+            # The norm before the first layer may be the identity.
+            is_first = "/attention_norm/" in paths[0] and not architecture.first_norm
+            layers = range(int(is_first), shapes[paths[0]][0])
         for layer in layers:
-            yield Tensor(name.format(layer), shape, path, layer, transposed)
+            found = []
+            for path in paths:
+                shape = shapes[path] if layer is None else shapes[path][1:]
+                found.append(Piece(path, layer, shape[::-1] if transposed else shape))
+            yield Tensor(name.format(layer), tuple(found), transposed)
 
 
-def _place(path: str) -> tuple[int, int]:
-    """The place of a parameter in `MODULES` and `LEAVES`, which order the tensors."""
-    module, leaf = path.rsplit("/", 1)
-    return list(MODULES).index(module), list(LEAVES).index(leaf)
+def _huggingface_tensor(name: str, module: str, leaf: str, is_norm: bool) -> tuple[str, bool]:
+    del module, is_norm
+    return f"{name}.{LEAVES[leaf]}", leaf == "kernel"
 
 
-def _huggingface_name(module: str, leaf: str, is_norm: bool) -> tuple[str, bool]:
-    """The name of a tensor, with {} for the layer, and whether it is transposed."""
-    del is_norm
-    return f"{MODULES[module]}.{LEAVES[leaf]}", leaf == "kernel"
-
-
-def _google_name(module: str, leaf: str, is_norm: bool) -> tuple[str, bool]:
-    """Like `_huggingface_name`, for a TensorFlow variable in Google's code."""
-    scope = MODULES[module].replace("layer.{}", "layer_{}").replace(".", "/") + "/"
-    if leaf == "embedding":
-        return scope.removesuffix("/"), False
-    if module in HEADS:  # heads are plain variables, not layers
-        names = {"kernel": "output_weights", "bias": "output_bias"}
-        return GOOGLE_SCOPES.get(module, scope) + names[leaf], leaf == "kernel"
-    names = {"scale": "gamma", "bias": "beta"} if is_norm else {"kernel": "kernel", "bias": "bias"}
-    return scope + names[leaf], False
-
-
-NAMES = {"huggingface": _huggingface_name, "google": _google_name}
+def huggingface_naming(lineage: Lineage, parts: Sequence[str]) -> Naming:
+    """The names of the tensors of a class of transformers that has these parts."""
+    modules = dict(lineage.modules)
+    if "sequence_classifier" in parts:
+        modules |= lineage.classifier
+    return Naming(modules, _huggingface_tensor)

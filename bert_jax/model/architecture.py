@@ -28,6 +28,12 @@ class Architecture:
     vocab_size: int = field(30_522, "tokens in the vocabulary", bounds=POSITIVE)
     num_layers: int = field(12, "Transformer layers", bounds=POSITIVE)
     hidden_size: int = field(768, "features per token", bounds=POSITIVE)
+    embedding_size: int | None = field(
+        None,
+        "features of the embeddings, which a dense layer brings to hidden_size, as in ELECTRA; "
+        "None for hidden_size",
+        bounds=POSITIVE,
+    )
     num_heads: int = field(12, "attention heads; divides hidden_size", bounds=POSITIVE)
     intermediate_size: int = field(3072, "features inside a feed-forward layer", bounds=POSITIVE)
     max_position_embeddings: int = field(512, "maximum tokens per row", bounds=POSITIVE)
@@ -74,11 +80,23 @@ class Architecture:
         True, "dense layer, activation and norm before the decoder of the MLM head"
     )
     tied_decoder: bool = field(True, "the decoder of the MLM head is the word embeddings")
+    decoder_bias: bool = field(True, "whether the decoder of the MLM head has a bias")
     pooler: str = field(
         "tanh",
-        'dense layer on [CLS] that classifiers read: "tanh", or "transform", which has the '
-        "activation and norm of the MLM head's",
-        choices=("tanh", "transform"),
+        'dense layer that classifiers read, with an activation: "tanh", "gelu" or "relu"; '
+        '"transform" is like that of the MLM head, and heads on tokens read it too',
+        choices=("tanh", "gelu", "relu", "transform"),
+    )
+    pooling: str = field(
+        "cls",
+        'what the pooler reads: "cls", or the "mean" of an example\'s tokens',
+        choices=("cls", "mean"),
+    )
+    token_dropout_id: int | None = field(
+        None,
+        "id of [MASK], whose embedding is 0 while those of the other tokens grow by 0.88 / (share "
+        "of an example that is not masked), as in ESM-2; None for neither",
+        bounds=NOT_NEGATIVE,
     )
     global_every: int = field(
         1,
@@ -109,7 +127,14 @@ class Architecture:
             )
         if not self.first_norm and self.norm_position != "pre":
             raise UserError(f"{path}.first_norm=False needs {path}.norm_position='pre'")
+        if self.embedding_size is not None and not self.head_transform:
+            raise UserError(f"{path}.embedding_size needs {path}.head_transform=True")
         self.position_embedding.check_architecture(self, path)
+
+    @property
+    def embedding_features(self) -> int:
+        """Features of the embeddings."""
+        return self.embedding_size or self.hidden_size
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer, counted from 0, attends within a window."""

@@ -250,7 +250,7 @@ class Bert(nnx.Module):
             self.norm = make_norm(architecture, rngs)
         self.pooler: nnx.Linear | Transform
         if with_pooler and architecture.pooler == "transform":
-            self.pooler = Transform(architecture, numerics, rngs)
+            self.pooler = Transform(architecture, numerics, rngs, architecture.hidden_size)
         elif with_pooler:
             sizes = (architecture.hidden_size, architecture.hidden_size)
             bias = architecture.head_bias
@@ -283,7 +283,7 @@ class Bert(nnx.Module):
           [num_layers + 1, batch, length, hidden_size].
         """
         keys = split_key(dropout_key, 2)
-        hidden = self.embeddings(input_ids, token_type_ids, position_ids, keys[0])
+        hidden = self.embeddings(input_ids, token_type_ids, position_ids, segment_ids, keys[0])
         hidden = self.constrain(hidden, ("batch", "length", "hidden"))
         hidden = self.encoder(hidden, position_ids, segment_ids, keys[1], all_layers)
         if not self.architecture.final_norm:
@@ -293,10 +293,10 @@ class Bert(nnx.Module):
         return hidden.at[-1].set(last) if all_layers else last
 
     def pool(self, hidden: jax.Array) -> jax.Array:
-        """The pooler's output for hidden states [..., hidden] of [CLS]: tanh(dense(.)) in BERT."""
+        """The pooler's output for hidden states [..., hidden]: tanh(dense(.)) in BERT."""
         if isinstance(self.pooler, Transform):
             return self.pooler.transform(hidden)
-        return jnp.tanh(self.pooler(hidden))
+        return ACTIVATIONS[self.architecture.pooler](self.pooler(hidden))
 
     def attention_probabilities(
         self, hidden_states: jax.Array, segment_ids: jax.Array
@@ -333,15 +333,17 @@ class Bert(nnx.Module):
 class Transform(nnx.Module):
     """Dense, activation, norm: what a decoder or a classifier reads."""
 
-    def __init__(self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs):
-        sizes = (architecture.hidden_size, architecture.hidden_size)
+    def __init__(
+        self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs, outputs: int
+    ):
+        sizes = (architecture.hidden_size, outputs)
         bias = architecture.head_bias
         self.dense = linear(("embed", "hidden"), sizes, architecture, rngs, numerics, use_bias=bias)
-        self.norm = make_norm(architecture, rngs)
+        self.norm = make_norm(architecture, rngs, size=outputs)
         self.activation = ACTIVATIONS[architecture.hidden_act]
 
     def transform(self, hidden: jax.Array) -> jax.Array:
-        """[..., hidden_size] -> the same, in fp32."""
+        """[..., hidden_size] -> [..., outputs], in fp32."""
         return self.norm(self.activation(self.dense(hidden)))
 
 

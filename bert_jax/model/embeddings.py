@@ -7,11 +7,13 @@ from flax import nnx
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.dropout import dropout
 from bert_jax.model.lookup import lookup
-from bert_jax.model.parameters import make_norm, table
+from bert_jax.model.parameters import linear, make_norm, table
+
+TRAINED_MASKS = 0.15 * 0.8  # share of tokens that are [MASK] in training, in all ESM models
 
 
 class Embeddings(nnx.Module):
-    """Word + position + token type embeddings, norm, dropout."""
+    """Word + position + token type embeddings, norm, dropout, and perhaps a projection."""
 
     def __init__(self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs):
         self.word = table(("vocab", "embed"), architecture.padded_vocab_size, architecture, rngs)
@@ -21,7 +23,10 @@ class Embeddings(nnx.Module):
         if types := architecture.type_vocab_size:
             self.token_type = table(("token_type", "hidden"), types, architecture, rngs)
         if architecture.embedding_norm:
-            self.norm = make_norm(architecture, rngs)
+            self.norm = make_norm(architecture, rngs, size=architecture.embedding_features)
+        if architecture.embedding_size is not None:
+            sizes = (architecture.embedding_size, architecture.hidden_size)
+            self.projection = linear(("embed", "hidden"), sizes, architecture, rngs, numerics)
         self.architecture = architecture
         self.numerics = numerics
 
@@ -30,10 +35,14 @@ class Embeddings(nnx.Module):
         input_ids: jax.Array,
         token_type_ids: jax.Array,
         position_ids: jax.Array,
+        segment_ids: jax.Array,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """[batch, length, hidden_size] in the compute dtype; see `Bert` for the arguments."""
         hidden = lookup(self.word.embedding[...], input_ids)
+        if self.architecture.token_dropout_id is not None:
+            is_mask = input_ids == self.architecture.token_dropout_id
+            hidden = hidden * _token_dropout(is_mask, segment_ids)[:, :, None]
         positions = self.architecture.position_embedding.vectors(
             getattr(self, "position", None), position_ids, self.architecture
         )
@@ -44,4 +53,25 @@ class Embeddings(nnx.Module):
         if self.architecture.embedding_norm:
             hidden = self.norm(hidden)
         hidden = hidden.astype(jnp.dtype(self.numerics.compute_dtype))
-        return dropout(hidden, self.numerics.rate("embedding_dropout"), dropout_key)
+        hidden = dropout(hidden, self.numerics.rate("embedding_dropout"), dropout_key)
+        return self.projection(hidden) if self.architecture.embedding_size is not None else hidden
+
+
+def _token_dropout(is_mask: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """[batch, length] fp32: by how much ESM-2 scales the embedding of each token.
+
+    Masked tokens are like tokens that were dropped: their embeddings are 0. The others have the
+    sum that they would have if as many tokens of their example were masked as in training.
+    Reference: Lin et al. 2023, https://doi.org/10.1126/science.ade2574, and its code,
+    https://github.com/facebookresearch/esm, esm/model/esm2.py.
+    """
+
+    def share(is_mask: jax.Array, segments: jax.Array) -> jax.Array:
+        def total(x: jax.Array) -> jax.Array:
+            return jax.ops.segment_sum(x.astype(jnp.float32), segments, len(segments) + 1)
+
+        return (total(is_mask) / jnp.maximum(total(segments >= 0), 1))[segments]
+
+    masked = jax.vmap(share)(is_mask, segment_ids)
+    # An example of masks alone has no token to scale.
+    return jnp.where(is_mask, 0.0, (1 - TRAINED_MASKS) / jnp.where(is_mask, 1.0, 1 - masked))

@@ -15,6 +15,7 @@ from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.bert import Bert, Transform, gather_positions
+from bert_jax.model.feed_forward import ACTIVATIONS
 from bert_jax.model.losses import cross_entropy
 from bert_jax.model.parameters import linear, table
 
@@ -52,17 +53,22 @@ class Head:
     part: str
     outputs: int = 0
 
-    # Whether it reads the pooled [CLS] of each example; if not, it reads every token.
+    # Whether it reads the pooled vector of each example; if not, it reads every token.
     pooled = False
+    # Whether it reads tokens through the pooler where that is a transform, as in ModernBERT.
+    transformed = False
     # Whether fine-tuning applies dropout to its input.
     dropout = True
     # Whether its outputs are named classes.
     has_labels = False
 
-    @property
-    def parts(self) -> tuple[str, ...]:
+    def uses_pooler(self, architecture: Architecture) -> bool:
+        """Whether the pooler is between the encoder and its module."""
+        return self.pooled or (self.transformed and architecture.pooler == "transform")
+
+    def parts(self, architecture: Architecture) -> tuple[str, ...]:
         """The parts of a model that it uses, besides the encoder."""
-        return ("pooler", self.part) if self.pooled else (self.part,)
+        return ("pooler", self.part) if self.uses_pooler(architecture) else (self.part,)
 
     def make_module(
         self, architecture: Architecture, numerics: Numerics, outputs: int, rngs: nnx.Rngs
@@ -83,9 +89,11 @@ class Head:
         Returns:
           [rows, examples, hidden] for a pooled head, else [rows, length, hidden].
         """
-        return (
-            bert.pool(gather_positions(hidden, batch["cls_positions"])) if self.pooled else hidden
-        )
+        if self.pooled and bert.architecture.pooling == "mean":
+            hidden = mean_of_examples(hidden, batch)
+        elif self.pooled:
+            hidden = gather_positions(hidden, batch["cls_positions"])
+        return bert.pool(hidden) if self.uses_pooler(bert.architecture) else hidden
 
     def apply(self, model: Any, inputs: jax.Array) -> jax.Array:
         """fp32 logits [..., outputs] for the result of `read`; `model` is a `BertWithHeads`."""
@@ -123,6 +131,14 @@ class Head:
         return [outputs[r, i:j] for r, i, j in zip(rows.row, rows.start, rows.stop)]
 
 
+def mean_of_examples(hidden: jax.Array, batch: Batch) -> jax.Array:
+    """[rows, examples, hidden] fp32: the mean of the states [rows, length, hidden] of each one."""
+    examples = jnp.arange(batch["cls_positions"].shape[1]) + 1
+    own = (batch["segment_ids"][:, None, :] == examples[:, None]).astype(jnp.float32)
+    share = own / jnp.maximum(own.sum(axis=-1, keepdims=True), 1)
+    return jnp.einsum("ret,rth->reh", share, hidden.astype(jnp.float32), precision="highest")
+
+
 @dataclass(frozen=True)
 class MaskedLm(Head):
     """Scores every word at chosen positions, with the encoder's word embeddings."""
@@ -149,9 +165,10 @@ class MaskedLmModule(Transform):
 
     def __init__(self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs):
         if architecture.head_transform:
-            super().__init__(architecture, numerics, rngs)
+            super().__init__(architecture, numerics, rngs, architecture.embedding_features)
         rows = architecture.padded_vocab_size
-        self.bias = nnx.Param(jnp.zeros((rows,), jnp.float32), axes=("vocab",))
+        if architecture.decoder_bias:
+            self.bias = nnx.Param(jnp.zeros((rows,), jnp.float32), axes=("vocab",))
         if not architecture.tied_decoder:
             self.decoder = table(("vocab", "embed"), rows, architecture, rngs)
         self.architecture = architecture
@@ -162,8 +179,8 @@ class MaskedLmModule(Transform):
 
         Args:
           hidden: [..., hidden_size].
-          word_embeddings: [padded_vocab, hidden_size], the encoder's table, or copies of it as in
-            `lookup`.
+          word_embeddings: [padded_vocab, embedding_features], the encoder's table, or copies of it
+            as in `lookup`.
 
         Returns:
           [..., padded_vocab] fp32 logits; those of padding rows are `IMPOSSIBLE`.
@@ -183,7 +200,8 @@ class MaskedLmModule(Transform):
         )
         in_vocabulary = jnp.arange(tables.shape[1]) < self.architecture.vocab_size
         # Adding a vector saves the pass over all logits and their gradient that a select costs.
-        logits += jnp.where(in_vocabulary, self.bias[...], IMPOSSIBLE)
+        bias = self.bias[...] if self.architecture.decoder_bias else 0.0
+        logits += jnp.where(in_vocabulary, bias, IMPOSSIBLE)
         return logits.reshape(*hidden.shape[:-1], -1)
 
 
@@ -235,6 +253,7 @@ class TokenClassifier(Head):
     """One class for each token: labels are int32 classes, -1 where there is none."""
 
     has_labels = True
+    transformed = True
 
     def labels_in_rows(self, labels: Sequence[np.ndarray], rows: Rows) -> np.ndarray:
         """[rows, length] int32."""
@@ -242,6 +261,51 @@ class TokenClassifier(Head):
         for example, row, start, stop in zip(rows.examples, rows.row, rows.start, rows.stop):
             found[row, start:stop] = labels[example]
         return found
+
+
+@dataclass(frozen=True)
+class ReplacedToken(TokenClassifier):
+    """Whether each token is a replacement: labels are int32, 1 if so, 0 if not, -1 for none.
+
+    The one output is a logit of the sigmoid. Reference: Clark et al. 2020,
+    https://arxiv.org/abs/2003.10555.
+    """
+
+    dropout = has_labels = transformed = False
+
+    def make_module(
+        self, architecture: Architecture, numerics: Numerics, outputs: int, rngs: nnx.Rngs
+    ) -> nnx.Module:
+        del outputs
+        return ReplacedTokenModule(architecture, numerics, rngs)
+
+    def apply(self, model: Any, inputs: jax.Array) -> jax.Array:
+        logits: jax.Array = model.replaced_token(inputs)
+        return logits
+
+    def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
+        del batch
+        score, replaced = logits[..., 0], labels == 1
+        losses = -jax.nn.log_sigmoid(jnp.where(replaced, score, -score))
+        return {
+            "loss": jnp.sum(losses * weights),
+            "correct": jnp.sum(((score > 0) == replaced) * weights),
+            "count": jnp.sum(weights),
+        }
+
+
+class ReplacedTokenModule(nnx.Module):
+    """Dense and activation, then one output in fp32."""
+
+    def __init__(self, architecture: Architecture, numerics: Numerics, rngs: nnx.Rngs):
+        hidden = architecture.hidden_size
+        self.dense = linear(("embed", "hidden"), (hidden, hidden), architecture, rngs, numerics)
+        self.output = linear(("embed", "output"), (hidden, 1), architecture, rngs)
+        self.activation = ACTIVATIONS[architecture.hidden_act]
+
+    def __call__(self, hidden: jax.Array) -> jax.Array:
+        """[..., hidden_size] -> [..., 1] fp32."""
+        return self.output(self.activation(self.dense(hidden)).astype(jnp.float32))
 
 
 @dataclass(frozen=True)
@@ -253,6 +317,7 @@ class AnswerSpan(Head):
     """
 
     dropout = False
+    transformed = True
 
     def weights(self, labels: jax.Array) -> jax.Array:
         return (labels[..., 0] >= 0).astype(jnp.float32)
@@ -281,11 +346,19 @@ SEQUENCE_CLASSIFIER = SequenceClassifier("sequence_classifier")
 SEQUENCE_REGRESSION = SequenceRegression("sequence_classifier", 1)
 TOKEN_CLASSIFIER = TokenClassifier("token_classifier")
 ANSWER_SPAN = AnswerSpan("answer_span", 2)
+REPLACED_TOKEN = ReplacedToken("replaced_token", 1)
 
 # The head of each part. A regression is a classifier with one output and has the same module.
 HEADS: dict[str, Head] = {
     head.part: head
-    for head in (MASKED_LM, NEXT_SENTENCE, SEQUENCE_CLASSIFIER, TOKEN_CLASSIFIER, ANSWER_SPAN)
+    for head in (
+        MASKED_LM,
+        NEXT_SENTENCE,
+        SEQUENCE_CLASSIFIER,
+        TOKEN_CLASSIFIER,
+        ANSWER_SPAN,
+        REPLACED_TOKEN,
+    )
 }
 # What a checkpoint can hold besides the encoder.
 PARTS = ("pooler", *HEADS)

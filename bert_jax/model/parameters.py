@@ -5,8 +5,8 @@ Axes are named where a parameter is made. Sharding, conversion and exports read 
   vocab       tokens of the vocabulary, padded
   position    positions of a row
   token_type  token types
-  embed       features of a token, on the axis of a matrix that may be split
-  hidden      features of a token, not split over fsdp or tensor
+  embed       features of a token or its embedding, on the axis of a matrix that may be split
+  hidden      features of a token or its embedding, not split over fsdp or tensor
   heads       features of all attention heads
   mlp         features inside a feed-forward layer
   output      outputs of a head
@@ -98,10 +98,10 @@ def _size(axis: str, architecture: Architecture) -> int:
 def table(
     axes: tuple[str, str], rows: int, architecture: Architecture, rngs: nnx.Rngs
 ) -> nnx.Embed:
-    """An embedding table with one row of `hidden_size` features for each index."""
+    """An embedding table with one row of `embedding_features` for each index."""
     return nnx.Embed(
         rows,
-        architecture.hidden_size,
+        architecture.embedding_features,
         embedding_init=initializer(architecture.initializer_range),
         embedding_metadata={"axes": axes},
         rngs=rngs,
@@ -111,7 +111,9 @@ def table(
 Norm = nnx.LayerNorm | nnx.RMSNorm
 
 
-def make_norm(architecture: Architecture, rngs: nnx.Rngs, axis: str = "hidden") -> Norm:
+def make_norm(
+    architecture: Architecture, rngs: nnx.Rngs, axis: str = "hidden", size: int | None = None
+) -> Norm:
     """The norm of an architecture; it computes and returns fp32, whatever the compute dtype.
 
     LayerNorm takes the variance as E[x^2] - E[x]^2, so that one pass gives both moments, and
@@ -122,8 +124,9 @@ def make_norm(architecture: Architecture, rngs: nnx.Rngs, axis: str = "hidden") 
       architecture: architecture of the model.
       rngs: unused, as norms start at 1 and 0.
       axis: name of the axis to normalize.
+      size: its size; None for that of a layer's activations.
     """
-    size = _size(axis, architecture)
+    size = size or _size(axis, architecture)
     epsilon, scale = architecture.layer_norm_eps, {"axes": (axis,)}
     if architecture.norm == "rms_norm":
         return nnx.RMSNorm(

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from bert_jax.errors import UserError
-from bert_jax.fields import POSITIVE, Choice, field
+from bert_jax.fields import NOT_NEGATIVE, POSITIVE, Choice, field
 from bert_jax.model.lookup import lookup
 from bert_jax.model.parameters import table as embedding_table
 
@@ -44,7 +44,7 @@ class PositionEncoding(Choice):
           architecture: architecture of the model.
 
         Returns:
-          [batch, length, hidden_size] fp32, or None to add nothing.
+          [batch, length, embedding_features] fp32, or None to add nothing.
         """
         del table, position_ids, architecture
         return None
@@ -77,15 +77,22 @@ class PositionEncoding(Choice):
 class Learned(PositionEncoding, name="learned"):
     """One learned vector per position, as in BERT."""
 
+    offset: int = field(
+        0,
+        "rows of the table before that of the first position: 2 in RoBERTa, which counts from the "
+        "id of its padding + 1",
+        bounds=NOT_NEGATIVE,
+    )
+
     def make_table(self, architecture: Architecture, rngs: nnx.Rngs) -> nnx.Module:
-        rows = architecture.max_position_embeddings
+        rows = architecture.max_position_embeddings + self.offset
         return embedding_table(("position", "hidden"), rows, architecture, rngs)
 
     def vectors(
         self, table: nnx.Module | None, position_ids: jax.Array, architecture: Architecture
     ) -> jax.Array:
         assert isinstance(table, nnx.Embed)  # as `make_table` made it
-        return lookup(table.embedding[...], position_ids)
+        return lookup(table.embedding[...], position_ids + self.offset)
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ class Sinusoidal(PositionEncoding, name="sinusoidal"):
         # Vaswani et al. scale word embeddings up; here the encoding is scaled down instead.
         # LayerNorm follows, so only the ratio matters.
         vectors = sinusoidal_positions(
-            architecture.max_position_embeddings, architecture.hidden_size
+            architecture.max_position_embeddings, architecture.embedding_features
         )
         return architecture.initializer_range * jnp.asarray(vectors)[position_ids]
 
@@ -117,14 +124,18 @@ class Rope(PositionEncoding, name="rope"):
     )
 
     def rotate(self, x: jax.Array, position_ids: jax.Array, *, is_local: bool = False) -> jax.Array:
-        theta = self.theta if self.local_theta is None or not is_local else self.local_theta
-        half = x.shape[-1] // 2
-        rates = jnp.asarray(1.0 / theta ** (np.arange(half) / half), jnp.float32)
+        half, rates = x.shape[-1] // 2, jnp.asarray(self.rates(x.shape[-1], is_local=is_local))
         angles = position_ids[:, :, None, None].astype(jnp.float32) * rates
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         first, second = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
         rotated = [first * cos - second * sin, second * cos + first * sin]
         return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+    def rates(self, head_dim: int, *, is_local: bool = False) -> np.ndarray:
+        """[head_dim / 2] fp32: the angle in radians by which each position rotates a pair."""
+        theta = self.theta if self.local_theta is None or not is_local else self.local_theta
+        half = head_dim // 2
+        return np.asarray(1.0 / theta ** (np.arange(half) / half), np.float32)
 
     def check_architecture(self, architecture: Architecture, path: str) -> None:
         if architecture.hidden_size // architecture.num_heads % 2:

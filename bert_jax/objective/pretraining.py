@@ -71,7 +71,7 @@ class MlmNsp(Objective, name="mlm_nsp"):
 
     def parts_for(self, *, pairs: bool) -> tuple[str, ...]:
         """Without pairs nothing trains the head for them, nor the pooler that it reads."""
-        return self.parts if pairs else MASKED_LM.parts
+        return self.parts if pairs else (MASKED_LM.part,)
 
     def bind(
         self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int

@@ -13,12 +13,12 @@ def pretraining_flops_per_example(
     """FLOPs of forward and backward for one example, matrix products only.
 
     Counted part by part: 6 S L (4 D^2 + 2 D F) dense layers (3 D F if gated), 12 L S^2 D attention
-    (in local layers S times the window), 6 M (D^2 + D V) masked LM head, 6 (D^2 + 2 D) pooler and
-    next sentence head. The common 6 N per token would charge the embedding table to every token,
-    23 % too much for base at 128 tokens.
+    (in local layers S times the window), 6 M (D E + E V) masked LM head, 6 (D^2 + 2 D) pooler and
+    next sentence head, and 6 S E D for embeddings of another size. The common 6 N per token would
+    charge the embedding table to every token, 23 % too much for base at 128 tokens.
 
     Args:
-      architecture: L layers, D features, F inside a feed-forward layer, V words.
+      architecture: L layers, D features, E of an embedding, F inside a feed-forward layer, V words.
       length: S, tokens of the example.
       predictions: M, masked positions.
     """
@@ -29,10 +29,12 @@ def pretraining_flops_per_example(
     local = sum(map(architecture.is_local, range(layers)))
     window = min(length, architecture.local_window + 1)
     attention = 12 * length * ((layers - local) * length + local * window) * hidden
-    transform = hidden**2 if architecture.head_transform else 0
-    masked_lm = 6 * predictions * (transform + hidden * architecture.vocab_size)
+    embedding = architecture.embedding_features
+    projection = 0 if architecture.embedding_size is None else 6 * length * embedding * hidden
+    transform = hidden * embedding if architecture.head_transform else 0
+    masked_lm = 6 * predictions * (transform + embedding * architecture.vocab_size)
     next_sentence = 6 * (hidden**2 + 2 * hidden)
-    return dense + attention + masked_lm + next_sentence
+    return projection + dense + attention + masked_lm + next_sentence
 
 
 GIB = 2**30
