@@ -280,12 +280,13 @@ def _tensors(naming: Naming, architecture: Architecture, model: Model) -> Iterat
         module, leaf = path.rsplit("/", 1)
         return order.index(module), list(LEAVES).index(leaf)
 
-    together: dict[tuple[str, bool], list[str]] = {}  # parameters that are one tensor there
+    # Parameters of one part that are one tensor there.
+    together: dict[tuple[str, bool, str], list[str]] = {}
     for path in sorted(model.axes, key=place):
         module, leaf = path.rsplit("/", 1)
         known = naming.name(module, leaf, f"{module}/scale" in model.axes)
-        together.setdefault(known, []).append(path)
-    for (name, transposed), paths in together.items():
+        together.setdefault((*known, part_of(path.split("/"))), []).append(path)
+    for (name, transposed, _), paths in together.items():
         layers: Iterable[int | None] = (None,)
         if is_stacked(model.axes[paths[0]]):
             # The norm before the first layer may be the identity.
