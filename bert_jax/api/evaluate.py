@@ -136,7 +136,7 @@ def _evaluate_task(
         examples = task.read(source, labelled=labelled)
         limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
         features = task.features(examples, model.tokenizer, limit)
-        check_token_types(features, model.architecture.type_vocab_size)
+        check_token_types(features, model.architecture.type_vocab_size, model.tokenizer)
         baseline = _baseline(task, examples) if labelled else {}
     mesh = make_mesh()
     structure = build_model(

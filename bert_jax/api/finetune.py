@@ -126,7 +126,7 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
         if split == "train":
             task = task.with_labels_of(examples)
         features = task.features(examples, source.tokenizer, task.max_seq_length)
-        check_token_types(features, source.architecture.type_vocab_size)
+        check_token_types(features, source.architecture.type_vocab_size, source.tokenizer)
         data[split] = Examples(examples, features, labelled)
     if len(data["train"].features) < config.batch_size:
         raise UserError(
@@ -329,11 +329,16 @@ def initial_state(config: FinetuneConfig, setup: Setup) -> TrainState:
     if config.reinit_layers:
         unused |= {"pooler"} & set(found)
     fresh = [part for part in wanted if part not in found or part in unused]
+    given = without_parts(source.params, unused)
+    is_transform = source.architecture.pooler == "transform" and not config.reinit_layers
+    if is_transform and "masked_lm" in found and "pooler" not in found:
+        # As in transformers, where both have the same name.
+        given["bert"] |= {"pooler": {n: source.params["masked_lm"][n] for n in ("dense", "norm")}}
+        fresh = [part for part in fresh if part != "pooler"]
     if fresh:
         hosts.print_once(f"starts at random: {', '.join(fresh)}")
     if unused:
         hosts.print_once(f"not used from {config.init_from}: {', '.join(sorted(unused))}")
-    given = without_parts(source.params, unused)
     if head is not None:
         given |= {task.head.part: head}
     given = rules.put_params(given, mesh, setup.model.axes, zero1=config.mesh.zero1)

@@ -327,6 +327,12 @@ def configured_store(config: PretrainConfig) -> Store:
             f"config.model.vocab_size={config.model.vocab_size}, but {store.path} has a vocabulary "
             f"of {size}: set --config.model.vocab_size={size} or prepare another store"
         )
+    dropped, mask_id = config.model.token_dropout_id, store.tokenizer.mask_id
+    if dropped not in (None, mask_id):
+        raise UserError(
+            f"config.model.token_dropout_id={dropped}, but the id of [MASK] in {store.path} is "
+            f"{mask_id}: set --config.model.token_dropout_id={mask_id}"
+        )
     return store
 
 

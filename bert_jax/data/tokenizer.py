@@ -46,11 +46,13 @@ class Tokenizer(abc.ABC):
       vocab: token of each id; an id without a token has "".
       lowercase: whether text is lower-cased.
       separators: [SEP] tokens between the texts of a pair, 1 or more.
+      has_pair_types: whether its library gives the second text of a pair token type 1.
     """
 
     vocab: tuple[str, ...]
     lowercase: bool
     separators: int = 1
+    has_pair_types: bool = True
 
     @property
     @abc.abstractmethod

@@ -68,6 +68,7 @@ class JsonTokenizer(Tokenizer):
         object.__setattr__(self, "vocab", tuple(vocab))
         object.__setattr__(self, "lowercase", self._normalized("A") == "a")
         object.__setattr__(self, "separators", self._around[2])
+        object.__setattr__(self, "has_pair_types", any(self._whole.encode("a", "a").type_ids))
         missing = [_ROLES[name][0] for name in _ROLES if name not in (*self.roles, "unk")]
         if missing:
             raise UserError(f"no {', '.join(missing)}: name the token in {CONFIG_FILE}")

@@ -34,7 +34,7 @@ from bert_jax.tasks import AnsweringTask, ClassificationTask, TaggingTask
 from bert_jax.tasks.answering.decoding import Prediction
 from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.classification.decoding import Verdict, verdict
-from bert_jax.tasks.features import ONE_TYPE, check_token_types, pair_ids
+from bert_jax.tasks.features import ONE_TYPE, check_token_types, lacks_types, pair_ids
 from bert_jax.tasks.protocol import AnyTask
 from bert_jax.tasks.tagging.example import Sentence
 from bert_jax.tasks.tagging.plain_text import Entity, join_words
@@ -445,7 +445,7 @@ class TrainedBert:
 
     def _predictions(self, task: AnyTask, examples: Sequence[Any]) -> Sequence[Any]:
         features = task.features(examples, self.tokenizer, self._limit(task))
-        check_token_types(features, self.architecture.type_vocab_size)
+        check_token_types(features, self.architecture.type_vocab_size, self.tokenizer)
         windows = map(Example, features.input_ids, features.b_start)
         return task.predictions(list(self.logits_stream(task.head, windows)), features, examples)
 
@@ -498,7 +498,9 @@ class TrainedBert:
 
     def _tokenize(self, text: Text, limit: int) -> tuple[Example, int]:
         """The text, and how many of its tokens were cut off."""
-        if not isinstance(text, str) and self.architecture.type_vocab_size == 1:
+        if not isinstance(text, str) and lacks_types(
+            self.architecture.type_vocab_size, self.tokenizer
+        ):
             raise UserError(ONE_TYPE)
         a_ids, *others = self.tokenizer.encode([text] if isinstance(text, str) else text)
         ids, b_start, lost = pair_ids(self.tokenizer, a_ids, others[0] if others else None, limit)

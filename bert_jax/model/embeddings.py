@@ -49,7 +49,10 @@ class Embeddings(nnx.Module):
         if positions is not None:
             hidden = hidden + positions
         if self.architecture.type_vocab_size:
-            hidden = hidden + lookup(self.token_type.embedding[...], token_type_ids)
+            # In models with one type, the second text of a pair has it too.
+            one = self.architecture.type_vocab_size == 1
+            types = jnp.zeros_like(token_type_ids) if one else token_type_ids
+            hidden = hidden + lookup(self.token_type.embedding[...], types)
         if self.architecture.embedding_norm:
             hidden = self.norm(hidden)
         hidden = hidden.astype(jnp.dtype(self.numerics.compute_dtype))

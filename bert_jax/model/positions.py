@@ -92,7 +92,8 @@ class Learned(PositionEncoding, name="learned"):
         self, table: nnx.Module | None, position_ids: jax.Array, architecture: Architecture
     ) -> jax.Array:
         assert isinstance(table, nnx.Embed)  # as `make_table` made it
-        return lookup(table.embedding[...], position_ids + self.offset)
+        rows = position_ids + self.offset if self.offset else position_ids
+        return lookup(table.embedding[...], rows)
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,17 @@ class Features:
 ONE_TYPE = "a pair of texts needs 2 token types, and the model has 1 (type_vocab_size): give texts"
 
 
-def check_token_types(features: Features, type_vocab_size: int) -> None:
-    """Raises UserError if there are pairs of texts for a model with one token type."""
-    if type_vocab_size == 1 and any(
+def check_token_types(features: Features, type_vocab_size: int, tokenizer: Tokenizer) -> None:
+    """Raises UserError if there are pairs of texts for a model that has too few token types."""
+    if lacks_types(type_vocab_size, tokenizer) and any(
         map(lambda ids, b: b < len(ids), features.input_ids, features.b_start)
     ):
         raise UserError(ONE_TYPE)
+
+
+def lacks_types(type_vocab_size: int, tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer gives the second text of a pair a type that the model has not."""
+    return type_vocab_size == 1 and tokenizer.has_pair_types
 
 
 def pair_ids(
