@@ -14,6 +14,7 @@ from etils import epath
 from flax import nnx
 from safetensors.numpy import load_file
 
+import bert_jax
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
 from bert_jax.interop import formats
@@ -394,3 +395,78 @@ def test_the_class_that_computes_a_model(changes, lineage):
 def test_no_class_computes_this_model():
     with pytest.raises(UserError, match=r"model\.norm_scale is False; no class of transformers"):
         lineage_of(Architecture(norm_scale=False))
+
+
+TEXTS = [
+    ("The cat sat on the mat.", "It was a sunny day, and nobody came."),
+    ("Nobody came; it was the mat!", "The cat's day"),
+]
+
+
+def bpe(torch, path, kind):
+    """A byte-level BPE with the special tokens of RoBERTa or ModernBERT, written to `path`."""
+    import tokenizers
+    import transformers
+    from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+
+    names = {
+        "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        "modernbert": ["[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]"],
+    }[kind]
+    library = tokenizers.Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    library.train_from_iterator(
+        [text for pair in TEXTS for text in pair] * 3,
+        trainers.BpeTrainer(
+            vocab_size=300,
+            special_tokens=names,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
+    cls, pad, sep, unk, mask = names
+    if kind == "roberta":
+        library.post_processor = processors.RobertaProcessing((sep, 2), (cls, 0))
+    else:
+        library.post_processor = processors.TemplateProcessing(
+            single=f"{cls} $A {sep}",
+            pair=f"{cls} $A {sep} $B {sep}",
+            special_tokens=[(cls, 0), (sep, 2)],
+        )
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=library, cls_token=cls, pad_token=pad, sep_token=sep, unk_token=unk,
+        mask_token=mask,
+    )  # fmt: skip
+    tokenizer.save_pretrained(path)
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", ["roberta", "modernbert"])
+def test_texts_to_classes(name, torch, wordpiece, tmp_path):
+    """Its own tokenizer, pairs, and a classifier give what transformers gives."""
+    prefix = {"roberta": "Roberta", "modernbert": "ModernBert"}[name]
+    class_name = f"{prefix}ForSequenceClassification"
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer = bpe(torch, tmp_path / "tokenizer", name)
+    fields = {"vocab_size": len(tokenizer), "max_position_embeddings": 130}
+    theirs = reference(torch, wordpiece, tmp_path / "model", name, class_name, **fields)
+    for file in ("vocab.txt", "tokenizer_config.json"):
+        (tmp_path / "model" / file).unlink()
+    tokenizer.save_pretrained(tmp_path / "model")
+
+    inputs = tokenizer(*zip(*TEXTS), padding=True, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    with torch.inference_mode():
+        expected = theirs(**inputs).logits.softmax(-1).numpy()
+    ours = bert_jax.load(tmp_path / "model").classify(TEXTS)
+    for one, other in zip(ours, expected, strict=True):
+        found = [one[f"LABEL_{index}"] for index in range(3)]
+        np.testing.assert_allclose(found, other, rtol=0, atol=LOGITS)
+
+    back = tmp_path / "back"
+    back.mkdir()
+    write_huggingface(epath.Path(back), formats.read(tmp_path / "model"), pytest.fail)
+    transformers = pytest.importorskip("transformers")
+    again = transformers.AutoTokenizer.from_pretrained(back)
+    found = again(*zip(*TEXTS), padding=True, return_tensors="pt")
+    torch.testing.assert_close(found["input_ids"], inputs["input_ids"])
