@@ -16,6 +16,7 @@ from bert_jax.__main__ import main
 from bert_jax.api.finetune import finetune
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.recipes import load_config
+from bert_jax.data.train_tokenizer import train_tokenizer
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.fields import build
@@ -202,6 +203,52 @@ def test_a_task_is_learned(task, model, tmp_path, capsys):
         assert again.read_text() == "\n".join("\t".join(x[:1] + x[2:]) for x in lines) + "\n"
     else:
         assert again.read_text() == written.read_text()
+
+
+@pytest.fixture(scope="module")
+def modern_model(tmp_path_factory):
+    """An encoder like ModernBERT, whose byte-level pieces hold the spaces before words."""
+    texts = [" ".join(words) for words in sentences(200, 9)]
+    tokenizer = train_tokenizer("bpe", texts, vocab_size=300)
+    architecture, numerics = make_config(
+        len(tokenizer.vocab),
+        hidden_size=32,
+        intermediate_size=64,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        num_layers=3,
+        type_vocab_size=0,
+        norm_position="pre",
+        first_norm=False,
+        norm_bias=False,
+        attention_bias=False,
+        feed_forward_bias=False,
+        feed_forward="glu",
+        position_embedding={"name": "rope"},
+        global_every=3,
+        local_window=8,
+        pooler="transform",
+    )
+    model = build_model(architecture, numerics, parts=("masked_lm",))
+    params = jax.device_get(model.init(jax.random.key(0)))
+    path = epath.Path(tmp_path_factory.mktemp("modern"))
+    write_workdir(path, Portable(architecture, numerics, tokenizer, params))
+    return path
+
+
+@pytest.mark.parametrize("task", WRITE)
+def test_a_task_is_learned_with_another_tokenizer(task, modern_model, tmp_path):
+    """Tags and answers are at the right characters, also of plain texts."""
+    config = recipe(task, modern_model, tmp_path, train=480, epochs=4.0)
+    workdir = epath.Path(tmp_path / "run")
+    assert finetune(config, workdir)
+    metric, least = LEARNED[task]
+    assert json.loads((workdir / "results.json").read_text())["test"]["metrics"][metric] > least
+    again = tmp_path / "again"
+    source = f"--data={tmp_path}/test.{SUFFIX[task]}"
+    assert main(["evaluate", f"--workdir={workdir}", source, f"--predictions={again}"]) == 0
+    written = again / "predictions.json" if again.is_dir() else again
+    assert SAID[task](workdir / "best", tmp_path) == written.read_text()
 
 
 def test_a_regression_is_learned(model, tmp_path, monkeypatch):

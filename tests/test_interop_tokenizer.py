@@ -11,14 +11,13 @@ from portables import make_portable
 from bert_jax.__main__ import main
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.train_tokenizer import train_tokenizer
+from bert_jax.data.wordpiece import SPECIAL_TOKENS
 from bert_jax.inference.trained import load
 from bert_jax.interop.huggingface import write_huggingface
 from bert_jax.interop.tokenizer import read_tokenizer, write_tokenizer
 
 TEXTS = ["Hello (world), don't stop.", "naïve  café 中"]
-ESM = (
-    "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <null_1> <mask>"
-)
+ESM = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +75,7 @@ def test_transformers_reads_what_is_written_and_back(kind, texts, tmp_path, tran
 def test_files_of_esm(tmp_path, transformers):
     """A vocab.txt of characters, in which tokens may be written."""
     folder(tmp_path / "model")
-    (tmp_path / "model" / "vocab.txt").write_text("\n".join(ESM.split()))
+    (tmp_path / "model" / "vocab.txt").write_text("\n".join(ESM))
     theirs = transformers.EsmTokenizer(str(tmp_path / "model" / "vocab.txt"))
     ours = read_tokenizer(epath.Path(tmp_path / "model"))
     assert ours.description == "33 tokens, characters, cased"
@@ -97,13 +96,7 @@ def test_files_of_esm(tmp_path, transformers):
 
 def test_older_files_of_roberta(texts, tmp_path, transformers):
     trained = json.loads(train_tokenizer("bpe", texts, vocab_size=400).definition)["model"]
-    names = {
-        "[PAD]": "<pad>",
-        "[UNK]": "<unk>",
-        "[CLS]": "<s>",
-        "[SEP]": "</s>",
-        "[MASK]": "<mask>",
-    }
+    names = dict(zip(SPECIAL_TOKENS, ("<pad>", "<unk>", "<s>", "</s>", "<mask>")))
     vocab = {names.get(token, token): id_ for token, id_ in trained["vocab"].items()}
     folder(tmp_path / "model")
     (tmp_path / "model" / "vocab.json").write_text(json.dumps(vocab))
@@ -121,10 +114,7 @@ def test_older_files_of_roberta(texts, tmp_path, transformers):
 def test_bert_with_another_normalizer_is_read(tmp_path, transformers):
     """WordPiece whose tokenizer.json is not BERT's, which could not be read before."""
     tokenizers = pytest.importorskip("tokenizers")
-    words = {
-        t: i
-        for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "##re", "cat"])
-    }
+    words = {token: id_ for id_, token in enumerate((*SPECIAL_TOKENS, "the", "##re", "cat"))}
     theirs = tokenizers.Tokenizer(tokenizers.models.WordPiece(words, unk_token="[UNK]"))
     theirs.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     theirs.save(str(tmp_path / "tokenizer.json"))
