@@ -1,5 +1,6 @@
 """Tokenizers of any kind that a tokenizer.json of the `tokenizers` library describes."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -76,6 +77,8 @@ class JsonTokenizer(Tokenizer):
             roles = {_ROLES[name][0]: token for name, token in self.roles.items()}
             fields = {"tokenizer_class": "PreTrainedTokenizerFast"} | roles
             object.__setattr__(self, "config", json.dumps(fields, indent=2) + "\n")
+        with _library_errors():
+            self._plain.encode(_NO_TEXT)  # fails where what is unknown has no token
         if self.unk_id == self.mask_id and not self._is_byte_level:
             _LOG.warning("a tokenizer without unknown token: what its vocabulary lacks is dropped")
 
@@ -122,9 +125,10 @@ class JsonTokenizer(Tokenizer):
     def _around(self) -> tuple[str | None, str | None, int]:
         """The tokens that are put before and after a text, and how many between two texts."""
         probes = ("a", *(token for token in self.vocab if len(token) == 1))
-        found = (p for p in probes if self._whole.encode(p, add_special_tokens=False).ids)
-        probe = next(found, "a")
-        single, pair = self._whole.encode(probe), self._whole.encode(probe, probe)
+        with _library_errors():
+            found = (p for p in probes if self._whole.encode(p, add_special_tokens=False).ids)
+            probe = next(found, "a")
+            single, pair = self._whole.encode(probe), self._whole.encode(probe, probe)
         before, after = _edges(single)
         if max(len(before), len(after)) > 1:
             raise UserError(
@@ -408,10 +412,17 @@ def _read_text(file: epath.Path) -> str:
 
 
 def _from_json(definition: str) -> tokenizers.Tokenizer:
-    try:
+    with _library_errors():
         return tokenizers.Tokenizer.from_str(definition)
-    except BaseException as error:  # the library also panics, which is no `Exception`
-        if isinstance(error, KeyboardInterrupt | SystemExit):
+
+
+@contextlib.contextmanager
+def _library_errors() -> Iterator[None]:
+    """Raises a UserError for every error of the library in the block."""
+    try:
+        yield
+    except BaseException as error:  # it also panics, which is no `Exception`
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         raise UserError(f"not a tokenizer ({error})") from error
 
