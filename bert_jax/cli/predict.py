@@ -75,10 +75,14 @@ def _fill_mask(arguments: argparse.Namespace) -> None:
 
 def _mask_token(model: str) -> str:
     """How a model's tokenizer spells [MASK], known before its parameters are read."""
+    path = epath.Path(model)
+    if not path.is_dir():
+        return "[MASK]"
+
     from bert_jax.interop.tokenizer import read_tokenizer
 
     try:
-        tokenizer = read_tokenizer(epath.Path(model))
+        tokenizer = read_tokenizer(path)
     except UserError:  # loading the model says what is wrong
         return "[MASK]"
     return tokenizer.vocab[tokenizer.mask_id]
