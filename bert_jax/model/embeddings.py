@@ -70,10 +70,10 @@ def _token_dropout(is_mask: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """
 
     def share(is_mask: jax.Array, segments: jax.Array) -> jax.Array:
-        def total(x: jax.Array) -> jax.Array:
-            return jax.ops.segment_sum(x.astype(jnp.float32), segments, len(segments) + 1)
-
-        return (total(is_mask) / jnp.maximum(total(segments >= 0), 1))[segments]
+        counts = jnp.zeros((segments.shape[0] + 1, 2), jnp.float32)  # of masks, of tokens
+        ones = jnp.stack([is_mask, jnp.ones_like(is_mask)], axis=1).astype(jnp.float32)
+        masks, tokens = counts.at[segments].add(ones)[segments].T
+        return masks / tokens
 
     masked = jax.vmap(share)(is_mask, segment_ids)
     # An example of masks alone has no token to scale.
