@@ -6,9 +6,8 @@ Rows are packed; there are no sentence pairs. The rate falls to a tenth in the f
 and stays there.
 
 Source: Le Breton et al. 2025, https://arxiv.org/abs/2502.19587, and
-https://github.com/chandar-lab/NeoBERT, conf/ and jobs/. Theirs predicts 20 % of the tokens from
-[MASK] alone and decays all parameters; here the usual shares apply (80 % [MASK], 10 % random, 10 %
-kept), and biases and norms do not decay.
+https://github.com/chandar-lab/NeoBERT, conf/ and jobs/. 20 % of the tokens are predicted, all of
+them from [MASK], and all parameters decay.
 
 Cost: 3.3e21 FLOPs (`bert_jax.report.flops`, full rows).
 """
@@ -43,8 +42,10 @@ def get_config() -> ConfigDict:
     config.data.pairs = "none"
     config.data.short_seq_prob = 0.0
     config.masking.masked_lm_prob = 0.2
+    config.masking.mask_share, config.masking.random_share = 1.0, 0.0
 
     optimizer = config.optimizer
+    optimizer.decay_all = True
     optimizer.b2 = 0.95
     optimizer.eps = 1e-8
     optimizer.bias_correction = True

@@ -19,10 +19,10 @@ def mask(batch, masking, key):
 
 
 @functools.cache
-def masked(strategy: str, rows: int = 200, seed: int = 0):
+def masked(strategy: str, rows: int = 200, seed: int = 0, **fields: float):
     """A masking of `rows` rows with three packed examples each, and the batch before it."""
     batch = make_batch([[40, 17, 6]] * rows, max_seq_length=64, seed=seed)
-    masking = make_masking(strategy=strategy, slots=16)
+    masking = make_masking(strategy=strategy, slots=16, **fields)
     return batch, jax.device_get(mask(batch, masking, KEY))
 
 
@@ -103,13 +103,17 @@ def test_spans_run_over_several_words():
     assert runs["span"] > 2.0
 
 
-def test_shares_of_mask_random_and_kept():
-    before, after = masked("token", rows=2000)
+@pytest.mark.parametrize("shares", [(0.8, 0.1), (1.0, 0.0), (0.5, 0.5)], ids=str)
+def test_shares_of_mask_random_and_kept(shares):
+    fields = dict(zip(("mask_share", "random_share"), shares))
+    before, after = masked("token", rows=2000, **fields)
     seen, label = after["input_ids"][chosen(after)], before["input_ids"][chosen(after)]
     random = (seen != MASK_ID) & (seen != label)
-    assert np.mean(seen == MASK_ID) == pytest.approx(0.8, abs=0.01)
-    assert np.mean(random) == pytest.approx(0.1, abs=0.01)
-    assert np.mean(seen == label) == pytest.approx(0.1, abs=0.01)
+    assert np.mean(seen == MASK_ID) == pytest.approx(shares[0], abs=0.01)
+    assert np.mean(random) == pytest.approx(shares[1], abs=0.01)
+    assert np.mean(seen == label) == pytest.approx(1 - sum(shares), abs=0.01)
+    if not shares[1]:
+        return
     assert seen[random].min() >= 5, "a special token as random replacement"
     assert len(np.unique(seen[random])) > 250
 

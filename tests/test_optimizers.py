@@ -1,4 +1,4 @@
-"""LAMB and StableAdamW against NumPy, and every optimizer on several meshes."""
+"""LAMB, StableAdamW and Muon against NumPy, and every optimizer on several meshes."""
 
 import jax
 import jax.numpy as jnp
@@ -152,12 +152,60 @@ def test_stable_adamw_is_what_a_loop_over_single_parameters_computes(problem):
     assert_close(train(stable, model, params, gradients), expected, rtol=2e-5)
 
 
+def orthogonalized(matrix: np.ndarray) -> np.ndarray:
+    """Five Newton-Schulz iterations with the coefficients of Jordan et al."""
+    x = matrix / (np.linalg.norm(matrix) + 1e-8)
+    x = x.T if len(x) > len(x.T) else x
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x if x.shape == matrix.shape else x.T
+
+
+def reference_muon(params: dict, gradients: list[dict], rate: float) -> dict:
+    """Steps on a flat dict of single parameters in float64; the matrices of layers by Muon."""
+    params = {name: value.astype(np.float64) for name, value in params.items()}
+    first, second = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
+    for step, gradient in enumerate(gradients, start=1):
+        for name, g in gradient.items():
+            g = g.astype(np.float64)
+            is_matrix = name.startswith("layer") and name.endswith("kernel")
+            b1 = 0.95 if is_matrix else LAMB["b1"]
+            first[name] = b1 * first[name] + (1 - b1) * g
+            second[name] = LAMB["b2"] * second[name] + (1 - LAMB["b2"]) * g**2
+            if is_matrix:
+                ahead = b1 * first[name] / (1 - b1 ** (step + 1)) + (1 - b1) * g / (1 - b1**step)
+                update = 0.2 * np.sqrt(max(g.shape)) * orthogonalized(ahead)
+            else:
+                v = second[name] / (1 - LAMB["b2"] ** step)
+                update = first[name] / (1 - b1**step) / (np.sqrt(v) + LAMB["eps"])
+            if not name.endswith(("bias", "scale")):
+                update = update + LAMB["weight_decay"] * params[name]
+            params[name] = params[name] - rate * update
+    return params
+
+
+def test_muon_is_what_a_loop_over_single_parameters_computes(problem):
+    model, params, gradients = problem
+    expected = reference_muon(unstacked(params), list(map(unstacked, gradients)), RATE)
+    muon = optimizer("muon", model, clip_norm=0.0)
+    found = train(muon, model, params, gradients)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 LAYOUTS = [("lamb", sizes) for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))]
 
 
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [*LAYOUTS, ("stable_adamw", (2, 2, 2)), ("adafactor", (2, 2, 2)), ("sgd", (2, 2, 2))],
+    [
+        *LAYOUTS,
+        ("stable_adamw", (2, 2, 2)),
+        ("adafactor", (2, 2, 2)),
+        ("sgd", (2, 2, 2)),
+        ("muon", (2, 2, 2)),
+    ],
 )
 def test_every_layout_takes_the_same_steps(name, layout, problem):
     """Where a parameter is split over devices, its norm is still that of the whole."""
@@ -178,7 +226,7 @@ def test_moments_of_adafactor_are_small_and_have_a_place():
     jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), state, shardings)
 
 
-@pytest.mark.parametrize("name", ["adamw", "stable_adamw", "lamb", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", ["adamw", "stable_adamw", "muon", "lamb", "adafactor", "sgd"])
 def test_directions_point_downhill_and_decay_towards_zero(name):
     """The step subtracts what an optimizer returns."""
     params = {"dense": {"kernel": jnp.full((4, 4), 2.0), "bias": jnp.full(4, 2.0)}}
@@ -189,6 +237,10 @@ def test_directions_point_downhill_and_decay_towards_zero(name):
     for decay in (0.0, 0.5):
         chosen = optimizer(name, model, weight_decay=decay, clip_norm=0.0)
         direction[decay], _ = chosen.update(gradient, chosen.init(params), params)
+    everything = optimizer(name, model, weight_decay=0.5, clip_norm=0.0, decay_all=True)
+    biases = everything.update(gradient, everything.init(params), params)[0]["dense"]["bias"]
+    if name != "lamb":  # which scales what decays
+        np.testing.assert_allclose(biases, direction[0.0]["dense"]["bias"] + 1.0, rtol=1e-6)
     jax.tree.map(lambda d: np.testing.assert_array_less(0.0, d), direction[0.0])
     np.testing.assert_array_equal(direction[0.0]["dense"]["bias"], direction[0.5]["dense"]["bias"])
     if name != "lamb":  # whose ratio keeps the length of the direction

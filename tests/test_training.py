@@ -307,6 +307,7 @@ def test_accumulation_equals_the_big_batch():
         ("linear to a floor", [0.0, 0.5, 0.84, 0.6, 0.2]),
         ("cosine to a floor", [0.0, 0.5, 0.9236, 0.6, 0.2]),
         ("one_minus_sqrt to a floor", [0.0, 0.5, 0.6422, 0.4343, 0.2]),
+        ("cooldown", [0.0, 0.5, 1.0, 1.0, 0.0]),
     ],
 )
 def test_schedules(kind, expected):
@@ -315,6 +316,14 @@ def test_schedules(kind, expected):
     schedule = build(Schedule, {"name": kind, **knobs}).rate(2.0, warmup_steps=20, steps=100)
     rates = [float(schedule(step)) / 2.0 for step in (0, 10, 20, 50, 100)]
     assert rates == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_cooldown_begins_where_the_schedule_before_it_ends():
+    """As in GPT-BERT: half a cosine to a tenth, then a line to 0."""
+    fields = {"name": "cooldown", "share": 0.2, "before": {"name": "cosine", "floor": 0.1}}
+    schedule = build(Schedule, fields).rate(2.0, warmup_steps=10, steps=100)
+    rates = [float(schedule(step)) / 2.0 for step in (0, 5, 40, 80, 90, 95, 100)]
+    assert rates == pytest.approx([0.0, 0.5, 0.55, 0.1, 0.05, 0.025, 0.0], abs=1e-6)
 
 
 def test_weight_decay_skips_biases_and_norms_only():

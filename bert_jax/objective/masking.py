@@ -28,11 +28,20 @@ class Masking(Choice):
         0.15, "share of an example's tokens to predict, [CLS] and [SEP] counted", bounds=FRACTION
     )
     max_predictions_per_seq: int = field(20, "maximum predictions per example", bounds=POSITIVE)
+    mask_share: float = field(0.8, "share of the chosen tokens that become [MASK]", bounds="[0, 1]")
+    random_share: float = field(
+        0.1, "share of them that become another token; the rest stay", bounds="[0, 1]"
+    )
 
     def check(self, path: str) -> None:
-        """Raises UserError if nothing would be predicted."""
+        """Raises UserError if nothing would be predicted, or shares exceed 1."""
         if self.masked_lm_prob == 0:
             raise UserError(f"{path}.masked_lm_prob must be above 0: nothing would be predicted")
+        if self.mask_share + self.random_share > 1:
+            raise UserError(
+                f"{path}.mask_share={self.mask_share} and {path}.random_share={self.random_share} "
+                "are above 1 together"
+            )
 
     def num_to_predict(self, max_length: int) -> np.ndarray:
         """[max_length + 1] int32: predictions for an example of each length, 0 for length 0."""
@@ -161,11 +170,12 @@ def mask_tokens(
 ) -> dict[str, jax.Array]:
     """Chooses the positions to predict and masks them.
 
-    Of the chosen tokens 80 % become [MASK], 10 % a random ordinary token and 10 % stay, drawn
-    independently for each token. The budget of an example of length n is round(masked_lm_prob * n)
-    predictions, at least one and at most `max_predictions_per_seq`. Units are taken in random order
-    up to the first that does not fit; the rest of the budget goes to units of one token, so a long
-    word is skipped, never split. Token masking always uses the whole budget.
+    Of the chosen tokens `mask_share` become [MASK], `random_share` a random ordinary token, and the
+    rest stay (80, 10 and 10 % in BERT), drawn independently for each token. The budget of an
+    example of length n is round(masked_lm_prob * n) predictions, at least one and at most
+    `max_predictions_per_seq`. Units are taken in random order up to the first that does not fit;
+    the rest of the budget goes to units of one token, so a long word is skipped, never split. Token
+    masking always uses the whole budget.
 
     Args:
       batch: `input_ids`, `segment_ids`, `position_ids` [rows, length] int32 and `example_ids`
@@ -191,8 +201,10 @@ def mask_tokens(
 
     ordinary_ids = jnp.asarray(np.flatnonzero(~masking.is_special), jnp.int32)
     random_ids = ordinary_ids[token_bits % len(ordinary_ids)]
-    seen_ids = jnp.where(action_bits < 0.9 * _UINT32_RANGE, random_ids, input_ids)
-    seen_ids = jnp.where(action_bits < 0.8 * _UINT32_RANGE, masking.mask_id, seen_ids)
+    masked = masking.masking.mask_share
+    replaced = masked + masking.masking.random_share
+    seen_ids = jnp.where(action_bits < replaced * _UINT32_RANGE, random_ids, input_ids)
+    seen_ids = jnp.where(action_bits < masked * _UINT32_RANGE, masking.mask_id, seen_ids)
 
     # A stable sort by "not chosen" lists the chosen positions first, in order.
     positions = jnp.argsort(~chosen, axis=1, stable=True)[:, : masking.slots].astype(jnp.int32)

@@ -4,12 +4,14 @@ An optimizer here gives a descent direction; the step multiplies it by the learn
 rate is a plain function of the step and there is only one step counter.
 """
 
+import operator
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Choice, field
 from bert_jax.model.parameters import Axes, Params, is_stacked, path_of
@@ -21,7 +23,7 @@ class Optimizer(Choice):
     """An optimizer and its learning rate. All kinds share these fields.
 
     Every kind clips the gradients by their global norm, applies its `core`, and adds decoupled
-    weight decay, except to biases and LayerNorm.
+    weight decay, except to biases and norms unless `decay_all`.
     """
 
     learning_rate: float = field(1e-4, "peak learning rate", bounds=POSITIVE, resume=True)
@@ -30,6 +32,7 @@ class Optimizer(Choice):
     )
     schedule: Schedule = field(Linear(), "learning rate after warmup")
     weight_decay: float = field(0.01, "decoupled weight decay", bounds=NOT_NEGATIVE)
+    decay_all: bool = field(False, "decay biases and scales of norms, too")
     clip_norm: float = field(
         1.0, "global norm that gradients are clipped to; 0 for no clipping", bounds=NOT_NEGATIVE
     )
@@ -48,7 +51,7 @@ class Optimizer(Choice):
         return optax.chain(
             optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
             self.core(axes),
-            optax.add_decayed_weights(self.weight_decay, mask=decay_mask),
+            optax.add_decayed_weights(self.weight_decay, None if self.decay_all else decay_mask),
         )
 
 
@@ -102,6 +105,45 @@ class StableAdamW(Optimizer, name="stable_adamw"):
             return tree_map(shorten, directions, gradients, state.nu), state
 
         return optax.GradientTransformation(adam.init, update)
+
+
+@dataclass(frozen=True)
+class Muon(Optimizer, name="muon"):
+    """Muon for the matrices of layers, AdamW for all other parameters.
+
+    The momentum of a matrix is brought close to the nearest orthogonal one by five Newton-Schulz
+    iterations, and scaled by 0.2 sqrt(its larger side), so that its step is as large as AdamW's and
+    both have one learning rate and decay. In a stack every layer is orthogonalized by itself.
+    References: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; Liu et al. 2025,
+    https://arxiv.org/abs/2502.16982.
+    """
+
+    momentum: float = field(0.95, "decay of the sum of gradients, with Nesterov", bounds=FRACTION)
+    b1: float = field(0.9, "AdamW: decay of the first moment", bounds=FRACTION)
+    b2: float = field(0.98, "AdamW: decay of the second moment", bounds=FRACTION)
+    eps: float = field(1e-6, "AdamW: added to the root of the second moment", bounds=POSITIVE)
+
+    def core(self, axes: Axes) -> optax.GradientTransformation:
+        def masks(params: Params) -> Params:
+            return jax.tree_util.tree_map_with_path(
+                lambda path, _: is_stacked(names := axes[path_of(path)]) and len(names) == 3, params
+            )
+
+        def dimensions(params: Params) -> Params:  # of [layer, inputs, outputs]
+            return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(1, 2), params)
+
+        def scale(updates: Params, _: Params | None) -> Params:
+            return jax.tree.map(lambda x: 0.2 * max(x.shape[1:]) ** 0.5 * x, updates)
+
+        matrices = optax.chain(
+            optax.contrib.scale_by_muon(beta=self.momentum, weight_dimension_numbers=dimensions),
+            optax.stateless(scale),
+        )
+        others = optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+        return optax.chain(
+            optax.masked(matrices, masks),
+            optax.masked(others, lambda params: jax.tree.map(operator.not_, masks(params))),
+        )
 
 
 @dataclass(frozen=True)

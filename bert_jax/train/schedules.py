@@ -93,16 +93,37 @@ class OneMinusSqrt(Schedule, name="one_minus_sqrt"):
 
 
 @dataclass(frozen=True)
-class Rsqrt(Schedule, name="rsqrt"):
-    """sqrt(warmup_steps / t)."""
-
-    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
-        return jnp.sqrt(max(warmup_steps, 1) / jnp.maximum(t, 1.0))
-
-
-@dataclass(frozen=True)
 class Constant(Schedule, name="constant"):
     """1."""
 
     def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
         return jnp.ones_like(t)
+
+
+@dataclass(frozen=True)
+class Cooldown(Schedule, name="cooldown"):
+    """One schedule, and then another from the rate that it reached.
+
+    With the defaults this is warmup, stable, decay (Hu et al. 2024,
+    https://arxiv.org/abs/2404.06395).
+    """
+
+    before: Schedule = field(Constant(), "schedule up to the cooldown, over the steps until then")
+    after: Schedule = field(Linear(), "schedule of the cooldown, over its steps")
+    share: float = field(
+        0.1, "share of the steps that are cooldown, the last ones", bounds="(0, 1)"
+    )
+
+    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
+        cooldown = max(round(self.share * steps), 1)
+        start = steps - cooldown
+        reached = self.before.factor(jnp.minimum(t, start), start, warmup_steps)
+        return reached * self.after.factor(jnp.maximum(t - start, 0.0), cooldown, 0)
+
+
+@dataclass(frozen=True)
+class Rsqrt(Schedule, name="rsqrt"):
+    """sqrt(warmup_steps / t)."""
+
+    def factor(self, t: jax.Array, steps: int, warmup_steps: int) -> jax.Array:
+        return jnp.sqrt(max(warmup_steps, 1) / jnp.maximum(t, 1.0))
