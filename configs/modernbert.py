@@ -75,6 +75,7 @@ def blocks(layers: int, hidden: int, heads: int, inner: int) -> ConfigDict:
     config.data.pairs = "none"
     config.data.short_seq_prob = 0.0
     config.masking.masked_lm_prob = 0.3
+    config.masking.heldout_masked_lm_prob = 0.15
     config.rng = "rbg"  # cheapest random bits; threefry has the same dropout on every mesh
     return config
 

@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.data.max_seq_length = 128
     config.data.pairs = "none"
     config.masking.masked_lm_prob = 0.3
+    config.masking.heldout_masked_lm_prob = 0.15
     length = config.data.get_oneway_ref("max_seq_length")
     config.masking.max_predictions_per_seq = length * 3 // 10
 

@@ -1,10 +1,13 @@
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import CLS_ID, MASK_ID, SEP_ID, make_batch, make_masking
 
+from bert_jax.fields import build
 from bert_jax.objective.masking import Masking, mask_tokens
 
 STRATEGIES = tuple(Masking.kinds())
@@ -156,3 +159,26 @@ def test_number_of_predictions_follows_the_formula_of_bert():
     for length in (1, 2, 9, 10, 11, 30, 128, 512):
         assert table[length] == min(76, max(1, round(0.15 * length)))
     assert table[0] == 0
+
+
+def test_the_share_moves_in_a_straight_line_and_is_its_own_in_evaluation():
+    """From 30 % to 15 % over steps 100 to 200; the budget of an example of 40 tokens follows."""
+    fields = {"final_masked_lm_prob": 0.15, "heldout_masked_lm_prob": 0.2}
+    masking = make_masking(slots=24, masked_lm_prob=0.3, **fields)
+    masking = dataclasses.replace(masking, first_step=100, steps=100)
+    batch = make_batch([[40, 17, 6]] * 8, max_seq_length=64)
+    budgets = []
+    for step in (None, 100, 150, 200):
+        after = mask_tokens(batch, masking, KEY, None if step is None else jnp.int32(step))
+        own = chosen(jax.device_get(after)) & (batch["segment_ids"] == 1)
+        assert len(set(own.sum(axis=1))) == 1
+        budgets.append(int(own.sum(axis=1)[0]))
+    assert budgets == [12, 12, 9, 6]
+    heldout = masking.masking.for_heldout()
+    assert heldout.num_to_predict(40)[40] == 8
+    assert heldout.num_to_predict(40, jnp.float32(1.0))[40] == 8
+    slots = masking.masking.predictions_per_row(64, 3)
+    assert slots >= sum(masking.masking.num_to_predict(40)[[40, 17, 6]])
+    rising = build(Masking, {"name": "token", "masked_lm_prob": 0.1, "final_masked_lm_prob": 0.3})
+    assert rising.predictions_per_row(64, None) == 20
+    assert rising.predictions_per_row(64, 3) >= 0.3 * 64

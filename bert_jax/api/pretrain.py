@@ -179,7 +179,7 @@ class Part(NamedTuple):
             stream = store.training_batches(config.data, seed=config.seed, host_rows=rows)
             model = stage_model(config, mesh, parts)
             heldout = HeldOut(config, store, model, mesh)
-        objective = bound_objective(config, store, model, config.seed)
+        objective = bound_objective(config, store, model, config.seed, stage.first_step)
         optimizer = config.optimizer.transformation(model.axes)
         rate = learning_rate(config, stage.first_step)
         timed = config.budget_hours > 0

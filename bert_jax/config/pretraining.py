@@ -48,14 +48,21 @@ class PretrainConfig(PretrainingRun):
         most = self.data.max_examples_per_row if self.data.packing else None
         return self.masking.predictions_per_row(self.data.max_seq_length, most)
 
-    def bound_masking(self, vocabulary: "Vocabulary") -> BoundMasking:
-        """The masking of this configuration's batches, bound to a vocabulary."""
+    def bound_masking(self, vocabulary: "Vocabulary", first_step: int = 0) -> BoundMasking:
+        """The masking of this configuration's batches, bound to a vocabulary.
+
+        Args:
+          vocabulary: vocabulary of the data.
+          first_step: the first step of the run or phase.
+        """
         return BoundMasking(
             masking=self.masking,
             slots=self.predictions_per_row,
             mask_id=vocabulary.mask_id,
             is_special=np.isin(np.arange(len(vocabulary.vocab)), vocabulary.special_ids),
             is_continuation=vocabulary.is_continuation,
+            first_step=first_step,
+            steps=self.steps,
         )
 
     def stages(self) -> tuple["Stage", ...]:

@@ -23,10 +23,10 @@ from bert_jax.train.step import make_eval_step
 
 
 def bound_objective(
-    config: PretrainConfig, store: Store, model: Model, seed: int
+    config: PretrainConfig, store: Store, model: Model, seed: int, first_step: int = 0
 ) -> BoundObjective:
     """The objective of a run or stage, bound to a model and the vocabulary of a store."""
-    masking = None if store.is_masked else config.bound_masking(store.tokenizer)
+    masking = None if store.is_masked else config.bound_masking(store.tokenizer, first_step)
     return config.objective.bind(model.graphdef, masking, seed)
 
 
@@ -45,6 +45,7 @@ class HeldOut:
           model: model whose parameters are scored.
           mesh: devices to compute on.
         """
+        config = dataclasses.replace(config, masking=config.masking.for_heldout())
         objective = bound_objective(config, store, model, HELDOUT_SEED)
         rows = -(-config.data.batch_size // row_devices(mesh)) * row_devices(mesh)
         self._batches = store.heldout_batches(

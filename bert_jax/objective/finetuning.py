@@ -32,8 +32,9 @@ class FineTuning:
 
     heads = ("task",)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch, step: jax.Array | None = None) -> Batch:
         """Returns the batch unchanged."""
+        del step
         return batch
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:

@@ -7,6 +7,7 @@ Positions are chosen in units, in random order; a unit is masked whole or not at
 `Masking` defines what a unit is.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -27,6 +28,15 @@ class Masking(Choice):
     masked_lm_prob: float = field(
         0.15, "share of an example's tokens to predict, [CLS] and [SEP] counted", bounds=FRACTION
     )
+    final_masked_lm_prob: float | None = field(
+        None,
+        "share at the end of the run or phase, which the share moves to in a straight line; None "
+        "keeps masked_lm_prob",
+        bounds="(0, 1)",
+    )
+    heldout_masked_lm_prob: float | None = field(
+        None, "share in held-out examples; None for masked_lm_prob", bounds="(0, 1)"
+    )
     max_predictions_per_seq: int = field(20, "maximum predictions per example", bounds=POSITIVE)
     mask_share: float = field(0.8, "share of the chosen tokens that become [MASK]", bounds="[0, 1]")
     random_share: float = field(
@@ -43,12 +53,27 @@ class Masking(Choice):
                 "are above 1 together"
             )
 
-    def num_to_predict(self, max_length: int) -> np.ndarray:
-        """[max_length + 1] int32: predictions for an example of each length, 0 for length 0."""
-        wanted = np.round(self.masked_lm_prob * np.arange(max_length + 1)).astype(np.int32)
-        return np.clip(
-            wanted, np.minimum(np.arange(max_length + 1), 1), self.max_predictions_per_seq
-        )
+    def num_to_predict(
+        self, max_length: int, progress: jax.Array | None = None
+    ) -> np.ndarray | jax.Array:
+        """[max_length + 1] int32: predictions for an example of each length, 0 for length 0.
+
+        Args:
+          max_length: the largest length.
+          progress: fp32, share of the steps that are done; None for the share at the start.
+        """
+        lengths = np.arange(max_length + 1)
+        share: float | jax.Array = self.masked_lm_prob
+        if progress is not None and self.final_masked_lm_prob is not None:
+            share += (self.final_masked_lm_prob - share) * progress
+        round_ = np.round if isinstance(share, float) else jnp.round
+        wanted = round_(share * lengths).astype(np.int32)
+        return wanted.clip(np.minimum(lengths, 1), self.max_predictions_per_seq)
+
+    def for_heldout(self) -> "Masking":
+        """The masking of held-out examples, which does not change during a run."""
+        share = self.heldout_masked_lm_prob or self.masked_lm_prob
+        return dataclasses.replace(self, masked_lm_prob=share, final_masked_lm_prob=None)
 
     def predictions_per_row(self, max_seq_length: int, max_examples: int | None) -> int:
         """The most predictions that the examples of a row can need together.
@@ -59,7 +84,8 @@ class Masking(Choice):
         """
         if max_examples is None:
             return self.max_predictions_per_seq
-        share, shortest = self.masked_lm_prob, 3  # [CLS] token [SEP]
+        share = max(self.masked_lm_prob, self.final_masked_lm_prob or 0.0)
+        shortest = 3  # [CLS] token [SEP]
         lengths = range(shortest, max_seq_length + 1)
         # The most that rounding and "at least one" add to the share of one example.
         excess = max(max(1, round(share * length)) - share * length for length in lengths)
@@ -156,6 +182,7 @@ class BoundMasking:
       is_special: [vocab_size] bool, tokens never predicted and never random replacements.
       is_continuation: [vocab_size] bool, pieces that continue a word, if the batch does not say
         which do.
+      first_step, steps: the first step and the number of steps of the run or phase.
     """
 
     masking: Masking
@@ -163,10 +190,15 @@ class BoundMasking:
     mask_id: int
     is_special: np.ndarray
     is_continuation: np.ndarray
+    first_step: int = 0
+    steps: int = 1
 
 
 def mask_tokens(
-    batch: dict[str, jax.Array], masking: BoundMasking, key: jax.Array
+    batch: dict[str, jax.Array],
+    masking: BoundMasking,
+    key: jax.Array,
+    step: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """Chooses the positions to predict and masks them.
 
@@ -182,6 +214,7 @@ def mask_tokens(
         [rows, examples, 2] int32, (epoch, example).
       masking: how to mask.
       key: a typed threefry key made from the seed alone.
+      step: int32, steps done; None for the share of tokens at the start.
 
     Returns:
       The batch with `input_ids` masked and, in order of position, `masked_lm_positions`,
@@ -197,7 +230,9 @@ def mask_tokens(
     else:
         continues = jnp.asarray(masking.is_continuation)[input_ids]
     unit_start, order_bits = masking.masking.units(continues, is_candidate, order_bits, more_bits)
-    chosen = _choose_units(masking.masking, segment_ids, is_candidate, unit_start, order_bits)
+    progress = None if step is None else (step - masking.first_step) / masking.steps
+    budgets = masking.masking.num_to_predict(segment_ids.shape[1], progress)
+    chosen = _choose_units(jnp.asarray(budgets), segment_ids, is_candidate, unit_start, order_bits)
 
     ordinary_ids = jnp.asarray(np.flatnonzero(~masking.is_special), jnp.int32)
     random_ids = ordinary_ids[token_bits % len(ordinary_ids)]
@@ -239,13 +274,19 @@ def _after_break(is_candidate: jax.Array) -> jax.Array:
 
 
 def _choose_units(
-    masking: Masking,
+    budgets: jax.Array,
     segment_ids: jax.Array,
     is_candidate: jax.Array,
     unit_start: jax.Array,
     order_bits: jax.Array,
 ) -> jax.Array:
-    """[rows, length] bool: the positions of the units that are taken."""
+    """[rows, length] bool: the positions of the units that are taken.
+
+    Args:
+      budgets: [length + 1] int32, predictions for an example of each length.
+      segment_ids: [rows, length] int32.
+      is_candidate, unit_start, order_bits: see `Masking.units`.
+    """
     rows, length = segment_ids.shape
     index = jnp.broadcast_to(jnp.arange(length), (rows, length))
     ends = jnp.where(unit_start | ~is_candidate, index, length)
@@ -254,7 +295,7 @@ def _choose_units(
     size = jnp.where(unit_start, next_end - index, 0)
 
     example_length = jnp.sum(segment_ids[:, :, None] == segment_ids[:, None, :], axis=2)
-    budget = jnp.asarray(masking.num_to_predict(length))[example_length]
+    budget = budgets[example_length]
 
     # Sort by example, then by order; units of a span have equal order and stay in place. Positions
     # that begin no unit come last.

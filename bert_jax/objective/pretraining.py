@@ -30,11 +30,12 @@ class PreTraining:
 
     heads = ("mlm", "nsp")
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch, step: jax.Array | None = None) -> Batch:
         """Masks the rows of a global batch; see `mask_tokens` for what it adds."""
         if self.masking is None:
             return batch
-        return mask_tokens(batch, self.masking, jax.random.key(self.seed, impl="threefry2x32"))
+        key = jax.random.key(self.seed, impl="threefry2x32")
+        return mask_tokens(batch, self.masking, key, step)
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Per head, fp32 weights of a prepared batch: 1 for used slots and labelled examples."""

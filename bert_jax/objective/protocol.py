@@ -21,8 +21,13 @@ class BoundObjective(Protocol):
     def heads(self) -> tuple[str, ...]:
         """Names of its losses."""
 
-    def prepare(self, batch: Batch) -> Batch:
-        """Completes a global batch (masks, labels) before it is split into microbatches."""
+    def prepare(self, batch: Batch, step: jax.Array | None = None) -> Batch:
+        """Completes a global batch (masks, labels) before it is split into microbatches.
+
+        Args:
+          batch: arrays of all rows.
+          step: int32, steps done; None in evaluation.
+        """
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Per head, the weights of a prepared batch; they sum to the "<head>_count" of `sums`."""

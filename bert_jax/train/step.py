@@ -54,7 +54,7 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, dropout_key: jax.Array | None, *horizon: jax.Array
     ) -> tuple[TrainState, Metrics]:
-        batch = objective.prepare(batch)
+        batch = objective.prepare(batch, state.step)
         counts = {head: jnp.sum(w) for head, w in objective.weights(batch).items()}
         params = load(state.params)
         step_key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
