@@ -44,7 +44,7 @@ def load_segmenter(name: str) -> Segmenter:
     try:
         import jieba
     except ImportError as error:
-        raise UserError("segmenter='jieba': pip install 'bert-jax[chinese]'") from error
+        raise UserError("segmenter='jieba': pip install jieba") from error
     jieba.setLogLevel(logging.WARNING)
     cut: Segmenter = jieba.lcut
     return cut
