@@ -88,19 +88,30 @@ def test_reads_both_versions(write):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'{"data": [', 'not a JSON object with "data"'),
+        (b'{"data": [', "dev.json: not JSON .*cut short or damaged"),
+        ({"data": 0.5}, 'dev.json: not a JSON object with "data", a list'),
+        ({"data": {"a": []}}, 'not a JSON object with "data", a list'),
+        (b"[" * 100_000, "brackets nested too deeply"),
+        ({"data": [3]}, "article 1: not in SQuAD's format: no list 'paragraphs'"),
+        ({"data": [{"paragraphs": 3}]}, "article 1: not in SQuAD's format: no list 'paragraphs'"),
+        ({"data": [{"paragraphs": [{"qas": {}}]}]}, "paragraph 1: .* no list 'qas'"),
+        (squad((True, [answer("he", 31)])), "id is True; it must be a text"),
+        (squad(("a", [answer("he", True)])), "answer_start is True"),
+        (squad(("a", {"text": ["he"], "answer_start": []})), "equally long lists"),
+        (squad(("a", {"text": "he", "answer_start": 31})), "equally long lists"),
+        ([{"id": 1, "question": "?"}], "article 1: not in SQuAD's format"),
         (b'{"paragraphs": []}', 'not a JSON object with "data"'),
         (b'{"data": [{"t": "\xe9"}]}', "dev.json, line 1: byte 18 of the line is not UTF-8"),
         ({"data": []}, "dev.json: no questions found"),
-        ({"data": [{"title": "T"}]}, "dev.json, article 1: not in SQuAD's format: 'paragraphs'"),
+        ({"data": [{"title": "T"}]}, "dev.json, article 1: .* no list 'paragraphs'"),
         (
             {"data": [{"paragraphs": [{"qas": [3]}]}]},
-            "article 1, paragraph 1: not in SQuAD's format",
+            "article 1, paragraph 1, question 1: not in SQuAD's format",
         ),
         ({"data": [{"paragraphs": [{"qas": [{"id": "a", "question": "?"}]}]}]}, "context is None"),
         (squad(("a", [answer("he", 31)], {"question": " "})), r"question 1 \(a\): question is ' '"),
         (squad(("a", [answer("he", 31)]), ("a", [answer("he", 31)])), "the id occurs twice"),
-        (squad(("a", [])), "the question is possible and has 0 answers"),
+        (squad(("a", [])), r"question 1 \(a\): there are no answers; set unanswerable=True"),
         (squad(("a", "he")), "answers must be a list of objects with text and answer_start"),
         (squad(("a", [answer("", 0)])), "text is ''"),
         (squad(("a", [answer("he", "31")])), "answer_start is '31'"),
@@ -116,6 +127,43 @@ def test_reads_both_versions(write):
 def test_bad_files(write, content, message):
     with pytest.raises(UserError, match=message):
         AnsweringTask().read(write(content))
+
+
+def test_questions_as_rows(write, tmp_path):
+    """Files of the library `datasets`, and those that have no `is_impossible`."""
+    rows = [
+        {"id": 1, "answers": {"text": ["1863", "he"], "answer_start": [17, 31]}},
+        {"id": "b", "answers": {"text": [], "answer_start": []}},
+    ]
+    rows = [{"context": CONTEXT, "question": "When?", **row} for row in rows]
+    right = [
+        Question("1", "When?", CONTEXT, (("1863", 17), ("he", 31))),
+        Question("b", "When?", CONTEXT),
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    nested = squad((1, [answer("1863", 17), answer("he", 31)]), ("b", None))
+    for path in (
+        write(lines, "dev.jsonl"),
+        write(lines),
+        write(rows),
+        write({"version": "v2.0", "data": rows}),
+        write(json.dumps(rows, indent=1).encode()),
+        write(nested),
+    ):
+        assert SQUAD2.read(path) == right
+    write(rows[:1], "part-1.json")
+    write(rows[1:], "part-2.json")
+    assert SQUAD2.read(str(tmp_path / "part-*.json")) == right
+    with pytest.raises(UserError, match=r"dev.jsonl, line 2: there are no answers; set unans"):
+        AnsweringTask().read(write(lines, "dev.jsonl"))
+    possible = squad(("a", [], {"is_impossible": False}))
+    with pytest.raises(UserError, match="the question is possible and has 0 answers"):
+        SQUAD2.read(write(possible))
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pyarrow.Table.from_pylist([{**row, "id": str(row["id"])} for row in rows])
+    parquet.write_table(table, tmp_path / "dev.parquet")
+    assert SQUAD2.read(str(tmp_path / "dev.parquet")) == right
 
 
 def test_impossible_question_with_an_answer(write):

@@ -1,28 +1,37 @@
-"""Reads questions from SQuAD's JSON files and TFDS."""
+"""Reads questions from SQuAD's JSON files, rows of the library `datasets`, and TFDS."""
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from bert_jax.data.lines import decoded_lines
-from bert_jax.data.tables import read_rows
+from bert_jax.data.lines import suffixes
+from bert_jax.data.tables import find_files, read_lines, read_rows
 from bert_jax.data.tfds import dataset_and_split
 from bert_jax.errors import UserError
+from bert_jax.json_values import parse_json
 from bert_jax.tasks.answering.example import Question
 
 Record = tuple[str, Mapping[str, Any]]  # place of a question, and its object in a file
+
+_COLUMNS = ("id", "question", "context", "answers")
+_TABLES = (".jsonl", ".parquet", ".csv", ".tsv")
 
 
 def read_questions(
     source: str, *, labelled: bool, unanswerable: bool, repair: bool, data_dir: str
 ) -> list[Question]:
-    """The questions of a JSON file of SQuAD's format, or of `tfds:squad/v1.1[:SPLIT]`.
+    """The questions of files in SQuAD's format, of rows, or of `tfds:squad/v1.1[:SPLIT]`.
+
+    A row has `id`, `question`, `context` and `answers`, as in the library `datasets`: `answers` has
+    the lists `text` and `answer_start`, or is a list of objects with one of each. A question
+    without answers is impossible, unless its `is_impossible` is false.
 
     Args:
-      source: a file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset;
-        its split is `train` by default.
+      source: a file or a glob of several, local or gs://, plain or compressed (.gz, .xz, .bz2,
+        .zst), or a dataset; its split is `train` by default. A .jsonl or Parquet file has rows; a
+        .json file has SQuAD's articles, or rows: under "data", as a list, or one per line.
       labelled: whether answers are read; False ignores any.
       unanswerable: whether questions may be impossible.
       repair: accept an answer that is not at its stated position but occurs exactly once in the
@@ -34,12 +43,10 @@ def read_questions(
         question without an answer, an answer that is not at its stated position, or impossible
         questions without `unanswerable`.
     """
-    is_dataset = dataset_and_split(source) is not None
-    records = _tfds_records(source, data_dir) if is_dataset else _json_records(source)
     questions: dict[str, Question] = {}
-    for place, record in records:
-        id_, asked, context = (_text(record, key, place) for key in ("id", "question", "context"))
-        question = Question(id_, asked, context)
+    for place, record in _records(source, data_dir):
+        asked, context = (_text(record, key, place) for key in ("question", "context"))
+        question = Question(_id(record, place), asked, context)
         if labelled:
             question = _with_answers(question, record, place, unanswerable, repair)
         if question.id in questions:
@@ -53,11 +60,13 @@ def read_questions(
 def _with_answers(
     question: Question, record: Mapping[str, Any], place: str, unanswerable: bool, repair: bool
 ) -> Question:
-    is_impossible, answers = record.get("is_impossible", False), record.get("answers", [])
+    answers = _answers(record, place)
+    is_impossible = record.get("is_impossible")
+    if is_impossible is None:
+        is_impossible = not answers
     if is_impossible and not unanswerable:
-        raise UserError(f"{place}: is_impossible is true; set unanswerable=True for SQuAD 2.0")
-    if not isinstance(answers, list) or not all(isinstance(a, Mapping) for a in answers):
-        raise UserError(f"{place}: answers must be a list of objects with text and answer_start")
+        kind = "is_impossible is true" if record.get("is_impossible") else "there are no answers"
+        raise UserError(f"{place}: {kind}; set unanswerable=True for SQuAD 2.0")
     if bool(is_impossible) == bool(answers):
         kind = "impossible" if is_impossible else "possible"
         raise UserError(f"{place}: the question is {kind} and has {len(answers)} answers")
@@ -68,13 +77,30 @@ def _with_answers(
     )
 
 
+def _answers(record: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
+    """Objects with `text` and `answer_start`."""
+    answers = record.get("answers")
+    if isinstance(answers, Mapping):
+        texts, starts = answers.get("text"), answers.get("answer_start")
+        if isinstance(texts, list) and isinstance(starts, list) and len(texts) == len(starts):
+            return [{"text": t, "answer_start": at} for t, at in zip(texts, starts)]
+    elif answers is None:
+        return []
+    elif isinstance(answers, list) and all(isinstance(answer, Mapping) for answer in answers):
+        return answers
+    raise UserError(
+        f"{place}: answers must be a list of objects with text and answer_start, or an object with "
+        "equally long lists of both"
+    )
+
+
 def _find(answer: Mapping[str, Any], context: str, place: str, repair: bool) -> int:
     """The character of the context where the answer begins."""
     text, start = _text(answer, "text", place), answer.get("answer_start")
-    if not isinstance(start, int) or start < 0:
+    if not isinstance(start, int | np.integer) or isinstance(start, bool) or start < 0:
         raise UserError(f"{place}: answer_start is {start!r}; it must be a character's position")
     if context.startswith(text, start):
-        return start
+        return int(start)
     times = sum(context.startswith(text, at) for at in range(len(context)))
     if repair and times == 1:
         return context.index(text)
@@ -94,31 +120,56 @@ def _text(record: Mapping[str, Any], field: str, place: str) -> str:
     return text
 
 
-def _tfds_records(source: str, data_dir: str) -> Iterator[Record]:
-    for row in read_rows(source, (), data_dir=data_dir):
-        answers = row.get("answers")
-        pairs = zip(answers["text"], answers["answer_start"])
-        answers = [{"text": text, "answer_start": int(start)} for text, start in pairs]
-        yield row.place, {**row.values, "answers": answers}
+def _id(record: Mapping[str, Any], place: str) -> str:
+    """The id, which some files have as a number."""
+    id_ = record.get("id")
+    return str(id_) if type(id_) is int else _text(record, "id", place)
 
 
-def _json_records(source: str) -> Iterator[Record]:
-    path = epath.Path(source).expanduser()
-    if not path.exists():
-        raise UserError(f"{source}: no such file")
-    with path.open("rb") as file:
-        text = "".join(line for _, line in decoded_lines(path, file))
-    try:
-        articles = json.loads(text)["data"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{source}: not a JSON object with "data", as SQuAD has it') from error
-    for a, article in enumerate(articles, 1):
-        place = f"{source}, article {a}"
-        try:
-            for p, paragraph in enumerate(article["paragraphs"], 1):
-                place = f"{source}, article {a}, paragraph {p}"
-                for q, record in enumerate(paragraph["qas"], 1):
-                    name = f"{place}, question {q} ({record.get('id')})"
-                    yield name, {**record, "context": paragraph.get("context")}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{place}: not in SQuAD's format: {error}") from error
+def _records(source: str, data_dir: str) -> Iterator[Record]:
+    if dataset_and_split(source):
+        yield from _rows(source, data_dir=data_dir)
+        return
+    for path in find_files(source):
+        if suffixes(path)[0] in _TABLES:
+            yield from _rows(str(path))
+        else:
+            yield from _json_records(path)
+
+
+def _rows(source: str, **options: str) -> Iterator[Record]:
+    return ((row.place, row.values) for row in read_rows(source, _COLUMNS, **options))
+
+
+def _json_records(path: epath.Path) -> Iterator[Record]:
+    lines = [line for _, line in read_lines(path, "utf-8") if line.strip()]
+    if len(lines) > 1 and lines[0].rstrip().endswith("}"):  # objects, one per line
+        yield from _rows(str(path), format="jsonl")
+        return
+    content = parse_json("".join(lines), str(path))
+    records = content.get("data") if isinstance(content, Mapping) else content
+    if not isinstance(records, list):
+        raise UserError(f'{path}: not a JSON object with "data", a list, as SQuAD has it')
+    for number, record in enumerate(records, 1):
+        if isinstance(record, Mapping) and "context" in record and "paragraphs" not in record:
+            yield f"{path}, item {number}", record
+        else:
+            yield from _article(record, f"{path}, article {number}")
+
+
+def _article(article: Any, place: str) -> Iterator[Record]:
+    """The questions of one of SQuAD's articles."""
+    for p, paragraph in enumerate(_parts(article, "paragraphs", place), 1):
+        there = f"{place}, paragraph {p}"
+        for q, record in enumerate(_parts(paragraph, "qas", there), 1):
+            if not isinstance(record, Mapping):
+                raise UserError(f"{there}, question {q}: not in SQuAD's format: not an object")
+            name = f"{there}, question {q} ({record.get('id')})"
+            yield name, {**record, "context": paragraph.get("context")}
+
+
+def _parts(whole: Any, field: str, place: str) -> list[Any]:
+    parts = whole.get(field) if isinstance(whole, Mapping) else None
+    if not isinstance(parts, list):
+        raise UserError(f"{place}: not in SQuAD's format: no list '{field}'")
+    return parts

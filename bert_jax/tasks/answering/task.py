@@ -57,11 +57,11 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
         return 2
 
     def read(self, source: str, *, labelled: bool = True) -> list[Question]:
-        """The questions of a JSON file of SQuAD's format, or of `tfds:squad/v1.1[:SPLIT]`.
+        """The questions of a file or of `tfds:squad/v1.1[:SPLIT]`, in order.
 
         Args:
-          source: a file, local or gs://, plain or compressed (.gz, .xz, .bz2, .zst), or a dataset;
-            its split is `train` by default.
+          source: SQuAD's JSON, rows as in the library `datasets`, or a dataset; see
+            `bert_jax.tasks.answering.reader.read_questions`.
           labelled: as in `Task.read`.
 
         Raises:
