@@ -6,6 +6,7 @@ The verbs of the command line, except `predict` and `plot`, are functions here: 
 """
 
 import importlib
+import logging
 from typing import Any
 
 __version__ = "0.1.0"
@@ -17,6 +18,8 @@ __all__ = ["__version__", *_HOMES]
 def __getattr__(name: str) -> Any:
     """Imports a function when it is first used, so that `import bert_jax` needs no jax."""
     if name in _HOMES:
+        # Else absl, which Orbax uses, would do this, with "WARNING:bert_jax..." before warnings.
+        logging.basicConfig(format="%(message)s")
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -4,14 +4,16 @@ import contextlib
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from bert_jax.json_values import dump_json
 
 # Those of C0 and C1, line and paragraph separators, changes of direction, halves of characters.
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _OUTPUT = "standard output"  # the name that errors give it
+_SECONDS_PER_LINE = 60.0  # of progress in a log
 
 
 def printable(text: object) -> str:
@@ -41,6 +43,69 @@ def say_json(value: Any) -> None:
     """Prints a line of JSON on standard output; see `json_line`."""
     with output_errors():
         print(json_line(value, encoding=sys.stdout.encoding or "ascii"))
+
+
+class Progress(Protocol):
+    """Shows how much of a work is done."""
+
+    def update(self, n: int) -> object:
+        """Counts `n` more units as done."""
+
+    def note(self, text: str) -> None:
+        """Shows `text` as well, from the next time on."""
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int | None, unit: str = "B") -> Iterator[Progress]:
+    """Shows progress on standard error: a bar on a terminal, else a line per minute and at the end.
+
+    Args:
+      label: what is done.
+      total: units in all; None or 0 if that is not known.
+      unit: name of a unit.
+    """
+    lines = _Lines(label, total, unit)
+    if not sys.stderr.isatty():
+        yield lines
+        lines.print()
+        return
+
+    from tqdm import tqdm
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        def note(self, text: str) -> None:
+            self.set_postfix_str(text, refresh=False)
+
+    with Bar(total=total or None, unit=unit, unit_scale=True, desc=label, mininterval=0.5) as bar:
+        yield bar
+
+
+class _Lines:
+    """Progress in a log; see `progress`."""
+
+    def __init__(self, label: str, total: int | None, unit: str):
+        self._label, self._total, self._unit = label, total, unit
+        self._done, self._note = 0, ""
+        self._start = self._printed = time.monotonic()
+
+    def update(self, n: int) -> None:
+        self._done += n
+        if time.monotonic() - self._printed >= _SECONDS_PER_LINE:
+            self.print()
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def print(self) -> None:
+        from tqdm import tqdm
+
+        self._printed = time.monotonic()
+        size, total = tqdm.format_sizeof, self._total
+        done = f"{size(self._done)} of {size(total)}" if total else size(self._done)
+        elapsed = tqdm.format_interval(self._printed - self._start)
+        line = f"{self._label}: {done} {self._unit} in {elapsed}"
+        line = f"{line}, {self._note}" if self._note else line
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from etils import epath
-from tqdm import tqdm
 
 from bert_jax.data.documents import (
     Refuse,
@@ -191,11 +190,10 @@ def _check_same(store: TokenStore, provenance: dict[str, Any]) -> None:
 
 def _with_progress(sources: Sequence[Source], label: str, refuse: Refuse) -> Iterator[str]:
     total = sum(source.size for source in sources)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=label, mininterval=0.5) as bar:
+    with progress(label, total) as bar:
         count = 0
         for count, text in enumerate(read_documents(sources, bar.update, refuse), 1):
             if count % 100 == 0:
-                bar.set_postfix_str(f"{count:,} documents", refresh=False)
+                bar.note(f"{count:,} documents")
             yield text
-        bar.set_postfix_str(f"{count:,} documents", refresh=False)
-        bar.update(total - bar.n)
+        bar.note(f"{count:,} documents")

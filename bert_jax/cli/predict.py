@@ -143,8 +143,6 @@ def _add_features(tasks: Any) -> None:
 
 
 def _features(arguments: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from bert_jax.inference.vector_files import check_output, vector_file
 
     check_output(arguments.output, arguments.pooling)
@@ -155,14 +153,7 @@ def _features(arguments: argparse.Namespace) -> None:
 
     with (
         vector_file(arguments.output) as write,
-        # disable=None: no bar if standard error is not a terminal.
-        tqdm(
-            total=lines.size,
-            unit="B" if lines.size else " texts",
-            unit_scale=True,
-            mininterval=0.5,
-            disable=None,
-        ) as bar,
+        progress("vectors", lines.size, "B" if lines.size else "texts") as bar,
     ):
         for line, vectors in _with_results(lines, encode):
             write(line, vectors, bert.tokens(line.text) if arguments.pooling == "tokens" else None)

@@ -38,7 +38,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import tokenizers
 from etils import epath
-from tqdm import tqdm
 
 from bert_jax.data.line_breaks import LineBreaks
 from bert_jax.data.sentences import split_sentences
@@ -538,7 +537,7 @@ def _copy(source: epath.Path, target: epath.Path, stated: _Manifest) -> None:
     """Copies a store, manifest last, and verifies the checksum of every array."""
     files = stated.files
     total = sum(file.bytes for file in files.values())
-    with tqdm(total=total, unit="B", unit_scale=True, desc=f"copying {source}") as bar:
+    with progress(f"copying {source}", total) as bar:
         vocabulary = VOCAB_FILE if (source / VOCAB_FILE).exists() else TOKENIZER_FILE
         for name in (vocabulary, CONFIG_FILE, *files, _MANIFEST):
             digest = hashlib.sha256()
