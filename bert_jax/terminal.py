@@ -46,7 +46,13 @@ def say_json(value: Any) -> None:
 
 
 class Progress(Protocol):
-    """Shows how much of a work is done."""
+    """Shows how much of a work is done.
+
+    Attributes:
+      n: units done.
+    """
+
+    n: float
 
     def update(self, n: int) -> object:
         """Counts `n` more units as done."""
@@ -57,22 +63,22 @@ class Progress(Protocol):
 
 @contextlib.contextmanager
 def progress(label: str, total: int | None, unit: str = "B") -> Iterator[Progress]:
-    """Shows progress on standard error: a bar on a terminal, else a line per minute and at the end.
+    """Shows progress on standard error: a bar on a terminal, else a line each minute.
 
     Args:
       label: what is done.
       total: units in all; None or 0 if that is not known.
-      unit: name of a unit.
+      unit: name of a unit, as it follows a number.
     """
     lines = _Lines(label, total, unit)
     if not sys.stderr.isatty():
         yield lines
-        lines.print()
+        lines.close()
         return
 
     from tqdm import tqdm
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):  # type: ignore[misc]
         def note(self, text: str) -> None:
             self.set_postfix_str(text, refresh=False)
 
@@ -85,26 +91,30 @@ class _Lines:
 
     def __init__(self, label: str, total: int | None, unit: str):
         self._label, self._total, self._unit = label, total, unit
-        self._done, self._note = 0, ""
+        self.n, self._note = 0.0, ""
         self._start = self._printed = time.monotonic()
 
+    def close(self) -> None:
+        if self._printed > self._start:
+            self._print()
+
     def update(self, n: int) -> None:
-        self._done += n
+        self.n += n
         if time.monotonic() - self._printed >= _SECONDS_PER_LINE:
-            self.print()
+            self._print()
 
     def note(self, text: str) -> None:
         self._note = text
 
-    def print(self) -> None:
+    def _print(self) -> None:
         from tqdm import tqdm
 
         self._printed = time.monotonic()
-        size, total = tqdm.format_sizeof, self._total
-        done = f"{size(self._done)} of {size(total)}" if total else size(self._done)
+        done = tqdm.format_sizeof(self.n, self._unit)
+        if self._total:
+            done += f" of {tqdm.format_sizeof(self._total, self._unit)}"
         elapsed = tqdm.format_interval(self._printed - self._start)
-        line = f"{self._label}: {done} {self._unit} in {elapsed}"
-        line = f"{line}, {self._note}" if self._note else line
+        line = f"{self._label}: {done} in {elapsed}" + (f", {self._note}" if self._note else "")
         print(line, file=sys.stderr, flush=True)
 
 

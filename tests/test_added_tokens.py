@@ -101,6 +101,16 @@ def test_files_of_older_versions(model, tmp_path):
     np.testing.assert_array_equal(wordpiece.special_ids, expected.special_ids)
 
 
+def test_they_may_follow_the_last_word_before_blank_lines(model, tmp_path):
+    path = shutil.copytree(model, tmp_path / "model")
+    (path / "tokenizer.json").unlink()
+    (path / "added_tokens.json").write_text(json.dumps({"<e2>": len(MARKED)}))
+    expected = read_tokenizer(epath.Path(path))
+    with (path / "vocab.txt").open("a") as file:
+        file.write("\n\n")
+    assert read_tokenizer(epath.Path(path)) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "fields", "message"),
     [

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from matplotlib import image
 
-from bert_jax import __version__
+from bert_jax import __version__, terminal
 from bert_jax.__main__ import VERBS, main
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.profiling import PROFILED_STEPS
@@ -92,6 +93,36 @@ def test_a_reader_may_end_early(capfd, monkeypatch):
     finally:
         os.dup2(keep, 1)
     assert capfd.readouterr().err == ""
+
+
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(monkeypatch, capsys):
+    def done(label):
+        with terminal.progress(label, 2000) as bar:
+            for _ in range(2):
+                bar.update(1000)
+                bar.note("2 documents")
+
+    done("words")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(terminal, "_SECONDS_PER_LINE", 0)
+    done("words")
+    lines = capsys.readouterr().err
+    assert re.fullmatch(r"(words: \S+ of 2\.00kB in \d\d:\d\d(, 2 documents)?\n)+", lines)
+    assert re.findall(r"words: (\S+) of", lines) == [
+        "1.00kB", "2.00kB", "2.00kB",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    done("words")
+    assert "\rwords: 100%" in capsys.readouterr().err
+
+
+def test_warnings_of_the_library_are_plain_lines():
+    code = (
+        "import logging, bert_jax; bert_jax.load; from bert_jax.train import checkpoints; "
+        "logging.getLogger('bert_jax.any').warning('told')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "told\n")
 
 
 def write_metrics(workdir: Path, *, pairs: bool = True) -> None:

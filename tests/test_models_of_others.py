@@ -15,6 +15,7 @@ from bert_jax.__main__ import main
 from bert_jax.errors import UserError
 from bert_jax.inference.trained import load
 from bert_jax.interop.formats import read, read_architecture
+from bert_jax.interop.tokenizer import read_tokenizer
 from bert_jax.model.heads import parts_of
 
 pytestmark = pytest.mark.core
@@ -87,6 +88,27 @@ def test_rows_beyond_the_vocabulary_are_left_out_and_told(tmp_path, capsys):
     assert json.loads((tmp_path / "same" / "config.json").read_text())["vocab_size"] == len(VOCAB)
     assert read_architecture(path).vocab_size == len(VOCAB)
     rewrite(path, vocab_size=len(VOCAB) - 1)
+    with pytest.raises(UserError, match="but the vocabulary beside it has"):
+        read(path)
+
+
+def test_blank_lines_after_the_last_word_are_left_out_and_told(plain, tmp_path, caplog):
+    path = shutil.copytree(plain, tmp_path / "model")
+    words = (path / "vocab.txt").read_text()
+    (path / "vocab.txt").write_text(f"{words}\n \n")
+    assert read(path).tokenizer == read(plain).tokenizer
+    assert f"2 blank lines at the end are left out, since the model has {len(VOCAB)}" in caplog.text
+    assert read_architecture(path) == read_architecture(plain)
+    command = ["convert", str(path), str(tmp_path / "again"), "--to=huggingface"]
+    assert main(command) == 0
+    assert (tmp_path / "again" / "vocab.txt").read_text() == words
+    with (tmp_path / "again" / "vocab.txt").open("a") as file:  # beside a tokenizer.json
+        file.write("\n\n")
+    assert read(tmp_path / "again").tokenizer == read(plain).tokenizer
+    rewrite(path, vocab_size=len(VOCAB) + 2)  # a token of the model
+    assert len(read_tokenizer(epath.Path(path)).vocab) == len(VOCAB) + 2
+    (path / "vocab.txt").write_text(f"{words}more\n\n")
+    rewrite(path, vocab_size=len(VOCAB))
     with pytest.raises(UserError, match="but the vocabulary beside it has"):
         read(path)
 

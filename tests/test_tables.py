@@ -69,6 +69,15 @@ def test_csv_is_quoted_and_may_break_lines(write):
         values(unbalanced, "text")
 
 
+def test_a_record_that_is_no_csv_can_be_left_out(write):
+    path = write("b.csv", 'text\n"a ""b"""\n"c "d"\ne\n"f\ng\n"h\nh"\ni\n"j\nk\n')
+    refused = []
+    texts = [row.get("text") for row in read_rows(path, ["text"], refuse=refused.append)]
+    assert texts == ['a "b"', "e", "g", "h\nh", "i", "k"]
+    numbers = [re.search(r"line (\d+): not CSV", str(error))[1] for error in refused]
+    assert numbers == ["3", "5", "10"]
+
+
 def test_csv_holds_long_texts(write):
     text = "good film " * 20_000
     assert values(write("a.csv", f"label,text\ngood,{text}\n"), "text") == [

@@ -32,6 +32,7 @@ from bert_jax.data.words import load_segmenter
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain
 from bert_jax.interop.tokenizer import read_tokenizer
+from bert_jax.terminal import progress
 
 
 def prepare(
@@ -197,3 +198,4 @@ def _with_progress(sources: Sequence[Source], label: str, refuse: Refuse) -> Ite
                 bar.note(f"{count:,} documents")
             yield text
         bar.note(f"{count:,} documents")
+        bar.update(int(total - bar.n))

@@ -13,7 +13,7 @@ from bert_jax.cli import flags, inputs
 from bert_jax.errors import UserError
 from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
 from bert_jax.inference.text_lines import Line, Lines
-from bert_jax.terminal import printable, say, say_json
+from bert_jax.terminal import printable, progress, say, say_json
 
 if TYPE_CHECKING:
     from bert_jax.inference.trained import Guess, TrainedBert
@@ -153,7 +153,7 @@ def _features(arguments: argparse.Namespace) -> None:
 
     with (
         vector_file(arguments.output) as write,
-        progress("vectors", lines.size, "B" if lines.size else "texts") as bar,
+        progress("vectors", lines.size, "B" if lines.size else " texts") as bar,
     ):
         for line, vectors in _with_results(lines, encode):
             write(line, vectors, bert.tokens(line.text) if arguments.pooling == "tokens" else None)

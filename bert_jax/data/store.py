@@ -49,6 +49,7 @@ from bert_jax.errors import UserError
 from bert_jax.json_values import typed
 from bert_jax.locks import locked
 from bert_jax.storage import UNFINISHED, errors_name, is_remote, read_json, write_json
+from bert_jax.terminal import progress
 
 if TYPE_CHECKING:
     from bert_jax.data.batches import BatchStream

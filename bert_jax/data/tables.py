@@ -9,6 +9,7 @@ import io
 import itertools
 import logging
 import re
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -207,24 +208,35 @@ def _csv_rows(
     return _named(path, _csv_records(path, lines, ","), columns)
 
 
-def _csv_records(path: epath.Path, lines: Lines, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(
+    path: epath.Path, lines: Lines, separator: str
+) -> Iterator[tuple[int, list[str]] | UserError]:
+    """The number of the first line, and the fields, of each record.
+
+    A record that is not CSV loses its first line; what follows is read anew, since a quote that is
+    never closed would take in all lines to the next one.
+    """
     csv.field_size_limit(_LONGEST_FIELD)  # of the process: the module has no other way
-    first = last = 0
+    unread, record = iter(lines), deque[tuple[int, str]]()
+    again = deque[tuple[int, str]]()
 
     def texts() -> Iterator[str]:
-        nonlocal first, last
-        for last, line in lines:
-            first = first or last
-            yield line
+        while line := again.popleft() if again else next(unread, None):
+            record.append(line)
+            yield line[1]
 
-    try:
-        for fields in csv.reader(texts(), delimiter=separator, strict=True):
-            yield first, fields
-            first = 0  # a record may take several lines
-    except csv.Error as error:
-        raise UserError(
-            f"{path}, line {first}: not CSV ({error}); a quote inside a quoted field is doubled"
-        ) from error
+    while True:
+        try:
+            for fields in csv.reader(texts(), delimiter=separator, strict=True):
+                yield record[0][0], fields
+                record.clear()
+            return
+        except csv.Error as error:
+            number, _ = record.popleft()
+            reason = f"not CSV ({error}); a quote inside a quoted field is doubled"
+            yield UserError(f"{path}, line {number}: {reason}")
+            again.extendleft(reversed(record))
+            record.clear()
 
 
 def _is_quoted(path: epath.Path, lines: Lines, columns: Collection[str]) -> bool:
@@ -282,12 +294,18 @@ def _unquoted(text: str) -> list[str]:
 
 
 def _named(
-    path: epath.Path, records: Iterable[tuple[int, list[str]]], columns: Collection[str]
+    path: epath.Path,
+    records: Iterable[tuple[int, list[str]] | UserError],
+    columns: Collection[str],
 ) -> Iterator[Row | UserError]:
     """Rows from records, which are a line number and fields."""
     wanted = {column for column in columns if not column.isdecimal()}
     header, names = None, []
-    for number, fields in records:
+    for record in records:
+        if isinstance(record, UserError):
+            yield record
+            continue
+        number, fields = record
         if not any(field.strip() for field in fields):
             continue
         place = f"{path}, line {number}"

@@ -295,6 +295,9 @@ def load_wordpiece(
     uncased = bool(config.do_lower_case if lowercase is None else lowercase)
     new = strips is None and strip_accents is not None and strip_accents != uncased
     found = read_added_tokens(file.parent, config.added_tokens_decoder)
+    words = len("\n".join(vocab).rstrip("\n").split("\n"))
+    if any(id_ is not None and words <= id_ < len(vocab) for id_ in found.values()):
+        vocab = vocab[:words]  # these follow the last word, so the blank lines are no tokens
     vocab, added, appended = with_added_tokens(vocab, found, SPECIAL_TOKENS, str(file))
     try:
         return WordPiece(

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from bert_jax.data.wordpiece import WordPiece, load_wordpiece
+from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
 from bert_jax.interop.configs import (
     default_labels,
@@ -22,6 +22,7 @@ from bert_jax.interop.lineages import BERT
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.positions import with_learned_positions
 from bert_jax.interop.tensors import Naming, Report, Stored, read_params, write_tensors
+from bert_jax.interop.tokenizer import read_tokenizer
 from bert_jax.model.heads import HEADS, PARTS, parts_of
 from bert_jax.storage import read_json, write_json
 
@@ -78,7 +79,7 @@ def read_google(
     directory = path if path.is_dir() else path.parent
     fields = read_json(directory / CONFIG_FILE)
     architecture, numerics = read_fields(directory / CONFIG_FILE, fields, BERT)
-    tokenizer = load_wordpiece(directory, lowercase=lowercase)
+    tokenizer = read_tokenizer(directory, lowercase=lowercase)
     architecture, rows = without_spare_rows(directory / CONFIG_FILE, architecture, tokenizer)
     if path.is_dir():
         prefixes = sorted(file.with_suffix("") for file in path.glob("*.index"))

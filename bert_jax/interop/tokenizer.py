@@ -1,6 +1,9 @@
 """Reads and writes the tokenizer files of Hugging Face."""
 
+import dataclasses
+import logging
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import tokenizers
@@ -27,7 +30,10 @@ from bert_jax.errors import UserError
 from bert_jax.json_values import typed
 from bert_jax.storage import read_json, write_json, write_text
 
+_log = logging.getLogger(__name__)
+
 WORDS_FILE, MERGES_FILE = "vocab.json", "merges.txt"  # RoBERTa's, older than tokenizer.json
+MODEL_CONFIGS = ("config.json", "bert_config.json")  # of Hugging Face and Google
 # Name in tokenizer_config.json and special_tokens_map.json -> token.
 SPECIAL_FIELDS = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL_TOKENS}
 # Values that BERT's tokenizer.json must have.
@@ -47,6 +53,13 @@ NORMALIZER = {
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What the config of a model says of its vocabulary."""
+
+    vocab_size: int | None = None
 
 
 def read_tokenizer(
@@ -71,7 +84,10 @@ def read_tokenizer(
             if older := _older_definition(path):
                 return JsonTokenizer(older, described_beside(path))
             _check_special_tokens(path)
-            return load_wordpiece(path, lowercase=lowercase, strip_accents=strip_accents)
+            return _without_blank_lines(
+                load_wordpiece(path, lowercase=lowercase, strip_accents=strip_accents),
+                path if path.is_dir() else path.parent,
+            )
     fields = parse_definition(file)
     if file.name == TOKENIZER_FILE and _is_bert(file, fields):
         return _read_bert(file.parent, fields, lowercase=lowercase, strip_accents=strip_accents)
@@ -86,9 +102,24 @@ def read_tokenizer(
             )
     beside = file.parent / VOCAB_FILE
     if beside.exists():
-        words = [line.strip() for line in beside.read_text(encoding="utf-8").splitlines()]
+        words = [line.strip() for line in beside.read_text(encoding="utf-8").rstrip().split("\n")]
         if tuple(words) != tokenizer.vocab[: len(words)]:
             raise UserError(f"{file.parent}: {VOCAB_FILE} and {file.name} differ in vocabulary")
+    return tokenizer
+
+
+def _without_blank_lines(tokenizer: WordPiece, folder: epath.Path) -> WordPiece:
+    """Without blank lines at the end of a vocab.txt for which the model beside it has no rows."""
+    for name in MODEL_CONFIGS:
+        if (folder / name).exists():
+            rows = read_json(folder / name, _Rows).vocab_size
+            beyond = tokenizer.vocab[rows:]
+            if rows and beyond and not any(beyond):
+                _log.warning(
+                    f"{folder / VOCAB_FILE}: {len(beyond)} blank lines at the end are left out, "
+                    f"since the model has {rows:,} rows"
+                )
+                return dataclasses.replace(tokenizer, vocab=tokenizer.vocab[:rows])
     return tokenizer
 
 
@@ -129,6 +160,8 @@ def _read_bert(
     if (path / VOCAB_FILE).exists():
         beside = load_wordpiece(path, lowercase=uncased)
         words = beside.vocab[: len(beside.vocab) - beside.appended]
+        if words[len(ids) :] and not any(words[len(ids) :]):  # blank lines at the end
+            words = words[: len(ids)]
         if {token: id_ for id_, token in enumerate(words)} != ids:
             raise UserError(f"{path}: {VOCAB_FILE} and {TOKENIZER_FILE} differ in vocabulary")
     # A token that vocab.txt has twice leaves a gap between the ids.

@@ -137,8 +137,9 @@ def _records(source: str, data_dir: str) -> Iterator[Record]:
             yield from _json_records(path)
 
 
-def _rows(source: str, **options: str) -> Iterator[Record]:
-    return ((row.place, row.values) for row in read_rows(source, _COLUMNS, **options))
+def _rows(source: str, *, format: str = "", data_dir: str = "") -> Iterator[Record]:
+    for row in read_rows(source, _COLUMNS, format=format, data_dir=data_dir):
+        yield row.place, row.values
 
 
 def _json_records(path: epath.Path) -> Iterator[Record]:
