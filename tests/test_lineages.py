@@ -13,6 +13,8 @@ import pytest
 from etils import epath
 from flax import nnx
 from safetensors.numpy import load_file
+from test_model import assert_trees_close, losses_and_gradients, objective_and_params
+from tiny import NUMERICS, make_batch, make_model
 
 import bert_jax
 from bert_jax.data.wordpiece import WordPiece
@@ -28,6 +30,8 @@ from bert_jax.model.heads import HEADS, MASKED_LM, parts_of
 from bert_jax.model.losses import cross_entropy
 from bert_jax.model.model import build_model
 from bert_jax.model.positions import Learned, Rope
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.parallel.parallelism import parallelism
 
 LOGITS, GRADIENTS = 1e-5, 1e-4
 VOCAB = ("[CLS]", "[PAD]", "[SEP]", "[UNK]", "[MASK]", *(f"word{i}" for i in range(66)))
@@ -470,3 +474,23 @@ def test_texts_to_classes(name, torch, wordpiece, tmp_path):
     again = transformers.AutoTokenizer.from_pretrained(back)
     found = again(*zip(*TEXTS), padding=True, return_tensors="pt")
     torch.testing.assert_close(found["input_ids"], inputs["input_ids"])
+
+
+def test_a_layout_computes_what_one_device_does():
+    """With what ELECTRA, ESM and RoBERTa have and BERT has not, all in one model."""
+    mesh, batch = make_mesh(2, 2, 2), make_batch([[30, 9]] * 8)
+    fields = {
+        "num_heads": 2,
+        "num_layers": 2,
+        "embedding_size": 32,
+        "token_dropout_id": MASK_ID,
+        "decoder_bias": False,
+        "type_vocab_size": 1,
+        "position_embedding": {"name": "learned", "offset": 2},
+    }
+    objective, params = objective_and_params(**fields)
+    _, sums = losses_and_gradients(objective, params, batch)
+    split = make_model(**fields, parallel=parallelism(mesh, NUMERICS))
+    on_mesh = type(objective)(split.graphdef, objective.masking, objective.seed)
+    _, found = losses_and_gradients(on_mesh, params, batch)
+    assert_trees_close(found, sums)
