@@ -20,6 +20,9 @@ from bert_jax.data.documents import (
 )
 from bert_jax.data.lines import zstd
 from bert_jax.errors import UserError
+from bert_jax.tasks import AnsweringTask, TaggingTask
+from bert_jax.tasks.answering.example import Question
+from bert_jax.tasks.classification.glue import Mnli, Sst2
 
 TEXTS = ["One.\nTwo.", "Três, 四。", "Five."]
 
@@ -289,6 +292,21 @@ def test_datasets_of_the_hugging_face_hub(hub):
     assert read("hf:wikimedia/wikipedia/20231101.de:train") == ["Eins."]
     (source,) = find_sources(["hf:wikimedia/wikipedia/20231101.de"])
     assert source.fingerprint()["name"] == "hf:wikimedia/wikipedia/20231101.de/train/0000.parquet"
+
+
+def test_tasks_read_the_hugging_face_hub_too(hub):
+    write_parquet(hub / "20231101.de" / "dev.parquet", {"sentence": ["a"], "label": [1]})
+    source = "hf:wikimedia/wikipedia/20231101.de:dev"
+    (example,) = Sst2().read(source)
+    assert (example.text_a, example.label) == ("a", "1")  # positive
+    assert Mnli().submission_name("hf:nyu-mll/glue/mnli:test_matched") == "MNLI-m.tsv"
+    write_parquet(hub / "20231101.de" / "dev.parquet", {"tokens": [["a", "b"]], "tags": [[1, 0]]})
+    (sentence,) = TaggingTask(labels=("O", "B-X")).read(source)
+    assert (sentence.words, sentence.tags) == (["a", "b"], ["B-X", "O"])
+    row = {"id": ["1"], "question": ["q"], "context": ["c"]}
+    write_parquet(hub / "20231101.de" / "dev.parquet", row)
+    (question,) = AnsweringTask().read(source, labelled=False)
+    assert question == Question("1", "q", "c")
 
 
 @pytest.mark.parametrize(

@@ -176,22 +176,32 @@ def test_babysit_knows_the_exit_codes(cloud, command, code, says):
 
 
 def test_babysit_recreates_what_was_taken_away(cloud, sotu_store, tmp_path):
-    """From nothing to a finished run on two workers, with a preemption in the middle."""
+    """From nothing to a finished run on two workers, with a preemption in the middle.
+
+    The recipe takes the number of steps from a file: more than the run can do, until it is
+    preempted.
+    """
     environment = settings(cloud, TPU_SPOT="true")
-    workdir = tmp_path / "run"
+    workdir, steps_file, recipe = (tmp_path / name for name in ("run", "steps", "recipe.py"))
+    steps_file.write_text("1_000_000")
+    recipe.write_text(
+        "import pathlib\nfrom quickstart import get_config as quickstart\n"
+        "def get_config():\n    config = quickstart()\n"
+        f"    config.steps = int(pathlib.Path({str(steps_file)!r}).read_text())\n"
+        "    return config\n"
+    )
     arguments = [
-        "--config=quickstart",
+        f"--config={recipe}",
         f"--workdir={workdir}",
         f"--config.data.store={sotu_store}",
         "--config.model.vocab_size=1000",
         "--config.model.hidden_size=32",
         "--config.model.intermediate_size=64",
         "--config.data.batch_size=16",
-        "--config.steps=200",
         "--config.log_every=5",
         "--config.eval_every=0",
         "--config.eval_batches=1",
-        "--config.checkpoint_every=1000",
+        "--config.checkpoint_every=1_000_000",
     ]
     log = tmp_path / "babysit.log"
     with log.open("w") as output:
@@ -207,7 +217,9 @@ def test_babysit_recreates_what_was_taken_away(cloud, sotu_store, tmp_path):
         assert "it exists" in again.stderr
         profile = launch("profile", str(workdir), str(tmp_path / "fetched"), **environment)
         assert profile.returncode == 0, profile.stderr
-        cloud.preempt()
+        with cloud.preemption():
+            (saved,) = map(int, os.listdir(workdir / "checkpoints"))
+            steps_file.write_text(f"{saved + 10}")
         assert babysit.wait(1800) == 0
     finally:
         babysit.kill()
@@ -232,9 +244,9 @@ def test_babysit_recreates_what_was_taken_away(cloud, sotu_store, tmp_path):
     ]
     journal = Unit(cloud.workers("bert")[0]).journal.read_text()
     resumed = int(re.search(r"resuming at step (\d+)", journal)[1])
-    assert 10 < resumed < 200
+    assert resumed == saved > 10
     steps = [line["step"] for line in read_metrics(workdir) if line["split"] == "train"]
-    assert steps == list(range(5, 201, 5))
+    assert steps == [*range(5, saved + 10, 5), saved + 10]
     assert launch("delete", **environment).returncode == 0
     assert launch("status", **environment).returncode == 1
 

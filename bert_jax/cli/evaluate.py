@@ -35,8 +35,8 @@ def main(argv: Sequence[str]) -> None:
         "--data",
         default="dev",
         metavar="SOURCE",
-        help="for a task: train, dev or test of the run, or another file or tfds:NAME:SPLIT "
-        "(default: dev)",
+        help="for a task: train, dev or test of the run, or another file, tfds:NAME:SPLIT "
+        "or hf:OWNER/NAME:SPLIT (default: dev)",
     )
     parser.add_argument(
         "--predictions",

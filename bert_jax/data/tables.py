@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from bert_jax.data.hub import dataset_files
 from bert_jax.data.lines import decoded_lines, suffixes
 from bert_jax.data.parquet import parquet_rows
 from bert_jax.data.tfds import dataset_and_split, tfds_examples
@@ -87,8 +88,9 @@ def read_rows(
     columns are called "1", "2", ... Lines without any text are skipped.
 
     Args:
-      source: a file, a glob of several, or `tfds:NAME[:SPLIT]`, split `train` by default. In TFDS
-        examples, bytes become text and class labels their names, None for class -1 (no label).
+      source: a file, a glob of several, `tfds:NAME[:SPLIT]` or `hf:OWNER/NAME[/FOLDER][:SPLIT]`,
+        split `train` by default. In TFDS examples, bytes become text and class labels their names,
+        None for class -1 (no label).
       columns: the columns that the caller will read.
       format: one of the above; by default the file's suffix. A file that ends in .tsv is quoted if
         all of it follows the rules of quoting and some field needs its quotes.
@@ -134,11 +136,13 @@ def _without_errors(rows: Iterable[Row | UserError], refuse: Refuse) -> Iterator
 
 
 def find_files(source: str) -> list[epath.Path]:
-    """The file, or the files that a glob matches, sorted.
+    """The file, the files that a glob matches, sorted, or those of an `hf:` dataset.
 
     Raises:
       UserError: there is none.
     """
+    if source.startswith("hf:"):
+        return [path for path, _ in dataset_files(source)]
     path = epath.Path(source).expanduser()
     found = [path]
     if glob.has_magic(source) and not path.exists():

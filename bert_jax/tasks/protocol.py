@@ -55,12 +55,18 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
     """
 
     # Their examples are compared on a resume, so files may move.
-    train: str = field("", "training examples: a file or `tfds:NAME:SPLIT`", resume=True)
+    train: str = field(
+        "", "training examples: a file, `tfds:NAME:SPLIT` or `hf:OWNER/NAME:SPLIT`", resume=True
+    )
     dev: str = field(
-        "", "examples to choose the best model by: a file or `tfds:NAME:SPLIT`", resume=True
+        "",
+        "examples to choose the best model by: a file, `tfds:NAME:SPLIT` or `hf:OWNER/NAME:SPLIT`",
+        resume=True,
     )
     test: str = field(
-        "", "final test examples: a file or `tfds:NAME:SPLIT`; empty for none", resume=True
+        "",
+        "final test examples: a file, `tfds:NAME:SPLIT` or `hf:OWNER/NAME:SPLIT`; empty for none",
+        resume=True,
     )
     test_labelled: bool = field(
         True, "whether the labels of `test` are known, so that its predictions are scored too"
@@ -113,7 +119,7 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
         """The examples of a source, in order; at least one.
 
         Args:
-          source: a file or `tfds:NAME:SPLIT`.
+          source: a file, `tfds:NAME:SPLIT` or `hf:OWNER/NAME:SPLIT`.
           labelled: whether labels are read; False ignores any.
 
         Raises:

@@ -12,7 +12,6 @@ from typing import ClassVar
 from etils import epath
 
 from bert_jax.data.lines import suffixes
-from bert_jax.data.tfds import dataset_and_split
 from bert_jax.tasks.classification.names import Names
 from bert_jax.tasks.classification.task import ClassificationTask
 
@@ -39,8 +38,8 @@ class GlueTask(ClassificationTask):
         return "tsv" if is_tsv else ""  # GLUE's files are never quoted
 
     def submission_name(self, source: str) -> str | None:
-        if found := dataset_and_split(source):
-            return self.submissions.get(found[1])
+        if source.startswith(("tfds:", "hf:")):
+            return self.submissions.get(source.rpartition(":")[2])
         # test.tsv, or test-00000-of-00001.parquet
         return self.submissions.get(re.split("[-.]", epath.Path(source).name)[0])
 

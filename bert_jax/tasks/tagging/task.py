@@ -12,7 +12,6 @@ import numpy as np
 from etils import epath
 
 from bert_jax.data.lines import suffixes
-from bert_jax.data.tfds import dataset_and_split
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, field
@@ -183,7 +182,7 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
           UserError: no such source, another encoding or number of columns, a tag that is not of the
             scheme or of `labels`. The message names the line.
         """
-        if dataset_and_split(source) or suffixes(epath.Path(source))[0] in ROW_SUFFIXES:
+        if source.startswith(("tfds:", "hf:")) or suffixes(epath.Path(source))[0] in ROW_SUFFIXES:
             found = read_token_rows(
                 source,
                 self.labels,
