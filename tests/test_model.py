@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,10 @@ from tiny import VOCAB_SIZE, make_batch, make_masking, make_model
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.attention import attention
 from bert_jax.model.dropout import dropout
+from bert_jax.model.heads import MASKED_LM
 from bert_jax.model.losses import cross_entropy
 from bert_jax.model.positions import sinusoidal_positions
-from bert_jax.objective.pretraining import PreTraining
+from bert_jax.objective.pretraining import MlmNsp, PreTraining
 from bert_jax.train.state import num_params
 
 pytestmark = pytest.mark.core
@@ -165,3 +168,23 @@ def test_graphdef_is_hashable_and_reusable():
     params = jax.jit(init)(jax.random.key(0))
     assert isinstance(hash(graphdef), int)
     assert type(nnx.merge(graphdef, params)).__name__ == "BertWithHeads"
+
+
+def test_z_loss_is_the_square_of_the_logarithm_of_the_total():
+    """A head of its own in training, and none in evaluation."""
+    plain, params = objective_and_params()
+    batch = make_batch([[30, 12], [20, 20]])
+    objective = dataclasses.replace(plain, z_loss=0.01)
+    prepared = plain.prepare(batch)
+    model = nnx.merge(plain.graphdef, params)
+    words = MASKED_LM.apply(model, MASKED_LM.read(model.bert, model.encode(prepared), prepared))
+    weights = np.asarray(prepared["masked_lm_weights"], np.float64)
+    totals = np.log(np.exp(np.asarray(words, np.float64)).sum(-1))
+    sums = objective.sums(params, prepared)
+    assert float(sums["z_loss"]) == pytest.approx(0.01 * np.sum(weights * totals**2), rel=1e-5)
+    assert float(sums["z_count"]) == weights.sum()
+    assert float(sums["mlm_loss"]) == float(plain.sums(params, prepared)["mlm_loss"])
+    assert objective.heads == ("mlm", "nsp", "z") == tuple(objective.weights(prepared))
+    kind = MlmNsp(z_loss=0.01)
+    assert kind.bind(plain.graphdef, None, 0).z_loss == 0.01
+    assert kind.for_heldout().bind(plain.graphdef, None, 0).heads == ("mlm", "nsp")

@@ -45,7 +45,11 @@ class HeldOut:
           model: model whose parameters are scored.
           mesh: devices to compute on.
         """
-        config = dataclasses.replace(config, masking=config.masking.for_heldout())
+        config = dataclasses.replace(
+            config,
+            masking=config.masking.for_heldout(),
+            objective=config.objective.for_heldout(),
+        )
         objective = bound_objective(config, store, model, HELDOUT_SEED)
         rows = -(-config.data.batch_size // row_devices(mesh)) * row_devices(mesh)
         self._batches = store.heldout_batches(

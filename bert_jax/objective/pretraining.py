@@ -1,12 +1,13 @@
 """BERT's objective: masked LM plus next sentence (or sentence order) prediction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bert_jax.fields import NOT_NEGATIVE, field
 from bert_jax.model.heads import MASKED_LM, NEXT_SENTENCE
 from bert_jax.objective.masking import BoundMasking, mask_tokens
 from bert_jax.objective.protocol import Batch, Objective, Sums
@@ -22,13 +23,17 @@ class PreTraining:
       masking: how to mask; None if the examples are already masked.
       seed: seed of the masks. They are drawn by threefry, whatever generator dropout uses, so that
         they are the same on every mesh.
+      z_loss: weight of log(sum(exp(logits)))^2 of each masked token.
     """
 
     graphdef: nnx.GraphDef[Any]
     masking: BoundMasking | None
     seed: int
+    z_loss: float = 0.0
 
-    heads = ("mlm", "nsp")
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return ("mlm", "nsp", "z") if self.z_loss else ("mlm", "nsp")
 
     def prepare(self, batch: Batch, step: jax.Array | None = None) -> Batch:
         """Masks the rows of a global batch; see `mask_tokens` for what it adds."""
@@ -39,10 +44,12 @@ class PreTraining:
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Per head, fp32 weights of a prepared batch: 1 for used slots and labelled examples."""
-        return {
+        weights = {
             "mlm": batch["masked_lm_weights"],
             "nsp": NEXT_SENTENCE.weights(batch["next_sentence_label"]),
+            "z": batch["masked_lm_weights"],
         }
+        return {head: weights[head] for head in self.heads}
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
         """Runs the model on a prepared batch.
@@ -61,6 +68,10 @@ class PreTraining:
             heads["nsp"] = NEXT_SENTENCE.sums(pairs, labels["nsp"], weights["nsp"], batch)
         else:
             heads["nsp"] = dict.fromkeys(("loss", "correct", "count"), jnp.zeros(()))
+        if self.z_loss:
+            squares = jax.nn.logsumexp(words, axis=-1) ** 2
+            count = jnp.sum(weights["z"])
+            heads["z"] = {"loss": self.z_loss * jnp.sum(squares * weights["z"]), "count": count}
         return {
             f"{head}_{name}": value for head, sums in heads.items() for name, value in sums.items()
         }
@@ -70,6 +81,16 @@ class PreTraining:
 class MlmNsp(Objective, name="mlm_nsp"):
     """Masked LM and, where the data have pairs, next sentence or sentence order prediction."""
 
+    z_loss: float = field(
+        0.0,
+        "weight of log(sum(exp(logits)))^2 of each masked token, which keeps logits small "
+        "(https://arxiv.org/abs/2204.02311); held-out losses are without it",
+        bounds=NOT_NEGATIVE,
+    )
+
+    def for_heldout(self) -> "MlmNsp":
+        return replace(self, z_loss=0.0)
+
     def parts_for(self, *, pairs: bool) -> tuple[str, ...]:
         """Without pairs nothing trains the head for them, nor the pooler that it reads."""
         return self.parts if pairs else (MASKED_LM.part,)
@@ -77,4 +98,4 @@ class MlmNsp(Objective, name="mlm_nsp"):
     def bind(
         self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int
     ) -> PreTraining:
-        return PreTraining(graphdef, masking, seed)
+        return PreTraining(graphdef, masking, seed, self.z_loss)

@@ -54,6 +54,10 @@ class Objective(Choice):
         del pairs
         return self.parts
 
+    def for_heldout(self) -> "Objective":
+        """The objective that scores held-out examples, without what only guides training."""
+        return self
+
     def bind(
         self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int
     ) -> BoundObjective:

@@ -49,4 +49,4 @@ class ZLoss(Objective):
     def bind(
         self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int
     ) -> MaskedLmWithZLoss:
-        return MaskedLmWithZLoss(graphdef, masking, seed, self.weight)
+        return MaskedLmWithZLoss(graphdef, masking, seed, weight=self.weight)
