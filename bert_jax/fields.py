@@ -322,6 +322,8 @@ def fits(annotation: Any, value: Any) -> bool:
         return any(fits(each, value) for each in arguments)
     if annotation is Any:
         return True
+    if annotation is types.NoneType:
+        return value is None
     if origin is tuple:
         return isinstance(value, tuple) and all(fits(arguments[0], item) for item in value)
     if origin is not None:

@@ -1,8 +1,10 @@
 """Recipes, overrides, phases, and configurations that older versions have saved."""
 
 import dataclasses
+import functools
 import importlib
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -146,6 +148,29 @@ def test_packed_rows_have_room_for_every_prediction():
         wanted = [max(1, round(masking.masked_lm_prob * length)) for length in lengths]
         needed = sum(min(number, masking.max_predictions_per_seq) for number in wanted)
         assert needed <= config.predictions_per_row
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("model.embedding_size=64", 64),
+        ("model.embedding_size=None", None),
+        ("masking.final_masked_lm_prob=0.3", 0.3),
+        ("numerics.embedding_dropout=0", 0.0),
+    ],
+)
+def test_a_field_may_be_a_number_or_none(flag, expected):
+    path, _, _ = flag.partition("=")
+    found = functools.reduce(getattr, path.split("."), load(flag))
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize("value", ["many", "", "0.5", "[64]"])
+def test_another_value_than_a_number_or_none_is_refused(value):
+    message = f"config.model.embedding_size must be a number or None, not '{re.escape(value)}'"
+    with pytest.raises(UserError, match=message):
+        load(f"model.embedding_size={value}")
 
 
 def test_differences():

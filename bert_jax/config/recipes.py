@@ -104,7 +104,12 @@ def with_overrides(cls: type, fields: ConfigDict, flags_given: Sequence[str]) ->
     for override in overrides:
         override.place(cls, fields)
     _check_phases(fields, overrides)
-    _apply(fields, [each for each in overrides if not each.set_names(cls, fields)])
+    rest = [
+        override
+        for override in overrides
+        if not override.set_names(cls, fields) and not override.set_optional(cls, fields)
+    ]
+    _apply(fields, rest)
     return migrate(_plain(fields))
 
 
@@ -234,6 +239,23 @@ class _Override(NamedTuple):
             names = (names,) if names else ()
         with last.fields.ignore_type():
             last.fields[last.name] = names
+        return True
+
+    def set_optional(self, cls: type, fields: ConfigDict) -> bool:
+        """Sets a field that is a number or None; returns whether it is one."""
+        *_, last = self.walk(cls, fields)
+        if last.is_kind or not fits(annotation := type_of(last.cls, last.name), None):
+            return False
+        try:
+            value = ast.literal_eval(self.value or "")
+        except (ValueError, SyntaxError):
+            value = self.value
+        if type(value) is int and fits(annotation, float(value)):
+            value = float(value)
+        if not fits(annotation, value):
+            raise UserError(f"config.{self.path} must be a number or None, not {self.value!r}")
+        with last.fields.ignore_type():
+            last.fields[last.name] = value
         return True
 
 
