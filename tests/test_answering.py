@@ -99,7 +99,8 @@ def test_reads_both_versions(write):
         (squad(("a", [answer("he", True)])), "answer_start is True"),
         (squad(("a", {"text": ["he"], "answer_start": []})), "equally long lists"),
         (squad(("a", {"text": "he", "answer_start": 31})), "equally long lists"),
-        ([{"id": 1, "question": "?"}], "article 1: not in SQuAD's format"),
+        ([{"id": 1, "question": "?"}], "item 1: context is None"),
+        (squad(("a", [], {"is_impossible": "False"})), "is_impossible is 'False'; it must be true"),
         (b'{"paragraphs": []}', 'not a JSON object with "data"'),
         (b'{"data": [{"t": "\xe9"}]}', "dev.json, line 1: byte 18 of the line is not UTF-8"),
         ({"data": []}, "dev.json: no questions found"),
@@ -149,8 +150,10 @@ def test_questions_as_rows(write, tmp_path):
         write({"version": "v2.0", "data": rows}),
         write(json.dumps(rows, indent=1).encode()),
         write(nested),
+        write(json.loads(json.dumps(nested).replace("17", "17.0"))),
     ):
         assert SQUAD2.read(path) == right
+    assert SQUAD2.read(write(json.dumps(rows[0], indent=1).encode())) == right[:1]
     write(rows[:1], "part-1.json")
     write(rows[1:], "part-2.json")
     assert SQUAD2.read(str(tmp_path / "part-*.json")) == right

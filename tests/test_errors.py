@@ -446,6 +446,14 @@ def test_store_of_another_vocabulary(made, tmp_path, fails):
     assert message.endswith(f"prepare it with `bert-jax prepare --vocab={made / 'run'}`")
 
 
+def test_a_store_that_has_moved_is_asked_for(made, tmp_path, fails):
+    run = shutil.copytree(made / "run", tmp_path / "run")
+    config = (run / "config.json").read_text()
+    (run / "config.json").write_text(config.replace(str(made / "store"), "elsewhere"))
+    message = fails("evaluate", f"--workdir={run}")
+    assert message.endswith("error: elsewhere, the store of the run, is not there: pass --store")
+
+
 def test_one_document_has_no_pairs_and_the_mistake_can_be_corrected(made, tmp_path, fails):
     """A start that failed does not keep its workdir from the next."""
     store = f"--config.data.store={made / 'one'}"

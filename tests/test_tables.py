@@ -258,6 +258,8 @@ def test_first_column_of_several_names(write):
     [
         ("a.train", "x", {}, r"a.train: format 'train' is none of tsv, csv, .*; set `format`"),
         ("a.tsv", "x\ty\n1\t2\n", {}, r"a.tsv, line 1: none of the columns text in \[x, y\]; if"),
+        ("a.csv", "text;y\na;2\n", {}, "its columns are separated by ';': convert the file"),
+        ("a.tsv", '"text","y"\na,2\n', {}, "its columns are separated by ',': convert the file"),
         ("a.tsv", "text\ty\n1\t2\t3\n", {}, r"a.tsv, line 2: 3 fields under a header of 2; is"),
         ("a.jsonl", '{"text": 1}\n{"text"', {}, r"a.jsonl, line 2: not JSON"),
         ("a.jsonl", "[1]\n", {}, r"a.jsonl, line 1: list, not an object"),

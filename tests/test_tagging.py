@@ -182,6 +182,27 @@ def test_iob1_is_said(write, caplog):
     assert TaggingTask(scheme="IOB1").read(path) == TaggingTask().read(path)
 
 
+@pytest.mark.parametrize(
+    "tags", ["b-per i-per o", "B_PER I_PER O", "PER-B PER-I O", "LOC_b LOC_i O"]
+)
+def test_other_notations_of_entities_are_refused(write, tags):
+    path = write("".join(f"a {tag}\n" for tag in tags.split()))
+    begin, inside, _ = tags.split()
+    with pytest.raises(UserError, match=f"'{begin}' and '{inside}' are not written as B-TYPE"):
+        TaggingTask().read(path)
+    assert words_and_tags(TaggingTask(scheme="none").read(path)) == [("a a a", tags)]
+
+
+def test_files_of_conllu(write):
+    rows = [(1, "vamos", "VERB"), ("1-2", "vámonos", "_"), (2, "nos", "PRON"), ("2.1", "x", "X")]
+    lines = ["\t".join([str(n), word, "_", tag, *"______"]) for n, word, tag in rows]
+    path = write("# text = vámonos\n" + "\n".join(lines) + "\n")
+    task = TaggingTask(word_column=2, tag_column=4)
+    assert words_and_tags(task.read(path)) == [("vamos nos", "VERB PRON")]
+    with pytest.raises(UserError, match=r"words are the numbers 1, 2, \.\.\.; set word_column=2"):
+        TaggingTask(tag_column=4).read(path)
+
+
 def test_strict_schemes_count_as_seqeval_does():
     """BILOU and BMES entities are those of seqeval's own BILOU, and of IOBES with M for I."""
     from seqeval.metrics import f1_score

@@ -98,6 +98,10 @@ def _evaluate_pretraining(
 ) -> Evaluated:
     with hosts.agreement():
         config = read_pretrain_config(workdir / "config.json")
+        if not store_path and not epath.Path(config.data.store).exists():
+            raise UserError(
+                f"{config.data.store}, the store of the run, is not there: pass --store"
+            )
         store = open_store(store_path or config.data.store)
         if store.tokenizer.vocab_hash != load_tokenizer(workdir).vocab_hash:
             raise UserError(

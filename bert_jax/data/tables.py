@@ -10,7 +10,7 @@ import itertools
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 _QUOTED = r'"(?:[^"]|"")*+"'
 _QUOTED_RECORD = re.compile(rf'(?:(?:{_QUOTED}|[^"\t\r]*+)(?:\t|\Z))*+')
+_OTHER_SEPARATORS = (",", ";", "\t", "|")
 _LONGEST_FIELD = 2**31 - 1  # characters; the csv module's own limit is 131,072
 
 
@@ -321,9 +322,13 @@ def _named(
             if header:
                 continue
             if len(wanted) == len(set(columns)):
+                advice = "if the file has no header, number its columns from 1"
+                for separator in _OTHER_SEPARATORS:
+                    if not wanted.isdisjoint(_parts(fields, separator)):
+                        advice = f"its columns are separated by {separator!r}: convert the file"
                 raise UserError(
                     f"{place}: none of the columns {', '.join(columns)} in [{', '.join(names)}]; "
-                    "if the file has no header, number its columns from 1"
+                    + advice
                 )
         if not header:
             names = [str(index + 1) for index in range(len(fields))]
@@ -334,6 +339,11 @@ def _named(
             )
             continue
         yield Row(place, dict(zip(names, fields, strict=False)))  # `get` reports missing ones
+
+
+def _parts(fields: Sequence[str], separator: str) -> list[str]:
+    """The names in a header that was read with another separator."""
+    return [part.strip(' "') for field in fields for part in field.split(separator)]
 
 
 def _filled(path: epath.Path, lines: Lines) -> Iterator[tuple[str, str]]:

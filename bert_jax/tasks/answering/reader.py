@@ -64,6 +64,8 @@ def _with_answers(
     is_impossible = record.get("is_impossible")
     if is_impossible is None:
         is_impossible = not answers
+    elif is_impossible not in (True, False):  # also 1 and 0
+        raise UserError(f"{place}: is_impossible is {is_impossible!r}; it must be true or false")
     if is_impossible and not unanswerable:
         kind = "is_impossible is true" if record.get("is_impossible") else "there are no answers"
         raise UserError(f"{place}: {kind}; set unanswerable=True for SQuAD 2.0")
@@ -97,6 +99,8 @@ def _answers(record: Mapping[str, Any], place: str) -> list[Mapping[str, Any]]:
 def _find(answer: Mapping[str, Any], context: str, place: str, repair: bool) -> int:
     """The character of the context where the answer begins."""
     text, start = _text(answer, "text", place), answer.get("answer_start")
+    if isinstance(start, float) and start.is_integer():
+        start = int(start)  # as columns of numbers with gaps have it
     if not isinstance(start, int | np.integer) or isinstance(start, bool) or start < 0:
         raise UserError(f"{place}: answer_start is {start!r}; it must be a character's position")
     if context.startswith(text, start):
@@ -148,11 +152,13 @@ def _json_records(path: epath.Path) -> Iterator[Record]:
         yield from _rows(str(path), format="jsonl")
         return
     content = parse_json("".join(lines), str(path))
-    records = content.get("data") if isinstance(content, Mapping) else content
+    records = content
+    if isinstance(content, Mapping):
+        records = [content] if "question" in content else content.get("data")
     if not isinstance(records, list):
         raise UserError(f'{path}: not a JSON object with "data", a list, as SQuAD has it')
     for number, record in enumerate(records, 1):
-        if isinstance(record, Mapping) and "context" in record and "paragraphs" not in record:
+        if isinstance(record, Mapping) and "question" in record:
             yield f"{path}, item {number}", record
         else:
             yield from _article(record, f"{path}, article {number}")

@@ -14,6 +14,8 @@ from bert_jax.tasks.tagging.schemes import is_tag
 ROW_SUFFIXES = (".jsonl", ".json", ".parquet")  # of files with a row per sentence
 _WORDS = ("tokens", "words")
 _TAGS = ("ner_tags", "ner", "tags", "labels")
+_OF_SEVERAL = re.compile(r"[0-9]+[-.][0-9]+")  # in CoNLL-U: words written together, or left out
+_CONLLU_COLUMNS = 10
 _NO_PREDICATE = ("-", "_", "O", "0", "")
 
 
@@ -92,13 +94,25 @@ def read_conll(source: str, columns: Columns, encoding: str) -> Iterator[Tagged]
 
     Columns are separated by tabs or else by spaces. Lines that begin with -DOCSTART- are skipped,
     and so are comments: lines that begin with #, have no tab, and do not end in a tag that
-    occurred before or has a prefix.
+    occurred before or has a prefix. CoNLL-U is read with `word` = 2.
 
     Raises:
-      UserError: no such file, another encoding or number of columns. The message names the line.
+      UserError: no such file, another encoding or number of columns, or its words are numbers. The
+        message names the line.
     """
     for path in find_files(source):
-        yield from _sentences(path, columns, encoding)
+        sentences = [*_sentences(path, columns, encoding)]
+        if sentences and all(_is_counted(each.words) for each in sentences):
+            raise UserError(
+                f"{path}: its words are the numbers 1, 2, ...; set word_column=2, as in CoNLL-U, "
+                "and tag_column=4 for parts of speech"
+            )
+        yield from sentences
+
+
+def _is_counted(words: Sequence[str]) -> bool:
+    found = [word for word in words if not _OF_SEVERAL.fullmatch(word)]
+    return found == [str(number) for number in range(1, len(found) + 1)]
 
 
 def _sentences(path: epath.Path, columns: Columns, encoding: str) -> Iterator[Tagged]:
@@ -147,6 +161,9 @@ def _words(
                 + (f"but {width} in the lines before" if width else f"fewer than {needed}")
                 + "; columns are separated by tabs, or else by spaces"
             )
+        is_conllu = len(fields) == _CONLLU_COLUMNS and _field(fields, columns.word) != fields[0]
+        if is_conllu and _OF_SEVERAL.fullmatch(fields[0]):
+            continue
         if not _field(fields, columns.word):
             raise UserError(f"{path}, line {number}: the word is empty")
         width = len(fields)

@@ -16,6 +16,13 @@ SCHEMES = ("auto", *_PREFIXES, "IOB1", "IO", "none")
 MOST_TAGS = 1000  # more of them are no tags, but another column
 
 _TAG = re.compile("O|([BIESLUM])(?:-(.+))?")
+# A tag that begins an entity in another notation, and the one that goes on.
+_OTHER_NOTATIONS = (
+    (re.compile("b([-_].+)"), r"i\1"),
+    (re.compile("B(_.+)"), r"I\1"),
+    (re.compile("(.+[-_])B"), r"\1I"),
+    (re.compile("(.+[-_])b"), r"\1i"),
+)
 _AS_BIOES = {"M": "I", "L": "E", "U": "S"}
 _NO_TYPE = "_"  # the type of entities whose tags are prefixes alone, as seqeval calls it
 
@@ -47,6 +54,16 @@ def detect(tags: Collection[str]) -> str:
     if marked and not prefixes:
         return "IO" if "O" in tags else "none"
     return max(_PREFIXES, key=lambda scheme: len(prefixes.intersection(_PREFIXES[scheme])))
+
+
+def other_notation(tags: Collection[str]) -> tuple[str, str] | None:
+    """Two tags that seem to mean B-X and I-X, such as b-X and i-X, or X-B and X-I."""
+    for begin in sorted(tags):
+        for pattern, inside in _OTHER_NOTATIONS:
+            found = pattern.fullmatch(begin)
+            if found and found.expand(inside) in tags:
+                return begin, found.expand(inside)
+    return None
 
 
 def is_iob1(sentences: Iterable[Sequence[str]]) -> bool:

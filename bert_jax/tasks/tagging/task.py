@@ -36,6 +36,7 @@ from bert_jax.tasks.tagging.schemes import (
     checked,
     detect,
     is_iob1,
+    other_notation,
     tags_of,
 )
 from bert_jax.tasks.tagging.writer import tag_fields, write_conll
@@ -198,7 +199,13 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
         if not sentences:
             raise UserError(f"{source}: no sentences found")
         tags = [each.tags for each in sentences if each.tags is not None]
-        known = {*self.labels, *itertools.chain.from_iterable(tags)}
+        tags_there = set(itertools.chain.from_iterable(tags))
+        known = {*self.labels, *tags_there}
+        if self.scheme == "auto" and (pair := other_notation(tags_there)):
+            raise UserError(
+                f"{source}: {' and '.join(map(repr, pair))} are not written as B-TYPE and "
+                "I-TYPE: convert them, or set scheme=none to take each for a tag of its own"
+            )
         scheme = detect(known) if self.scheme == "auto" else self.scheme
         if self.scheme == "auto" and scheme == "BIO" and is_iob1(tags):
             _log.warning(f"{source}: its tags are IOB1; read as BIO")
