@@ -23,6 +23,9 @@ from bert_jax.model.parameters import Norm, axes_of, layer_axes, linear, make_no
 from bert_jax.model.positions import restarting_positions
 from bert_jax.model.self_attention import SelfAttention
 
+# (kind of a layer, carry, what is the layer's own) -> (carry, output)
+Step = Callable[["LayerKind", Any, Any], tuple[Any, Any]]
+
 REMAT_POLICIES = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -150,11 +153,7 @@ class Encoder(nnx.Module):
 
 
 def scan_kinds(
-    step: Callable[[LayerKind, Any, Any], tuple[Any, Any]],
-    carry: Any,
-    stacked: Any,
-    kinds: Sequence[LayerKind],
-    numerics: Numerics,
+    step: Step, carry: Any, stacked: Any, kinds: Sequence[LayerKind], numerics: Numerics
 ) -> tuple[Any, Any]:
     """`jax.lax.scan` over layers, of which each has a kind that is known when it is compiled.
 
@@ -173,50 +172,78 @@ def scan_kinds(
     """
     before, period = repetition(kinds)
     repetitions = (len(kinds) - before) // period
-    after = before + repetitions * period
+    if repetitions == 1 and period > 1:
+        return run_layers(step, carry, stacked, kinds, numerics)
+    looped, after = repetitions * period, (len(kinds) - before) % period
+    parts = _split(stacked, [size for size in (before, looped, after) if size])
     outputs = []
 
-    def rematerialized(kind: LayerKind, prevent_cse: bool) -> Callable[[Any, Any], tuple[Any, Any]]:
-        layer = functools.partial(step, kind)
-        if numerics.remat == "none":
-            return layer
-        return jax.checkpoint(layer, policy=REMAT_POLICIES[numerics.remat], prevent_cse=prevent_cse)
+    def repeated(carry: Any, layers: list[Any]) -> tuple[Any, list[Any]]:
+        # A loop of one layer keeps XLA from undoing the rematerialisation.
+        alone = numerics.scan_layers and period == 1
+        repeating = kinds[before : before + period]
+        return _run(step, carry, layers, repeating, numerics, prevent_cse=not alone)
 
-    def unrolled(carry: Any, layers: range) -> Any:
-        for index in layers:
-            own = layer_of(stacked, index)
-            carry, output = rematerialized(kinds[index], True)(carry, own)
-            outputs.append(jax.tree.map(lambda x: x[None], output))
-        return carry
-
-    def repeated(carry: Any, stacked: Any) -> tuple[Any, Any]:
-        found = []
-        for index, kind in enumerate(kinds[before : before + period]):
-            own = layer_of(stacked, index) if period > 1 else stacked
-            # A loop of one layer keeps XLA from undoing the rematerialisation.
-            alone = numerics.scan_layers and period == 1
-            carry, output = rematerialized(kind, not alone)(carry, own)
-            found.append(output)
-        return carry, jax.tree.map(lambda *x: jnp.stack(x), *found) if period > 1 else found[0]
-
-    carry = unrolled(carry, range(before))
-    rows = jax.tree.map(lambda x: x[before:after], stacked) if period > 1 or before else stacked
-    if period > 1:
-        rows = jax.tree.map(lambda x: x.reshape(repetitions, period, *x.shape[1:]), rows)
+    if before:
+        carry, output = run_layers(step, carry, parts.pop(0), kinds[:before], numerics)
+        outputs.append(output)
+    rows = parts.pop(0)
+    if period > 1:  # each layer of a repetition has its own stack, of which the loop takes slices
+        rows = jax.tree.map(lambda x: x.reshape(-1, period, *x.shape[1:]), rows)
     unroll = 1 if numerics.scan_layers else repetitions
-    carry, output = jax.lax.scan(repeated, carry, rows, unroll=unroll)
+    own_rows = layers_of(rows, axis=1) if period > 1 else [rows]
+    carry, found = jax.lax.scan(repeated, carry, own_rows, unroll=unroll)
     if period > 1:
-        output = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), output)
-    outputs.append(output)
-    carry = unrolled(carry, range(after, len(kinds)))
-    if len(outputs) == 1:
-        return carry, output
-    return carry, jax.tree.map(lambda *x: jnp.concatenate(x), *outputs)
+        found = [jax.tree.map(lambda *x: jnp.stack(x, 1).reshape(-1, *x[0].shape[1:]), *found)]
+    outputs += found
+    if after:
+        carry, output = run_layers(step, carry, parts.pop(0), kinds[-after:], numerics)
+        outputs.append(output)
+    return carry, jax.tree.map(lambda *x: jnp.concatenate(x) if len(x) > 1 else x[0], *outputs)
 
 
-def layer_of(stacked: Any, index: int) -> Any:
-    """The slice of one layer, of a tree of arrays with a leading layer axis."""
-    return jax.tree.map(lambda x: x[index], stacked)
+def run_layers(
+    step: Step, carry: Any, stacked: Any, kinds: Sequence[LayerKind], numerics: Numerics
+) -> tuple[Any, Any]:
+    """`scan_kinds` without a loop: each layer is compiled."""
+    carry, outputs = _run(step, carry, layers_of(stacked), kinds, numerics)
+    return carry, jax.tree.map(lambda *x: jnp.stack(x), *outputs)
+
+
+def _run(
+    step: Step,
+    carry: Any,
+    layers: Sequence[Any],
+    kinds: Sequence[LayerKind],
+    numerics: Numerics,
+    *,
+    prevent_cse: bool = True,
+) -> tuple[Any, list[Any]]:
+    outputs = []
+    for kind, own in zip(kinds, layers):
+        layer = functools.partial(step, kind)
+        if numerics.remat != "none":
+            policy = REMAT_POLICIES[numerics.remat]
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=prevent_cse)
+        carry, output = layer(carry, own)
+        outputs.append(output)
+    return carry, outputs
+
+
+def layers_of(stacked: Any, axis: int = 0) -> list[Any]:
+    """The slices of single layers, of a tree of arrays with a layer axis."""
+    number = jax.tree.leaves(stacked)[0].shape[axis]
+    parts = _split(stacked, [1] * number, axis)
+    return [jax.tree.map(lambda x: x.squeeze(axis), part) for part in parts]
+
+
+def _split(tree: Any, sizes: Sequence[int], axis: int = 0) -> list[Any]:
+    """Consecutive parts of all arrays of a tree; their gradients are joined in one operation."""
+    if len(sizes) == 1:
+        return [tree]
+    leaves, structure = jax.tree.flatten(tree)
+    parts = zip(*(jax.lax.split(x, sizes, axis) for x in leaves))
+    return [structure.unflatten(part) for part in parts]
 
 
 def repetition(kinds: Sequence[LayerKind]) -> tuple[int, int]:
