@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,15 @@ from bert_jax.errors import UserError
 from bert_jax.fields import build
 from bert_jax.model import attention as attention_module
 from bert_jax.model.architecture import Architecture
-from bert_jax.model.attention import Reach, attention, attention_probabilities, splash_attention
+from bert_jax.model.attention import (
+    Distances,
+    Reach,
+    attention,
+    attention_probabilities,
+    splash_attention,
+)
 from bert_jax.model.bert import LayerKind, repetition
-from bert_jax.model.positions import Alibi
+from bert_jax.model.positions import Alibi, Relative
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.parallelism import parallelism
 
@@ -69,6 +76,39 @@ LINEAGES = {
         "feed_forward": "glu",
         "hidden_act": "gelu_tanh",
     },
+    "gptbert": {
+        **PRE_NORM,
+        "norm_scale": False,
+        "norm_bias": False,
+        "layer_norm_eps": 1e-5,
+        "inner_norm": True,
+        "feed_forward_bias": False,
+        "feed_forward": "glu",
+        "hidden_act": "gelu_tanh",
+        "position_embedding": {"name": "relative", "buckets": 8, "max_distance": 18},
+        "value_gate": True,
+        "layer_mixing": True,
+        "depth_scaled_init": True,
+    },
+}
+
+# Distances of more tokens than half of the 32 buckets, and their buckets.
+FAR_BUCKETS = {
+    16: 16,
+    17: 17,
+    20: 17,
+    21: 18,
+    25: 18,
+    26: 19,
+    100: 24,
+    101: 24,
+    405: 30,
+    406: 31,
+    510: 31,
+    511: 31,
+    -17: -17,
+    -101: -24,
+    -511: -31,
 }
 
 erf = np.vectorize(math.erf)
@@ -106,6 +146,13 @@ class Reference:
         )
         encoding = self.fields.position_embedding
         size = query.shape[-1]
+        if encoding.called() == "relative":
+            table = self.params["bert"]["embeddings"]["position"]
+            vectors = self.norm(table["embedding"], table["norm"])
+            self.vectors = [
+                self.dense(vectors, params[name]).reshape(-1, heads, size)
+                for name in ("query", "key")
+            ]
         out = np.zeros((length, heads, size))
         for head in range(heads):
             for i in range(length):
@@ -113,17 +160,23 @@ class Reference:
                 for j in range(length):
                     if is_local and abs(i - j) > self.fields.local_window // 2:
                         continue
-                    scores[j] = self.score(query[i, head], key[j, head], i, j, is_local)
+                    scores[j] = self.score(query[i, head], key[j, head], i, j, is_local, head)
                     if encoding.called() == "alibi":
                         scores[j] -= 2 ** (-8 * (head + 1) / heads) * abs(i - j)
                 weights = np.exp(scores - scores.max())
                 out[i, head] = (weights / weights.sum()) @ value[:, head]
         out = out.reshape(length, -1)
+        if self.fields.value_gate:
+            out = out * ACTIVATIONS["gelu"](self.dense(x, params["gate"]))
         out = self.norm(out, params.get("norm", {})) if self.fields.inner_norm else out
         return self.dense(out, params["output"])
 
-    def score(self, query, key, i, j, is_local):
+    def score(self, query, key, i, j, is_local, head):
         encoding = self.fields.position_embedding
+        if encoding.called() == "relative":
+            bucket = bucket_of(i - j, encoding.buckets, encoding.max_distance)
+            of_query, of_key = (vectors[bucket, head] for vectors in self.vectors)
+            return (query @ key + query @ of_key + of_query @ key) / np.sqrt(3 * len(query))
         if encoding.called() != "rope":
             return query @ key / np.sqrt(len(query))
         # A pair of features is one complex number; a position turns it by an angle.
@@ -154,7 +207,14 @@ class Reference:
         if self.fields.type_vocab_size:
             x = x + tables["token_type"]["embedding"][types]
         x = self.norm(x, tables.get("norm", {})) if self.fields.embedding_norm else x
-        stacked = self.params["bert"]["encoder"]["layers"]
+        stacked, states = self.params["bert"]["encoder"]["layers"], [x]
+
+        def mixed(x, params):
+            if not self.fields.layer_mixing:
+                return x
+            states.append(x)
+            return sum(weight * state for weight, state in zip(params["weights"], states))
+
         for layer in range(self.fields.num_layers):
             params = jax.tree.map(lambda x, layer=layer: x[layer], stacked)
             norms = [params.get(f"{part}_norm", {}) for part in ("attention", "feed_forward")]
@@ -163,7 +223,9 @@ class Reference:
                 x = x + self.attention(
                     x if skip else self.norm(x, norms[0]), params["attention"], layer
                 )
+                x = mixed(x, params.get("attention_mixing"))
                 x = x + self.feed_forward(self.norm(x, norms[1]), params["feed_forward"])
+                x = mixed(x, params.get("feed_forward_mixing"))
             else:
                 x = self.norm(x + self.attention(x, params["attention"], layer), norms[0])
                 x = self.norm(x + self.feed_forward(x, params["feed_forward"]), norms[1])
@@ -177,6 +239,15 @@ class Reference:
         tied = self.params["bert"]["embeddings"]["word"]
         table = (tied if self.fields.tied_decoder else head["decoder"])["embedding"]
         return (hidden @ table.T + head["bias"])[:, : self.fields.vocab_size]
+
+
+def bucket_of(distance, buckets, max_distance):
+    middle = buckets // 2
+    size = min(abs(distance), max_distance - 1)
+    if size > middle:
+        share = math.log(size / middle) / math.log((max_distance - 1) / middle)
+        size = middle + math.ceil(share * (middle - 1))
+    return buckets - 1 + (size if distance > 0 else -size)
 
 
 def perturbed(params):
@@ -210,7 +281,59 @@ def states_and_words(graphdef, params, batch):
     return hidden, model.masked_lm(hidden, model.bert.embeddings.word.embedding[...])
 
 
-@pytest.mark.parametrize("lineage", ["modernbert", "mosaicbert"])
+def test_gradients_of_the_formulas():
+    """Every parameter of GPT-BERT's blocks, along one direction, by differences in float64."""
+    fields = build(Architecture, vars(ARCHITECTURE) | LINEAGES["gptbert"])
+    model = make_model(**LINEAGES["gptbert"], parts=("masked_lm",))
+    params = perturbed(jax.jit(model.init)(jax.random.key(0)))
+    batch = make_batch([[20]], max_seq_length=20)
+    weights = np.random.default_rng(0).normal(size=(20, fields.vocab_size))
+
+    def loss(params):
+        words = states_and_words(model.graphdef, params, batch)[1]
+        return jnp.sum(words[0, :, : fields.vocab_size] * weights)
+
+    def exact(params):
+        reference = Reference(params, fields)
+        return np.sum(reference.words(reference.encode(batch["input_ids"][0], None)) * weights)
+
+    gradients, structure = jax.tree.flatten(jax.jit(jax.grad(loss))(params))
+    leaves = [np.asarray(x, np.float64) for x in jax.tree.leaves(params)]
+    random = np.random.default_rng(1)
+    for index, leaf in enumerate(leaves):
+        direction = random.normal(size=leaf.shape)
+        both = [
+            exact(jax.tree.unflatten(structure, [*leaves[:index], moved, *leaves[index + 1 :]]))
+            for moved in (leaf + 1e-6 * direction, leaf - 1e-6 * direction)
+        ]
+        size = np.linalg.norm(gradients[index]) * np.linalg.norm(direction)
+        found = np.sum(np.asarray(gradients[index], np.float64) * direction)
+        assert found == pytest.approx((both[0] - both[1]) / 2e-6, abs=1e-4 * size)
+
+
+def test_buckets_of_relative_positions():
+    buckets = Relative().buckets_of_distances()
+    assert len(buckets) == 2 * 511 + 1
+    assert list(buckets[511 : 511 + 17]) == list(range(31, 48))
+    # As pretraining/model_extra.py of https://github.com/ltgoslo/gpt-bert computes them.
+    assert {d: buckets[511 + d] - 31 for d in FAR_BUCKETS} == FAR_BUCKETS
+    np.testing.assert_array_equal(buckets[::-1], 62 - buckets)
+
+
+def test_initial_weights_of_gptbert():
+    model = make_model(**LINEAGES["gptbert"], hidden_size=64, num_layers=3)
+    layers = model.init(jax.random.key(0))["bert"]["encoder"]["layers"]
+    for name in ("intermediate", "gate", "output"):
+        kernels = np.asarray(layers["feed_forward"][name]["kernel"])
+        expected = 0.88 * 0.2 / np.sqrt(2 * (1 + np.arange(3)))  # a normal cut at two deviations
+        np.testing.assert_allclose(kernels.std((1, 2)), expected, rtol=0.03)
+    query = np.asarray(layers["attention"]["query"]["kernel"])
+    np.testing.assert_allclose(query.std((1, 2)), 0.88 * 0.2, rtol=0.03)
+    np.testing.assert_array_equal(layers["attention_mixing"]["weights"], np.eye(7)[1::2])
+    np.testing.assert_array_equal(layers["feed_forward_mixing"]["weights"], np.eye(7)[2::2])
+
+
+@pytest.mark.parametrize("lineage", ["modernbert", "mosaicbert", "gptbert"])
 def test_packed_rows_give_the_losses_and_gradients_of_unpacked_ones(lineage):
     objective, params = objective_and_params(**LINEAGES[lineage])
     packed = make_batch([[30, 12], [7, 9, 11]])
@@ -222,29 +345,41 @@ def test_packed_rows_give_the_losses_and_gradients_of_unpacked_ones(lineage):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"scan_layers": False}, {"remat": "full"}, {"remat": "dots"}], ids=str
+    ("lineage", "changes"),
+    [
+        ("modernbert", {"scan_layers": False}),
+        ("modernbert", {"remat": "full"}),
+        ("modernbert", {"remat": "dots"}),
+        ("gptbert", {"scan_layers": False, "remat": "dots"}),
+    ],
+    ids=str,
 )
-def test_a_pattern_of_layers_computes_the_same_however_it_is_run(changes):
+def test_a_pattern_of_layers_computes_the_same_however_it_is_run(lineage, changes):
     batch, key = make_batch([[30], [40]]), jax.random.key(3)
-    fields = LINEAGES["modernbert"] | {"hidden_dropout": 0.1}
+    fields = LINEAGES[lineage] | {"hidden_dropout": 0.1}
     reference = losses_and_gradients(*objective_and_params(**fields), batch, key)
     changed = losses_and_gradients(*objective_and_params(**fields, **changes), batch, key)
     assert_trees_close(reference, changed)
 
 
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 2, 2)], ids=str)
-def test_layouts_compute_the_same(sizes):
+@pytest.mark.parametrize(
+    ("lineage", "sizes"),
+    [("modernbert", (8, 1, 1)), ("modernbert", (2, 2, 2)), ("gptbert", (2, 2, 2))],
+    ids=str,
+)
+def test_layouts_compute_the_same(lineage, sizes):
     mesh = make_mesh(*sizes)
     batch = make_batch([[30, 9]] * 8)
-    fields = LINEAGES["modernbert"] | {"num_heads": 2, "num_layers": 4}
+    fields = LINEAGES[lineage] | {"num_heads": 2, "num_layers": 4}
     objective, params = objective_and_params(**fields)
-    _, sums = losses_and_gradients(objective, params, batch)
+    gradients, sums = losses_and_gradients(objective, params, batch)
     model = make_model(**fields)
     split = make_model(**fields, parallel=parallelism(mesh, NUMERICS))
     assert split.axes == model.axes
     on_mesh = type(objective)(split.graphdef, objective.masking, objective.seed)
-    _, found = losses_and_gradients(on_mesh, params, batch)
+    found_gradients, found = losses_and_gradients(on_mesh, params, batch)
     assert_trees_close(found, sums)
+    assert_trees_close(found_gradients, gradients, rtol=1e-4)
 
 
 def rows(length, heads=2, head_dim=64):
@@ -269,23 +404,38 @@ def whole(reach, query, key, value, segment_ids):
     return jnp.einsum("bhkq,bkhd->bqhd", found, value)
 
 
-@pytest.mark.parametrize("slopes", [None, (0.5, 0.1)], ids=["plain", "alibi"])
+def distances():
+    of_query, of_key = jax.random.normal(jax.random.key(1), (2, 15, 2, 8))
+    return Distances(of_query, of_key, Relative(buckets=8, max_distance=18).buckets_of_distances())
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [{}, {"slopes": (0.5, 0.1)}, {"distances": distances()}],
+    ids=["plain", "alibi", "rel"],
+)
 @pytest.mark.parametrize(("length", "window"), [(70, 16), (64, 16), (70, None), (33, 1)], ids=str)
-def test_attention_in_blocks_is_attention(monkeypatch, slopes, length, window):
+def test_attention_in_blocks_is_attention(monkeypatch, scores, length, window):
     monkeypatch.setattr(attention_module, "WHOLE_LENGTH", 32)
-    reach, arrays = Reach(window, slopes), rows(length, head_dim=8)
+    reach, arrays = Reach(window, **scores), rows(length, head_dim=8)
     found = result_and_gradients(functools.partial(attention, reach=reach), *arrays)
     expected = result_and_gradients(functools.partial(whole, reach), *arrays)
     assert_trees_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [128, None])
-def test_long_rows_hold_no_length_times_length(window):
+@pytest.mark.parametrize(
+    "reach", [Reach(128), Reach(), Reach(distances=distances())], ids=["local", "whole", "rel"]
+)
+def test_long_rows_hold_no_length_times_length(reach):
     arrays = jax.eval_shape(lambda: rows(4096, head_dim=8))
-    attend = functools.partial(attention, reach=Reach(window))
+    attend = functools.partial(attention, reach=reach)
     program = jax.jit(jax.grad(lambda *arrays: attend(*arrays).sum(), argnums=(0, 1, 2)))
-    memory = program.lower(*arrays).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 2 * 2 * 4096 * 4096 * 4 / 2
+    compiled = program.lower(*arrays).compile()
+    shapes = set(re.findall(r"\w\d+\[([\d,]+)\]", compiled.as_text()))
+    assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < 2 * 4096 * 4096
+    if reach.distances is None:  # products with distances are several times those with keys
+        limit = 2 * 2 * 4096 * 4096 * 4 / 2
+        assert compiled.memory_analysis().temp_size_in_bytes < limit
 
 
 def test_splash_attends_within_a_window():

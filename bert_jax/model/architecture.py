@@ -79,6 +79,16 @@ class Architecture:
     head_transform: bool = field(
         True, "dense layer, activation and norm before the decoder of the MLM head"
     )
+    value_gate: bool = field(
+        False,
+        "what attention returns is multiplied by the GELU of another projection of its input, as "
+        "in GPT-BERT (https://arxiv.org/abs/2410.24159)",
+    )
+    layer_mixing: bool = field(
+        False,
+        "each attention and feed-forward reads a learned mix of the results of all before it; "
+        "layers are unrolled (https://arxiv.org/abs/2402.02622)",
+    )
     tied_decoder: bool = field(True, "the decoder of the MLM head is the word embeddings")
     decoder_bias: bool = field(True, "whether the decoder of the MLM head has a bias")
     pooler: str = field(
@@ -116,6 +126,11 @@ class Architecture:
         False,
         "initial output projections are smaller by sqrt(2 num_layers), as in Megatron-LM "
         "(https://arxiv.org/abs/1909.08053)",
+    )
+    depth_scaled_init: bool = field(
+        False,
+        "initial feed-forward projections of layer i, counted from 0, are smaller by "
+        "sqrt(2 (i + 1)), as in GPT-BERT",
     )
 
     def check(self, path: str) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from bert_jax.model.dropout import dropout
@@ -17,16 +18,36 @@ SPLASH_MULTIPLE = 128  # row lengths and kernel blocks are multiples of it
 WHOLE_LENGTH = 1024  # longer rows are attended to in blocks
 
 
+class Distances(NamedTuple):
+    """Relative positions: the score of a query and a key has two more summands.
+
+    They are query x key vector and key x query vector, both vectors those of the bucket of the
+    distance, the query's place minus the key's. Scores are divided by sqrt(3 head_dim). Reference:
+    He et al. 2021, https://arxiv.org/abs/2006.03654; here as in GPT-BERT,
+    https://github.com/ltgoslo/gpt-bert, pretraining/model_extra.py.
+
+    Attributes:
+      query, key: [buckets, heads, head_dim] in the compute dtype.
+      bucket: [2 n + 1], the buckets of the distances -n ... n, which are those of all farther ones.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    bucket: np.ndarray
+
+
 class Reach(NamedTuple):
     """Which positions of its example a position attends to, and how strongly by distance.
 
     Attributes:
       window: width in tokens, half on each side; None for the whole example.
       slopes: [heads], by how much the score falls with each token of distance (ALiBi); None for 0.
+      distances: vectors that queries and keys are compared with by distance; None for none.
     """
 
     window: int | None = None
     slopes: tuple[float, ...] | None = None
+    distances: Distances | None = None
 
 
 EVERYWHERE = Reach()
@@ -61,7 +82,7 @@ def attention(
 
     References: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3.2.1; windows:
     Beltagy et al. 2020, https://arxiv.org/abs/2004.05150; ALiBi: Press et al. 2022,
-    https://arxiv.org/abs/2108.12409.
+    https://arxiv.org/abs/2108.12409; relative positions: `Distances`.
     """
     length = query.shape[1]
     drop = functools.partial(dropout, rate=dropout_rate)
@@ -107,7 +128,12 @@ def _probabilities(
     # With scores as [.., key, query], softmax reduces over the sublanes of a TPU, not over its
     # lanes, and dropout uses its bits in the layout in which they were drawn.
     scale = query.shape[-1] ** -0.5
+    if reach.distances is not None:
+        scale *= 3**-0.5
     scores = jnp.einsum("bkhd,bqhd->bhkq", key, query * scale, preferred_element_type=jnp.float32)
+    if reach.distances is not None:
+        first = places[0][0, 0] - places[1][0, 0]
+        scores += _by_distance(query * scale, key * scale, first, reach.distances)
     allowed = segments[1][:, None, :, None] == segments[0][:, None, None, :]
     distance = jnp.abs(places[1][:, None, :, None] - places[0][:, None, None, :])
     if reach.window is not None:
@@ -116,6 +142,53 @@ def _probabilities(
         scores -= jnp.asarray(reach.slopes, jnp.float32)[:, None, None] * distance
     scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
     return _softmax(scores, dtype)
+
+
+def _by_distance(
+    query: jax.Array, key: jax.Array, first: jax.Array, distances: Distances
+) -> jax.Array:
+    """[batch, heads, key, query] fp32: the summands of `Distances`.
+
+    Args:
+      query, key: [batch, queries, heads, head_dim], [batch, keys, heads, head_dim]; scaled.
+      first: distance of the first query from the first key.
+      distances: the vectors.
+    """
+    queries, keys = query.shape[1], key.shape[1]
+
+    def bucket(distance: jax.Array) -> jax.Array:
+        farthest = len(distances.bucket) // 2
+        return jnp.asarray(distances.bucket)[jnp.clip(distance, -farthest, farthest) + farthest]
+
+    products = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    if not isinstance(keys, int):  # an export for any length, which cannot be laid out as below
+        own = bucket(first + jnp.arange(queries) - jnp.arange(keys)[:, None])[None, None]
+        of_queries = products("bqhd,nhd->bhqn", query, distances.key)
+        of_keys = products("bkhd,nhd->bhkn", key, distances.query)
+        of_queries = jnp.take_along_axis(of_queries, own.swapaxes(2, 3), axis=-1)
+        return jnp.take_along_axis(of_keys, own, axis=-1) + of_queries.swapaxes(2, 3)
+    # Products with the vectors of all distances that occur, then the row of each place.
+    own = bucket(first + queries - 1 - jnp.arange(queries + keys - 1))
+    of_queries = products("bqhd,nhd->bhqn", query, distances.key[own])
+    # Keys that lie together have few distances from few queries.
+    parts = -(-keys // queries)
+    starts = queries * jnp.arange(parts)[:, None]
+    own = bucket(first - starts - (queries - 1) + jnp.arange(2 * queries - 1))
+    key = _pad(key, 0, parts * queries - keys).reshape(-1, parts, queries, *key.shape[2:])
+    of_keys = products("bpkhd,pnhd->bhpkn", key, distances.query[own])
+    of_keys = _skewed(of_keys).reshape(*of_keys.shape[:2], -1, queries)[:, :, :keys]
+    return of_keys + _skewed(of_queries).swapaxes(2, 3)
+
+
+def _skewed(x: jax.Array) -> jax.Array:
+    """[..., n, m] -> [..., n, m - n + 1]: row i without its first n - 1 - i elements.
+
+    Nothing is gathered: rows are stored with one element more than they are read with, so each
+    begins one element earlier than the one before.
+    """
+    rows, width = x.shape[-2:]
+    flat = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, 1)]).reshape(*x.shape[:-2], -1)
+    return flat[..., : rows * width].reshape(x.shape)[..., rows - 1 :]
 
 
 def _in_blocks(

@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
 from bert_jax.model.dropout import dropout, split_key
 from bert_jax.model.embeddings import Embeddings
 from bert_jax.model.feed_forward import ACTIVATIONS, FeedForward
+from bert_jax.model.mixing import Mixing
 from bert_jax.model.parameters import Norm, axes_of, layer_axes, linear, make_norm, stack_axes
 from bert_jax.model.positions import restarting_positions
 from bert_jax.model.self_attention import SelfAttention
@@ -49,11 +51,15 @@ class Layer(nnx.Module):
         numerics: Numerics,
         parallel: Parallel,
         rngs: nnx.Rngs,
+        index: jax.Array,
     ):
         self.attention = SelfAttention(architecture, numerics, parallel, rngs)
         self.attention_norm = make_norm(architecture, rngs)
-        self.feed_forward = FeedForward(architecture, numerics, parallel, rngs)
+        self.feed_forward = FeedForward(architecture, numerics, parallel, rngs, index)
         self.feed_forward_norm = make_norm(architecture, rngs)
+        if architecture.layer_mixing:
+            self.attention_mixing = Mixing(architecture, 2 * index + 1)
+            self.feed_forward_mixing = Mixing(architecture, 2 * index + 2)
         self.is_pre_norm = architecture.norm_position == "pre"
         self.numerics = numerics
         self.constrain = parallel.constrain
@@ -65,8 +71,22 @@ class Layer(nnx.Module):
         segment_ids: jax.Array,
         dropout_key: jax.Array | None,
         kind: LayerKind,
-    ) -> jax.Array:
-        """[batch, length, hidden_size] -> the same; see `Bert` for the other arguments."""
+        distances: jax.Array | None = None,
+        states: Sequence[jax.Array] = (),
+    ) -> tuple[jax.Array, ...]:
+        """One layer, from the output of the layer before it.
+
+        Args:
+          hidden: [batch, length, hidden_size] in the compute dtype.
+          position_ids, segment_ids, dropout_key: see `Bert`.
+          kind: kind of the layer.
+          distances: see `SelfAttention`.
+          states: with layer mixing, the embeddings and the results of all parts before.
+
+        Returns:
+          The output, in the shape of `hidden`; with layer mixing followed by `states` and the two
+          of this layer.
+        """
         keys = split_key(dropout_key, 3)
         update = self.attention(
             self.attention_input(hidden, kind),
@@ -74,14 +94,22 @@ class Layer(nnx.Module):
             segment_ids,
             keys[0],
             is_local=kind.is_local,
+            distances=distances,
         )
         rate = self.numerics.hidden_dropout
         hidden = self._add(hidden, dropout(update, rate, keys[1]), self.attention_norm)
+        if states:
+            states = (*states, hidden)
+            hidden = self.attention_mixing(states)
         update = self.feed_forward(
             self._normalized(self.feed_forward_norm, hidden) if self.is_pre_norm else hidden
         )
         rate = self.numerics.rate("feed_forward_dropout")
-        return self._add(hidden, dropout(update, rate, keys[2]), self.feed_forward_norm)
+        hidden = self._add(hidden, dropout(update, rate, keys[2]), self.feed_forward_norm)
+        if not states:
+            return (hidden,)
+        states = (*states, hidden)
+        return self.feed_forward_mixing(states), *states
 
     def attention_input(self, hidden: jax.Array, kind: LayerKind) -> jax.Array:
         """What the attention of this layer reads, from the layer's input."""
@@ -115,16 +143,17 @@ class Encoder(nnx.Module):
     ):
         @nnx.split_rngs(splits=architecture.num_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
-        def stack(rngs: nnx.Rngs) -> Layer:
-            return Layer(architecture, numerics, parallel, rngs)
+        def stack(rngs: nnx.Rngs, index: Any) -> Layer:
+            return Layer(architecture, numerics, parallel, rngs, index)
 
-        self.layers = stack(rngs)
+        self.layers = stack(rngs, np.arange(architecture.num_layers))
         stack_axes(self.layers)
         self.gather_layer = parallel.gather_layer(layer_axes(axes_of(self.layers)))
         self.kinds = tuple(
             LayerKind(architecture.is_local(layer), layer > 0 or architecture.first_norm)
             for layer in range(architecture.num_layers)
         )
+        self.mixes = architecture.layer_mixing
         self.numerics = numerics
 
     def __call__(
@@ -134,21 +163,24 @@ class Encoder(nnx.Module):
         segment_ids: jax.Array,
         dropout_key: jax.Array | None = None,
         all_layers: bool = False,
+        distances: jax.Array | None = None,
     ) -> jax.Array:
         """The states after the last layer; with `all_layers`, `hidden` and all layers' states."""
         graphdef, params = nnx.split(self.layers)
         keys = None if dropout_key is None else jax.random.split(dropout_key, len(self.kinds))
 
         def layer(
-            kind: LayerKind, hidden: jax.Array, params_and_key: Any
-        ) -> tuple[jax.Array, jax.Array | None]:
-            params, key = params_and_key
+            kind: LayerKind, carry: tuple[jax.Array, ...], params_and_key: Any
+        ) -> tuple[tuple[jax.Array, ...], jax.Array | None]:
+            (hidden, *states), (params, key) = carry, params_and_key
             params = nnx.to_pure_dict(params)
             layer = nnx.merge(graphdef, self.gather_layer(params))
-            output = layer(hidden, position_ids, segment_ids, key, kind)
-            return output, output if all_layers else None
+            carry = layer(hidden, position_ids, segment_ids, key, kind, distances, states)
+            return carry, carry[0] if all_layers else None
 
-        last, outputs = scan_kinds(layer, hidden, (params, keys), self.kinds, self.numerics)
+        # Mixing layers carry more and more states, which no loop does.
+        run, carry = (run_layers, (hidden, hidden)) if self.mixes else (scan_kinds, (hidden,))
+        (last, *_), outputs = run(layer, carry, (params, keys), self.kinds, self.numerics)
         return last if outputs is None else jnp.concatenate([hidden[None], outputs])
 
 
@@ -221,7 +253,7 @@ def _run(
 ) -> tuple[Any, list[Any]]:
     outputs = []
     for kind, own in zip(kinds, layers):
-        layer = functools.partial(step, kind)
+        layer: Callable[[Any, Any], tuple[Any, Any]] = functools.partial(step, kind)
         if numerics.remat != "none":
             policy = REMAT_POLICIES[numerics.remat]
             layer = jax.checkpoint(layer, policy=policy, prevent_cse=prevent_cse)
@@ -243,7 +275,7 @@ def _split(tree: Any, sizes: Sequence[int], axis: int = 0) -> list[Any]:
         return [tree]
     leaves, structure = jax.tree.flatten(tree)
     parts = zip(*(jax.lax.split(x, sizes, axis) for x in leaves))
-    return [structure.unflatten(part) for part in parts]
+    return [jax.tree.unflatten(structure, part) for part in parts]
 
 
 def repetition(kinds: Sequence[LayerKind]) -> tuple[int, int]:
@@ -312,7 +344,8 @@ class Bert(nnx.Module):
         keys = split_key(dropout_key, 2)
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, segment_ids, keys[0])
         hidden = self.constrain(hidden, ("batch", "length", "hidden"))
-        hidden = self.encoder(hidden, position_ids, segment_ids, keys[1], all_layers)
+        distances = self.embeddings.distances()
+        hidden = self.encoder(hidden, position_ids, segment_ids, keys[1], all_layers, distances)
         if not self.architecture.final_norm:
             return hidden
         last = hidden[-1] if all_layers else hidden
@@ -340,6 +373,7 @@ class Bert(nnx.Module):
         """
         graphdef, params = nnx.split(self.encoder.layers)
         position_ids = restarting_positions(segment_ids)
+        distances = self.embeddings.distances()
 
         def probabilities(
             kind: LayerKind, _: None, params_and_input: Any
@@ -348,7 +382,7 @@ class Bert(nnx.Module):
             layer = nnx.merge(graphdef, params)
             hidden = layer.attention_input(hidden, kind)
             return None, layer.attention.probabilities(
-                hidden, position_ids, segment_ids, is_local=kind.is_local
+                hidden, position_ids, segment_ids, is_local=kind.is_local, distances=distances
             )
 
         layers = (params, hidden_states[:-1])

@@ -59,6 +59,12 @@ class Embeddings(nnx.Module):
         hidden = dropout(hidden, self.numerics.rate("embedding_dropout"), dropout_key)
         return self.projection(hidden) if self.architecture.embedding_size is not None else hidden
 
+    def distances(self) -> jax.Array | None:
+        """The `distance_vectors` of the position encoding, in the compute dtype; or None."""
+        encoding = self.architecture.position_embedding
+        vectors = encoding.distance_vectors(getattr(self, "position", None))
+        return None if vectors is None else vectors.astype(jnp.dtype(self.numerics.compute_dtype))
+
 
 def _token_dropout(is_mask: jax.Array, segment_ids: jax.Array) -> jax.Array:
     """[batch, length] fp32: by how much ESM-2 scales the embedding of each token.

@@ -29,19 +29,26 @@ class FeedForward(nnx.Module):
         numerics: Numerics,
         parallel: Parallel,
         rngs: nnx.Rngs,
+        layer: int | jax.Array = 0,
     ):
         sizes = (architecture.hidden_size, architecture.intermediate_size)
         bias = architecture.feed_forward_bias
+        factor = (2 * (1 + layer)) ** -0.5 if architecture.depth_scaled_init else 1.0
+        stddev = architecture.initializer_range * factor
 
         def inwards() -> nnx.Linear:
-            return linear(("embed", "mlp"), sizes, architecture, rngs, numerics, use_bias=bias)
+            return linear(
+                ("embed", "mlp"), sizes, architecture, rngs, numerics, use_bias=bias, stddev=stddev
+            )
 
         self.intermediate = inwards()
         if architecture.feed_forward == "glu":
             self.gate = inwards()
         if architecture.inner_norm:
             self.norm = make_norm(architecture, rngs, "mlp")
-        self.output = output_projection("mlp", architecture, rngs, numerics, use_bias=bias)
+        self.output = output_projection(
+            "mlp", architecture, rngs, numerics, use_bias=bias, factor=factor
+        )
         self.architecture = architecture
         self.constrain = parallel.constrain
 

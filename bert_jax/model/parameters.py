@@ -10,6 +10,7 @@ Axes are named where a parameter is made. Sharding, conversion and exports read 
   heads       features of all attention heads
   mlp         features inside a feed-forward layer
   output      outputs of a head
+  state       what layer mixing can read: the embeddings and the results of all parts of layers
   layer       layers, where they are stacked
 """
 
@@ -31,7 +32,7 @@ Params = dict[str, Any]  # nested dict of arrays
 WORD_EMBEDDINGS = "bert/embeddings/word/embedding"  # used as lookup and as decoder
 
 
-def initializer(stddev: float) -> nnx.Initializer:
+def initializer(stddev: float | jax.Array) -> nnx.Initializer:
     """Truncated normal, cut at two `stddev`; like Google's, its variance is not corrected."""
     return nnx.initializers.truncated_normal(stddev, lower=-2.0, upper=2.0)
 
@@ -45,7 +46,7 @@ def linear(
     *,
     bias: str = "",
     use_bias: bool = True,
-    stddev: float | None = None,
+    stddev: float | jax.Array | None = None,
 ) -> nnx.Linear:
     """A dense layer from the first of two axes to the second.
 
@@ -62,7 +63,7 @@ def linear(
     return nnx.Linear(
         *sizes,
         use_bias=use_bias,
-        kernel_init=initializer(stddev or architecture.initializer_range),
+        kernel_init=initializer(architecture.initializer_range if stddev is None else stddev),
         dtype=jnp.dtype(numerics.compute_dtype) if numerics else None,
         kernel_metadata={"axes": axes},
         bias_metadata={"axes": (bias or axes[1],)},
@@ -77,8 +78,12 @@ def output_projection(
     numerics: Numerics,
     *,
     use_bias: bool,
+    factor: float | jax.Array = 1.0,
 ) -> nnx.Linear:
-    """The dense layer that ends a part of a layer: from an axis, "heads" or "mlp", to "embed"."""
+    """The dense layer that ends a part of a layer: from an axis, "heads" or "mlp", to "embed".
+
+    `factor` scales its initial kernel.
+    """
     return linear(
         (axis, "embed"),
         (_size(axis, architecture), architecture.hidden_size),
@@ -87,7 +92,7 @@ def output_projection(
         numerics,
         bias="hidden",
         use_bias=use_bias,
-        stddev=architecture.output_stddev,
+        stddev=architecture.output_stddev * factor,
     )
 
 

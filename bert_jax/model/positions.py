@@ -1,7 +1,8 @@
 """Position encodings: how the model is told where a token is in its example.
 
-An encoding adds a vector to each token's embedding, rotates the queries and keys of attention, or
-lowers attention scores by distance. Positions restart in every example of a row.
+An encoding adds a vector to each token's embedding, rotates the queries and keys of attention,
+lowers attention scores by distance, or compares queries and keys with vectors of distances.
+Positions restart in every example of a row.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from flax import nnx
 from bert_jax.errors import UserError
 from bert_jax.fields import NOT_NEGATIVE, POSITIVE, Choice, field
 from bert_jax.model.lookup import lookup
+from bert_jax.model.parameters import initializer
 from bert_jax.model.parameters import table as embedding_table
 
 if TYPE_CHECKING:
@@ -66,6 +68,22 @@ class PositionEncoding(Choice):
     def slopes(self, num_heads: int) -> tuple[float, ...] | None:
         """[num_heads], by how much attention scores fall per token of distance; None for 0."""
         del num_heads
+        return None
+
+    def buckets_of_distances(self) -> np.ndarray | None:
+        """[2 n + 1] int32, the buckets of the distances -n ... n; None without relative positions.
+
+        Farther distances are in the first and the last of them.
+        """
+        return None
+
+    def distance_vectors(self, table: nnx.Module | None) -> jax.Array | None:
+        """[buckets, hidden_size] fp32, which each layer projects as it does its input; or None.
+
+        Args:
+          table: result of `make_table`.
+        """
+        del table
         return None
 
     def check_architecture(self, architecture: Architecture, path: str) -> None:
@@ -163,6 +181,63 @@ class Alibi(PositionEncoding, name="alibi"):
         closest = 2 ** int(math.log2(num_heads))
         more = powers(2 * closest)[0::2][: num_heads - closest]
         return tuple(powers(closest) + more)
+
+
+@dataclass(frozen=True)
+class Relative(PositionEncoding, name="relative"):
+    """Queries and keys are compared with learned vectors of buckets of distances, too.
+
+    Distances below half of the buckets have their own; farther ones share buckets that grow
+    logarithmically; both directions have their own. The vectors are normalized, and projected by
+    each layer's projections of queries and keys. Reference: `bert_jax.model.attention.Distances`.
+    """
+
+    buckets: int = field(
+        32, "buckets of the distances in one direction, 0 included", bounds="[4, inf)"
+    )
+    max_distance: int = field(
+        512, "tokens; farther distances are in the last bucket", bounds=POSITIVE
+    )
+
+    def make_table(self, architecture: Architecture, rngs: nnx.Rngs) -> nnx.Module:
+        return RelativeTable(2 * self.buckets - 1, architecture, rngs)
+
+    def buckets_of_distances(self) -> np.ndarray:
+        middle, farthest = self.buckets // 2, self.max_distance - 1
+        distances = np.arange(-farthest, farthest + 1)
+        far = np.maximum(np.abs(distances), middle) / middle
+        logarithms = np.ceil(np.log(far) / np.log(farthest / middle) * (middle - 1)) + middle
+        near = np.abs(distances) <= middle
+        signed = np.where(near, distances, np.sign(distances) * logarithms)
+        return (signed + self.buckets - 1).astype(np.int32)
+
+    def distance_vectors(self, table: nnx.Module | None) -> jax.Array:
+        assert isinstance(table, RelativeTable)  # as `make_table` made it
+        return table.norm(table.embedding[...].astype(jnp.float32))
+
+    def check_architecture(self, architecture: Architecture, path: str) -> None:
+        if self.max_distance <= self.buckets:
+            raise UserError(
+                f"{path}.position_embedding.max_distance={self.max_distance} must be larger than "
+                f"{path}.position_embedding.buckets={self.buckets}"
+            )
+
+
+class RelativeTable(nnx.Module):
+    """A vector of `hidden_size` features for each bucket of distances, and their LayerNorm."""
+
+    def __init__(self, rows: int, architecture: Architecture, rngs: nnx.Rngs):
+        size = architecture.hidden_size
+        init = initializer(architecture.initializer_range)
+        self.embedding = nnx.Param(init(rngs.params(), (rows, size)), axes=("position", "hidden"))
+        self.norm = nnx.LayerNorm(
+            size,
+            epsilon=architecture.layer_norm_eps,
+            dtype=jnp.float32,
+            scale_metadata={"axes": ("hidden",)},
+            bias_metadata={"axes": ("hidden",)},
+            rngs=rngs,
+        )
 
 
 def sinusoidal_positions(max_positions: int, hidden_size: int) -> np.ndarray:

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
-from bert_jax.model.attention import Reach, attention_probabilities
+from bert_jax.model.attention import Distances, Reach, attention_probabilities
+from bert_jax.model.dropout import dropout, split_key
 from bert_jax.model.parameters import linear, make_norm, output_projection
 
 
@@ -26,6 +27,8 @@ class SelfAttention(nnx.Module):
             return linear(("embed", "heads"), sizes, architecture, rngs, numerics, use_bias=bias)
 
         self.query, self.key, self.value = inwards(), inwards(), inwards()
+        if architecture.value_gate:
+            self.gate = inwards()
         if architecture.inner_norm:
             self.norm = make_norm(architecture, rngs)
         self.output = output_projection("heads", architecture, rngs, numerics, use_bias=bias)
@@ -42,18 +45,27 @@ class SelfAttention(nnx.Module):
         dropout_key: jax.Array | None = None,
         *,
         is_local: bool = False,
+        distances: jax.Array | None = None,
     ) -> jax.Array:
-        """[batch, length, hidden_size] -> the same; see `Bert` for the other arguments."""
+        """[batch, length, hidden_size] -> the same; see `Bert` for the other arguments.
+
+        `distances` are the `distance_vectors` of the position encoding, in the compute dtype.
+        """
+        if distances is not None:
+            dropout_key, own_key = split_key(dropout_key, 2)
+            distances = dropout(distances, self.dropout_rate, own_key)
         query, key = self._query_and_key(hidden, position_ids, is_local)
         context = self.attend(
             query,
             key,
             self._heads(self.value(hidden)),
             segment_ids,
-            reach=self._reach(is_local),
+            reach=self._reach(is_local, distances),
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
         ).reshape(hidden.shape)
+        if self.architecture.value_gate:
+            context *= jax.nn.gelu(self.gate(hidden), approximate=False)
         if self.architecture.inner_norm:
             context = self.norm(context.astype(jnp.float32)).astype(hidden.dtype)
         return self.output(context)
@@ -65,10 +77,11 @@ class SelfAttention(nnx.Module):
         segment_ids: jax.Array,
         *,
         is_local: bool = False,
+        distances: jax.Array | None = None,
     ) -> jax.Array:
         """[batch, heads, query, key] fp32; see `attention_probabilities`."""
         query, key = self._query_and_key(hidden, position_ids, is_local)
-        reach = self._reach(is_local)
+        reach = self._reach(is_local, distances)
         found = attention_probabilities(query, key, segment_ids, jnp.float32, reach=reach)
         return found.swapaxes(2, 3)
 
@@ -82,9 +95,18 @@ class SelfAttention(nnx.Module):
             rotate(key, position_ids, is_local=is_local),
         )
 
-    def _reach(self, is_local: bool) -> Reach:
-        slopes = self.architecture.position_embedding.slopes(self.architecture.num_heads)
-        return Reach(self.architecture.local_window if is_local else None, slopes)
+    def _reach(self, is_local: bool, vectors: jax.Array | None) -> Reach:
+        encoding, heads = self.architecture.position_embedding, self.architecture.num_heads
+        distances, buckets = None, encoding.buckets_of_distances()
+        if vectors is not None and buckets is not None:
+            query, key = (
+                self.constrain(project(vectors).reshape(len(vectors), heads, -1), names)
+                for project in (self.query, self.key)
+                for names in ((None, "heads", None),)
+            )
+            distances = Distances(query, key, buckets)
+        window = self.architecture.local_window if is_local else None
+        return Reach(window, encoding.slopes(heads), distances)
 
     def _heads(self, x: jax.Array) -> jax.Array:
         """[batch, length, hidden] -> [batch, length, heads, head_dim]."""

@@ -25,10 +25,14 @@ def pretraining_flops_per_example(
     layers, hidden = architecture.num_layers, architecture.hidden_size
     products = 3 if architecture.feed_forward == "glu" else 2
     feed_forward = products * hidden * architecture.intermediate_size
-    dense = 6 * length * layers * (4 * hidden**2 + feed_forward)
+    projections = 5 if architecture.value_gate else 4
+    dense = 6 * length * layers * (projections * hidden**2 + feed_forward)
     local = sum(map(architecture.is_local, range(layers)))
     window = min(length, architecture.local_window + 1)
-    attention = 12 * length * ((layers - local) * length + local * window) * hidden
+    keys = (layers - local) * length + local * window
+    if (buckets := architecture.position_embedding.buckets_of_distances()) is not None:
+        keys += layers * (int(buckets.max()) + 1)  # which queries and keys are compared with
+    attention = 12 * length * keys * hidden
     embedding = architecture.embedding_features
     projection = 0 if architecture.embedding_size is None else 6 * length * embedding * hidden
     transform = hidden * embedding if architecture.head_transform else 0
