@@ -113,6 +113,14 @@ def test_blank_lines_after_the_last_word_are_left_out_and_told(plain, tmp_path, 
         read(path)
 
 
+def test_a_vocabulary_in_another_encoding(plain, tmp_path):
+    path = shutil.copytree(plain, tmp_path / "model")
+    words = (path / "vocab.txt").read_text()
+    (path / "vocab.txt").write_bytes(words.encode("utf-16"))
+    with pytest.raises(UserError, match=r"vocab.txt: not UTF-8 text .* one token per line"):
+        read(path)
+
+
 @pytest.mark.parametrize("architectures", [["BertForMultipleChoice"], ["BertCrf"], None])
 def test_an_unknown_head_can_be_left_out(tmp_path, capsys, architectures):
     path = write_model(tmp_path / "choice", "choice")

@@ -272,14 +272,7 @@ def load_wordpiece(
     file = path / VOCAB_FILE if path.is_dir() else path
     if not file.exists():
         raise UserError(f"{file}: no such vocabulary file")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{file}: not UTF-8 text ({error}): it must hold one token per line"
-        ) from error
-    lines = text.removeprefix("\ufeff").removesuffix("\n").split("\n")
-    vocab = tuple(line.strip(_BLANKS) for line in lines)
+    vocab = tuple(read_vocab(file))
     _warn_of_repeated(vocab, file)
     config_file = file.parent / CONFIG_FILE
     config = read_json(config_file, TokenizerConfig) if config_file.exists() else TokenizerConfig()
@@ -310,6 +303,22 @@ def load_wordpiece(
         )
     except UserError as error:
         raise UserError(f"{file}: {error}") from error
+
+
+def read_vocab(file: epath.Path) -> list[str]:
+    """The lines of a vocab.txt, without blanks around them and byte order mark.
+
+    Raises:
+      UserError: it is not UTF-8.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file}: not UTF-8 text ({error}): it must hold one token per line"
+        ) from error
+    lines = text.removeprefix("\ufeff").removesuffix("\n").split("\n")
+    return [line.strip(_BLANKS) for line in lines]
 
 
 def check_agrees(asked: bool | None, says: bool | None, place: str) -> None:

@@ -25,6 +25,7 @@ from bert_jax.data.wordpiece import (
     WordPiece,
     check_agrees,
     load_wordpiece,
+    read_vocab,
 )
 from bert_jax.errors import UserError
 from bert_jax.json_values import typed
@@ -102,7 +103,9 @@ def read_tokenizer(
             )
     beside = file.parent / VOCAB_FILE
     if beside.exists():
-        words = [line.strip() for line in beside.read_text(encoding="utf-8").rstrip().split("\n")]
+        words = read_vocab(beside)
+        while words and not words[-1]:
+            words.pop()
         if tuple(words) != tokenizer.vocab[: len(words)]:
             raise UserError(f"{file.parent}: {VOCAB_FILE} and {file.name} differ in vocabulary")
     return tokenizer
@@ -195,9 +198,9 @@ def _older_definition(path: epath.Path) -> str:
     if (path / WORDS_FILE).exists() and (path / MERGES_FILE).exists():
         return _roberta(path)
     if (path / VOCAB_FILE).exists():
-        words = (path / VOCAB_FILE).read_text(encoding="utf-8").split()
+        words = read_vocab(path / VOCAB_FILE)
         if "<cls>" in words and not set(SPECIAL_TOKENS) & set(words):
-            return _esm(words)
+            return _esm([word for word in words if word])
     return ""
 
 
