@@ -61,9 +61,12 @@ def assert_close(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
-def test_npy(model, bert, text_file, tmp_path):
+def test_npy(model, bert, text_file, tmp_path, capsys):
     output = tmp_path / "vectors.npy"
     assert features(model, text_file, output) == 0
+    hidden = bert.architecture.hidden_size
+    told = f"{output}: vectors of {len(TEXTS)} texts, {hidden} numbers\n"
+    assert capsys.readouterr().out == told
     found = np.load(output)
     assert found.dtype == np.float32
     assert_close(found, bert.encode(TEXTS))
@@ -83,6 +86,7 @@ def test_jsonl(model, bert, tmp_path, capsys):
     vectors = [line.pop("vector") for line in found]
     assert found == lines
     assert_close(vectors, bert.encode(TEXTS + PAIRS, "pooled"))
+    assert capsys.readouterr().out.startswith(f"{output}: vectors of {len(lines)} texts, ")
 
     arguments = [f"--model={model}", str(file), "--pooling=tokens"]
     assert main(["predict", "features", *arguments]) == 0

@@ -281,6 +281,11 @@ def test_room_that_merges_leave_goes_to_characters():
     assert len(train_wordpiece([ideographs], vocab_size=900).vocab) == 900
 
 
+def test_text_without_spaces_must_be_segmented():
+    with pytest.raises(UserError, match=r"every word has more than 100 characters.*segmenter"):
+        train_wordpiece(["ភាសាខ្មែរ" * 20], vocab_size=50)
+
+
 def test_words_that_are_unknown_anyway_take_no_part_in_training():
     """In linear time: a merge of one word of a million characters looks at all of them."""
     text = "some words and some more words "

@@ -155,9 +155,15 @@ def _features(arguments: argparse.Namespace) -> None:
         vector_file(arguments.output) as write,
         progress("vectors", lines.size, "B" if lines.size else " texts") as bar,
     ):
+        count, shape = 0, ()
         for line, vectors in _with_results(lines, encode):
             write(line, vectors, bert.tokens(line.text) if arguments.pooling == "tokens" else None)
             bar.update(line.size if lines.size else 1)
+            count, shape = count + 1, vectors.shape
+    if arguments.output is not None:
+        each = " per token" if arguments.pooling == "tokens" else ""
+        size = " x ".join(map(str, shape[1:] if each else shape))
+        say(f"{arguments.output}: vectors of {count:,} texts, {size} numbers{each}")
     _report_skipped(lines)
 
 

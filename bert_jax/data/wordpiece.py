@@ -378,6 +378,11 @@ def train_wordpiece(
     empty = WordPiece(SPECIAL_TOKENS, lowercase, strip_accents=strip_accents)
     words = _count_words(pieces, empty)
     if not words:
+        if pieces:
+            raise UserError(
+                f"every word has more than {_MAX_WORD_CHARACTERS} characters and would be [UNK]: "
+                "put spaces between words, as a segmenter does"
+            )
         raise UserError("no text to train a vocabulary on: check the sources")
     alphabet = _alphabet(words, vocab_size // 2)  # half of the vocabulary is left for merges
     vocab = _merge(words, alphabet, vocab_size)
