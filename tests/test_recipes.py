@@ -81,6 +81,7 @@ def test_docstring_holds_command_source_and_cost(recipe):
         ("ettin.py", 1.8e21),
         ("neobert.py", 3.3e21),
         ("mosaicbert.py", 2.7e19),
+        ("roberta.py", 1.3e21),
     ],
 )
 def test_cost_in_the_docstring(recipe, flops):
@@ -92,7 +93,7 @@ def test_cost_in_the_docstring(recipe, flops):
             model, length=data.max_seq_length, predictions=predictions
         )
         total += stage.config.steps * data.batch_size * example
-    assert total == pytest.approx(flops, rel=0.03)
+    assert total == pytest.approx(flops, rel=0.04)  # two digits
     assert f"Cost: {flops:.1e} FLOPs".replace("e+", "e") in importlib.import_module(
         Path(recipe).stem
     ).__doc__.replace("\n", " ")
@@ -137,6 +138,21 @@ SCHEDULES = {
         950 * 2.097152: (1e-5, 2_048, 1_024, 0.2, 1e4),
         1001 * 2.097152: (1e-5, 512, 4_096, 0.2, 1e4),
         1049 * 2.097152: (1e-5, 512, 4_096, 0.2, 1e4),
+    },
+    "roberta.py": {
+        4.194304 * thousands: (rate, 8_192, 512, 0.15, 0.0)
+        for thousands, rate in {
+            0: 0.0,
+            6: 1.5e-4,
+            12: 3e-4,
+            23.9: 5.975e-4,
+            24: 5.712e-4,
+            50: 5.4e-4,
+            100: 4.8e-4,
+            250: 3e-4,
+            400: 1.2e-4,
+            499: 1.2e-6,
+        }.items()
     },
     "mosaicbert.py": {
         0.524288 * thousands: (rate, 4_096, 128, 0.3, 0.0)
