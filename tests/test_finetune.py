@@ -23,6 +23,7 @@ from bert_jax.fields import build
 from bert_jax.inference.fine_tuned import task_of
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import read_workdir, write_workdir
+from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import (
     ANSWER_SPAN,
     SEQUENCE_CLASSIFIER,
@@ -319,7 +320,7 @@ KINDS = {
 def test_packing_changes_nothing(kind):
     head = KINDS[kind]
     graphdef, init, _ = make_model(
-        parts=head.parts, outputs=head.outputs or 3, initializer_range=0.2
+        parts=head.parts(Architecture()), outputs=head.outputs or 3, initializer_range=0.2
     )
     params = init(jax.random.key(0))
     objective = FineTuning(graphdef, head)

@@ -141,12 +141,12 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
     for name, use in lineage.unread.items():
         report(f"missing: {lineage.base}.{name}* ({use}); transformers adds a random one")
     fields = {
-        "pad_token_id": model.tokenizer.pad_id,
-        **write_fields(model.architecture, model.numerics, lineage),
         "architectures": [class_name],
         "model_type": lineage.model_type,
-        "tie_word_embeddings": model.architecture.tied_decoder,
+        **write_fields(model.architecture, model.numerics, lineage),
     }
+    fields.setdefault("pad_token_id", model.tokenizer.pad_id)
+    fields["tie_word_embeddings"] = model.architecture.tied_decoder
     if fields["pad_token_id"] != model.tokenizer.pad_id:
         raise UserError(
             f"model.position_embedding.offset is {fields['pad_token_id'] + 1}; in "
