@@ -69,7 +69,7 @@ def run(data, fsdp, tensor, zero1, steps=STEPS, **numerics):
     for _ in range(steps):
         state, metrics = compiled.step(state, batch, key)
         losses.append(
-            [metrics[f"{head}_loss"] / metrics[f"{head}_count"] for head in PreTraining.heads]
+            [metrics[f"{head}_loss"] / metrics[f"{head}_count"] for head in ("mlm", "nsp")]
         )
     return np.array(jax.device_get(losses)), state
 
