@@ -225,9 +225,9 @@ def test_the_array_and_the_whole_checkpoints_are_named(copied):
         read(workdir, state)
     assert str(caught.value) == (
         f"{workdir}/checkpoints/15: damaged: {name} is not what was saved; whole are the "
-        "checkpoints of steps [10]: read another, as in `bert-jax convert --step=10`"
+        "checkpoints of steps [10]: read another with --step=10"
     )
-    assert caught.value.whole == [10]
+    assert (caught.value.step, caught.value.whole) == (15, [10])
     with Checkpoints(workdir, read_only=True) as opened:  # the parameters are whole
         jax.tree.map(np.testing.assert_array_equal, opened.read_params()[0], state.params)
     progress.write_text(json.dumps(other))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import jax
 import numpy as np
@@ -37,6 +39,7 @@ from bert_jax.tasks import Task
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
 from bert_jax.train import trainer
+from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.optimizers import scale_by_depth
 
 WORDS = [f"w{index}" for index in range(40)]
@@ -486,6 +489,48 @@ def test_another_run_is_not_gone_on_with(model, tmp_path):
     assert finetune(config, workdir)
     with pytest.raises(UserError, match=r"run of another model.*finetune\.epochs: 0\.1 -> 2\.0"):
         finetune(dataclasses.replace(config, epochs=2.0), workdir)
+
+
+def test_another_run_can_be_read_where_one_is_damaged(model, tmp_path, capsys):
+    """The advice about best/ is a command for `evaluate` and for `finetune` itself."""
+    run = tmp_path / "run"
+    assert finetune(recipe("classification", model, tmp_path), run)
+    best = max((run / "best" / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    results, step = (run / "results.json").read_text(), int(best.name)
+    (run / "best" / "checkpoints" / str(step)).rename(tmp_path / "kept")
+    with Checkpoints(run / "best", keep=2) as written:
+        params, _ = Checkpoints(run, read_only=True).read_params(10)
+        written.save(step - 1, {"params": params}, {})
+    (tmp_path / "kept").rename(best)
+    for data in (best / "state").rglob("d/*"):
+        data.write_bytes(bytes(len(data.read_bytes())))
+    capsys.readouterr()
+    assert main(["evaluate", f"--workdir={run}"]) == 2
+    error = capsys.readouterr().err
+    flags = re.search(r"another with (--workdir=.*/best) (--step=\d+)$", error.strip()).groups()
+    assert flags[1] == f"--step={step - 1}"
+    assert main(["evaluate", *flags]) == 0
+    config = recipe("classification", model, tmp_path)
+    with pytest.raises(
+        UserError, match=r"train it again with --config\.resume_from=\d+$"
+    ) as caught:
+        finetune(config, run)
+    back = int(str(caught.value).rpartition("=")[2])
+    assert back < step
+    assert finetune(dataclasses.replace(config, resume_from=back), run)
+    assert (run / "results.json").read_text() == results
+
+
+def test_the_model_of_a_run_may_move_but_not_change(model, tmp_path):
+    run, moved, other = tmp_path / "run", tmp_path / "moved", epath.Path(tmp_path / "other")
+    config = recipe("classification", model, tmp_path, epochs=1.0)
+    assert finetune(config, run)
+    shutil.copytree(model, moved)
+    assert finetune(dataclasses.replace(config, init_from=str(moved)), run)
+    source = read_workdir(model)
+    write_workdir(other, source._replace(params=jax.tree.map(lambda x: x + 1, source.params)))
+    with pytest.raises(UserError, match=r"init_from: .* -> .*other'; initial_weights: '"):
+        finetune(dataclasses.replace(config, init_from=str(other)), run)
 
 
 def test_unknown_option(model, tmp_path):

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import re
+import shlex
+import shutil
 
 import jax
 import numpy as np
 import pytest
+from configured import CONFIGS
 from etils import epath
 from safetensors.numpy import load_file
 from test_training import recipe
@@ -64,6 +68,78 @@ def test_a_resumed_run_does_not_start_anew(trained, sotu_store, tmp_path):
     once = tmp_path / "once"
     assert pretrain(dataclasses.replace(config, steps=8), epath.Path(once))
     assert heldout_losses(workdir)[-1] == heldout_losses(once)[-1]
+
+
+def damage(workdir, step):
+    """Flips a bit of every array of a checkpoint."""
+    for data in (workdir / "checkpoints" / str(step) / "state").rglob("d/*"):
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+
+
+def test_the_first_weights_may_move_but_not_change(trained, sotu_store, tmp_path, capsys):
+    """They are known by their values, also in another format; a run that goes on needs none."""
+    first, second = (epath.Path(tmp_path / name) for name in ("first", "second"))
+    for path, step in ((first, 10), (second, 14)):
+        write_workdir(path, read_workdir(trained, step))
+    workdir = epath.Path(tmp_path / "run")
+    changes = {"steps": 1, "optimizer.schedule": "constant"}
+    assert pretrain(continued(sotu_store, first, **changes), workdir)
+    known = json.loads((workdir / "data.json").read_text())
+    message = r"init_from: '.*first' -> '.*second'; initial_weights: '[0-9a-f]{64}' -> '"
+    with pytest.raises(UserError, match=message):
+        pretrain(continued(sotu_store, second, **changes), workdir)
+    with pytest.raises(UserError, match=r"init_from: '.*first' -> ''; initial_weights: "):
+        pretrain(recipe(sotu_store, **changes), workdir)
+    second.rmtree()
+    first.rename(second)
+    changes["steps"] = 2
+    assert pretrain(continued(sotu_store, second, **changes), workdir)
+    assert "changed since the last start: init_from: " in capsys.readouterr().out
+    assert json.loads((workdir / "data.json").read_text()) == known
+    second.rmtree()
+    assert pretrain(continued(sotu_store, second, **changes), workdir)
+    command = ["pretrain", f"--config={CONFIGS / 'bert.py'}", f"--workdir={workdir}"]
+    assert main([*command, f"--config.init_from={second}", "--config.seed=-1"]) == 2
+    assert "config.seed must" in capsys.readouterr().err  # and not init_from
+
+
+def test_a_run_of_an_older_version_is_compared_by_path(trained, sotu_store, tmp_path):
+    workdir = epath.Path(tmp_path / "run")
+    assert pretrain(continued(sotu_store, trained, steps=1), workdir)
+    known = json.loads((workdir / "data.json").read_text())
+    del known["initial_weights"]
+    (workdir / "data.json").write_text(json.dumps(known))
+    moved = tmp_path / "moved"
+    moved.symlink_to(trained)
+    with pytest.raises(UserError, match=r"init_from: '.*' -> '.*moved'\. Choose"):
+        pretrain(continued(sotu_store, moved, steps=1), workdir)
+    assert pretrain(continued(sotu_store, trained, steps=1), workdir)
+    assert json.loads((workdir / "data.json").read_text()) == known
+
+
+def test_the_advice_about_damaged_weights_can_be_copied(
+    trained, sotu_store, tmp_path, monkeypatch, capsys
+):
+    source = tmp_path / "a run"
+    shutil.copytree(trained, source)
+    damage(source, 14)
+    monkeypatch.chdir(tmp_path)
+    changes = {"steps": 1, "optimizer.learning_rate": 1e-30}
+    with pytest.raises(UserError, match=r"damaged: .* whole are the checkpoints of") as caught:
+        pretrain(continued(sotu_store, source, **changes), epath.Path("run"))
+    command, init_from = re.search("`bert-jax (.*)` .*init_from=(.*)$", str(caught.value)).groups()
+    assert main(shlex.split(command)) == 0
+    (target,) = shlex.split(init_from)
+    assert pretrain(continued(sotu_store, target, **changes), epath.Path("run"))
+    found, expected = read_workdir(epath.Path("run")), read_workdir(trained, 10)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
+
+    command = ["predict", "fill-mask", f"--model={source}", "The [MASK]."]
+    assert main(command) == 2
+    (step,) = re.findall(r"read another with (--step=\d+)$", capsys.readouterr().err.strip())
+    assert main([*command, step]) == 0
 
 
 def without_heads(trained, path):

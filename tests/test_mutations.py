@@ -3,31 +3,53 @@
 import copy
 import json
 import shutil
+import tarfile
 
 import jax
 import numpy as np
 import pytest
 from etils import epath
 from others import write_model
+from portables import make_portable
 from test_added_tokens import MARKED, add_tokens
+from test_older_versions import ARCHIVE
 
+from bert_jax.config.saved import (
+    read_finetune_config,
+    read_model_config,
+    read_pretrain_config,
+    read_task,
+)
+from bert_jax.data.train_tokenizer import train_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.inference.exported import read_exported, write_exported
 from bert_jax.inference.load_bert import digest_of
 from bert_jax.interop.formats import read
 from bert_jax.interop.google_tf import write_google
+from bert_jax.interop.huggingface import write_huggingface
 from bert_jax.interop.workdir import write_workdir
 
 pytestmark = pytest.mark.core
 
 NUMBERS = (-1, 0, 3, 10**30, 0.5, float("nan"))
 VALUES = (None, True, *NUMBERS, "", "x", "../x", [], [None], {}, {"x": 1})
-KINDS = ("huggingface", "bert_jax", "google", "export")
-PER_KIND = {"huggingface": 60, "bert_jax": 30, "google": 30, "export": 40}
+KINDS = ("huggingface", "modernbert", "bert_jax", "google", "export")
+PER_KIND = {"huggingface": 60, "modernbert": 60, "bert_jax": 30, "google": 30, "export": 40}
+MODERN = {"type_vocab_size": 0, "norm_position": "pre", "first_norm": False, "final_norm": True}
+MODERN |= {"norm_bias": False, "attention_bias": False, "feed_forward_bias": False}
+MODERN |= {"feed_forward": "glu", "position_embedding": {"name": "rope"}, "head_bias": False}
+MODERN |= {"global_every": 3, "local_window": 8, "pooler": "transform", "num_layers": 3}
+MODERN |= {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
 
 
 def write_kind(kind, path):
     source = path.parent / "source"
+    if kind == "modernbert":
+        tokenizer = train_tokenizer("bpe", ["the cat sat on the mat"] * 9, vocab_size=300)
+        path.mkdir()
+        modern = make_portable(tokenizer, ("masked_lm",), **MODERN)
+        write_huggingface(epath.Path(path), modern, pytest.fail)
+        return
     write_model(source, "sequence", labels=("a", "b"), vocab=tuple(MARKED), rows=len(MARKED) + 2)
     add_tokens(source)
     if kind == "huggingface":
@@ -78,6 +100,30 @@ def mutations(document, random, count):
 
 def read_it(path):
     return read_exported(epath.Path(path))[0] if (path / "export.json").exists() else read(path)
+
+
+def test_configs_of_runs(tmp_path):
+    """Also of older versions, which are converted first."""
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    random, file, messages = np.random.default_rng(0), epath.Path(tmp_path / "config.json"), []
+    for run, read_config in (
+        ("pretraining", read_pretrain_config),
+        ("phases", read_pretrain_config),
+        ("finetuning", read_finetune_config),
+    ):
+        document = json.loads((tmp_path / run / "config.json").read_text())
+        for changed, what in mutations(document, random, 200):
+            file.write_text(json.dumps(changed))
+            for read_part in (read_config, read_model_config, read_task):
+                try:
+                    read_part(file)
+                except UserError as error:
+                    messages.append(str(error))
+                except Exception as error:
+                    raise AssertionError(f"{run}: {what}") from error
+    assert messages
+    assert not [message for message in messages if "\n" in message]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -333,6 +333,14 @@ def test_residues_are_words():
 BROKEN = {
     "no mask": (lambda fields: fields["model"]["vocab"].pop("[MASK]"), "no mask_token: name"),
     "damaged": (lambda fields: fields.pop("model"), "not a tokenizer"),
+    "a huge id": (
+        lambda fields: fields["model"]["vocab"].update(a=2**31),
+        "a token has the id 2,147,483,648, beyond any vocabulary",
+    ),
+    "an id twice": (
+        lambda fields: fields["model"]["vocab"].update(a=fields["model"]["vocab"]["b"]),
+        r"'[ab]' and '[ab]' have the same id \d+",
+    ),
     "two at the end": (
         lambda fields: fields["post_processor"]["single"].append(
             {"SpecialToken": {"id": "[SEP]", "type_id": 0}}
@@ -366,6 +374,9 @@ def test_roles_are_read_from_the_files_beside(kinds, tmp_path):
     map_file.write_text('{"mask_token": {"content": "<fill>", "lstrip": true}}')
     tokenizer = load_tokenizer(epath.Path(tmp_path))
     assert (tokenizer.cls_id, tokenizer.sep_id, tokenizer.mask_id) == (2, 3, 4)
+    map_file.write_text('{"mask_token": ["<fill>"]}')
+    with pytest.raises(UserError, match=r"mask_token is \['<fill>'\], which is not a token"):
+        load_tokenizer(epath.Path(tmp_path))
     map_file.unlink()
     tokenizer.save(tmp_path)
     assert load_tokenizer(epath.Path(tmp_path)) == tokenizer

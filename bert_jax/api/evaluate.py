@@ -34,7 +34,7 @@ from bert_jax.storage import read_json
 from bert_jax.tasks import Task
 from bert_jax.tasks.features import check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
-from bert_jax.train.checkpoints import Checkpoints, latest_step
+from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, latest_step
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +130,13 @@ def _evaluate_task(
                 checkpoint = workdir / "best"
         if predictions_path is not None:
             check_path(epath.Path(predictions_path))
-        model = read(checkpoint, step)
+        try:
+            model = read(checkpoint, step)
+        except DamagedCheckpoint as error:
+            if checkpoint == workdir or not error.whole:
+                raise
+            advice = f"score another with --workdir={checkpoint} --step={error.whole[-1]}"
+            raise UserError(f"{error.fact}: {advice}") from error
         task = _task(model, config, overrides)
         splits = {split: getattr(task, split) for split in ("train", "dev", "test")}
         source = splits.get(data, data)

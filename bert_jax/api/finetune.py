@@ -22,8 +22,7 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluation.task_scores import Examples, TaskScores
 from bert_jax.fields import Plain, resumable, to_plain
-from bert_jax.interop.formats import read
-from bert_jax.interop.initial import replace_params, without_parts
+from bert_jax.interop.initial import read_initial, replace_params, without_parts
 from bert_jax.interop.portable import Portable
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.heads import parts_of
@@ -41,7 +40,8 @@ from bert_jax.storage import read_json, write_json
 from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features, check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
-from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, saved_steps
+from bert_jax.train.checksums import weights_fingerprint
 from bert_jax.train.hooks import Evaluate, KeepBest, Log, save
 from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.optimizers import scale_by_depth
@@ -51,8 +51,10 @@ from bert_jax.train.state import TrainState
 from bert_jax.train.step import Batch
 from bert_jax.train.trainer import Trainer
 from bert_jax.train.workdirs import (
+    WEIGHTS,
     check_same_run,
     claim_workdir,
+    first_weights,
     has_run,
     held,
     starting_step,
@@ -76,7 +78,7 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     """
     workdir = epath.Path(workdir)
     with hosts.agreement():
-        source = read(config.init_from, report=hosts.print_once)
+        source = read_initial(config.init_from, report=hosts.print_once)
         task, data = read_data(config, source)
     hosts.check_shared(workdir)
     for name, (examples, features, _) in data.items():
@@ -225,12 +227,17 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
     task, data, program = setup.task, setup.data, setup.program
     description = setup.description(config)
     identity = {split: fingerprint(examples.features) for split, examples in data.items()}
+
+    def weights() -> str:
+        return weights_fingerprint(setup.source.params)
+
     with hosts.agreement():
         saved = saved_description(workdir) if has_run(workdir) else None
         done = starting_step(workdir, saved, description, config.resume_from)
         if saved is not None:
             changed = differences(saved, description)
-            check_same_run(workdir, changed, identity, free_to_change(config))
+            check_same_run(workdir, changed, identity, weights, free_to_change(config))
+        started = {WEIGHTS: weights()} if done is None else first_weights(workdir)
     progress: dict[str, Any] = {}
     if done is None:
         state = initial_state(config, setup)
@@ -242,7 +249,7 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
         if hosts.is_primary():
             described = description | {"task": settings(to_plain(task))}
             for directory in (workdir, workdir / "best"):
-                claim_workdir(directory, described, identity, setup.source.tokenizer)
+                claim_workdir(directory, described, identity | started, setup.source.tokenizer)
 
     features = data["train"].features
     batches = training_batches(config, setup.source.tokenizer, task, features, setup.mesh)
@@ -411,7 +418,13 @@ def report(workdir: epath.Path, setup: Setup) -> None:
     """Scores the best checkpoint and writes results, predictions and curves."""
     task, data = setup.task, setup.data
     with Checkpoints(workdir / "best", read_only=True) as best:
-        stored, step = best.read_params()
+        try:
+            stored, step = best.read_params()
+        except DamagedCheckpoint as error:
+            back = max((step for step in saved_steps(workdir) if step < error.step), default=0)
+            raise UserError(
+                f"{error.fact}: train it again with --config.resume_from={back}"
+            ) from error
     params = rules.put_params(stored, setup.mesh, setup.model.axes)
     results: dict[str, Any] = {"step": step}
     matrices: dict[str, np.ndarray] = {}

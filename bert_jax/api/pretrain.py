@@ -28,6 +28,7 @@ from bert_jax.report.flops import peak_flops, pretraining_flops_per_example
 from bert_jax.report.live import draw_run
 from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.checksums import weights_fingerprint
 from bert_jax.train.hooks import Evaluate, Log, Target, save
 from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.profiling import Profiler
@@ -37,8 +38,10 @@ from bert_jax.train.state import TrainState, num_params
 from bert_jax.train.step import Batch, Metrics
 from bert_jax.train.trainer import Trainer
 from bert_jax.train.workdirs import (
+    WEIGHTS,
     check_same_run,
     claim_workdir,
+    first_weights,
     has_run,
     held,
     starting_step,
@@ -76,9 +79,11 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
     with way_back(config.resume_from):
         model_parts = trained_parts(config, store) if done is None else saved_parts(workdir, done)
     initial: dict[str, Any] = {}
+    started = {} if done is None else first_weights(workdir)
     if config.init_from and done is None:
         with hosts.agreement():
             initial, lines = initial_params(config, store.tokenizer, model_parts)
+        started = {WEIGHTS: weights_fingerprint(initial)}
         for line in lines:
             hosts.print_once(line)
     stages = [stage for stage in config.stages() if stage.last_step > (done or 0)]
@@ -100,7 +105,7 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
         hosts.print_once(f"resuming at step {done}")
     with hosts.agreement():
         if hosts.is_primary():
-            claim_workdir(workdir, config.to_dict(), identity(store), store.tokenizer)
+            claim_workdir(workdir, config.to_dict(), identity(store) | started, store.tokenizer)
     with Checkpoints(workdir, keep=config.keep_checkpoints, last=done or 0) as checkpoints:
         trainer = Trainer(state, checkpoints, progress)
         budget = Budget(config.steps, config.budget_hours, progress)
@@ -420,7 +425,15 @@ def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -
     # A phase that has not begun may change, too.
     later = [s.name for s in config.stages() if s.name and s.first_step >= step]
     changed = differences(saved, config.to_dict())
-    check_same_run(workdir, changed, identity(store), [*resumable(config), *later])
+
+    def weights() -> str:
+        if not config.init_from:
+            return ""
+        return weights_fingerprint(
+            initial_params(config, store.tokenizer, trained_parts(config, store))[0]
+        )
+
+    check_same_run(workdir, changed, identity(store), weights, [*resumable(config), *later])
     if step > config.steps:
         raise UserError(
             f"config.steps={config.steps}, but {workdir} has {step} steps already: "

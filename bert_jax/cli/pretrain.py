@@ -32,7 +32,11 @@ def main(argv: Sequence[str]) -> int:
     arguments, overrides = parser.parse_known_args(argv)
     given = flags.config_arguments(arguments.config, overrides)
     if hosts.is_alone(arguments):
-        flags.check_files(overrides)
+        # A run that goes on does not read the weights that it started from; they may be gone.
+        goes_on = (epath.Path(arguments.workdir) / "config.json").exists()
+        flags.check_files(
+            [x for x in overrides if not (goes_on and x.startswith("--config.init_from="))]
+        )
 
     from bert_jax.config.pretraining import PretrainConfig
     from bert_jax.config.recipes import load_config

@@ -55,7 +55,8 @@ def migrate(fields: Mapping[str, Any]) -> Plain:
     if isinstance(optimizer := new.get("optimizer"), dict) and "poly_power" in optimizer:
         new["optimizer"] = _separate_optimizer(optimizer)
     _rename(new, RENAMED)
-    for phase in new.get("phases", ()):
+    phases = new.get("phases")
+    for phase in phases if isinstance(phases, list | tuple) else ():
         _rename(phase, RENAMED_IN_PHASES)
     task = new.get("task")
     if isinstance(task, dict) and isinstance(task.get("options"), dict):
@@ -88,11 +89,11 @@ def _rename(fields: Plain, renamed: Mapping[str, str]) -> None:
 def _separate_optimizer(fields: Plain) -> Plain:
     """Splits the fields that all optimizers and schedules once shared; each keeps its own."""
     power = fields.pop("poly_power")
-    if fields["schedule"] == "poly":
+    if fields.get("schedule") == "poly":
         fields["schedule"] = {"name": "poly", "power": power}
-    if fields["name"] == "sgd":
+    if fields.get("name") == "sgd" and "b1" in fields:
         fields["momentum"] = fields.pop("b1")
-    kind = Optimizer.kind(fields["name"], "config.optimizer.name")
+    kind = Optimizer.kind(fields.get("name", ""), "config.optimizer.name")
     return {k: v for k, v in fields.items() if k == "name" or k in kind.__dataclass_fields__}
 
 
@@ -106,7 +107,9 @@ def read_finetune_config(path: epath.Path) -> FinetuneConfig:
     fields = read_json(path)
     if not is_finetuning(fields):
         raise UserError(f"{path}: not the config of a fine-tuning run")
-    return _read(FinetuneConfig, path, fields["finetune"])
+    return _read(
+        FinetuneConfig, path, typed(fields["finetune"], dict[str, Any], f"{path}: finetune")
+    )
 
 
 def is_finetuning(fields: Mapping[str, Any]) -> bool:

@@ -39,6 +39,8 @@ _ROLES = {
     "sep": ("sep_token", "eos_token", ("[SEP]", "<sep>", "</s>", "<eos>")),
     "mask": ("mask_token", None, ("[MASK]", "<mask>", "<|mask|>")),
 }
+_NAMES = [name for role in _ROLES.values() for name in role[:2] if name]
+_MAX_SIZE = 2**24  # ids that no token has take memory, too
 _UNUSED = re.compile(r"[\[<]unused_?\d+[\]>]|<\|reserved_special_token_\d+\|>")
 _NO_TEXT = "\uffff"  # a code point that no text has
 # Kind of the model in a tokenizer.json -> how people call it.
@@ -63,8 +65,13 @@ class JsonTokenizer(Tokenizer):
 
     def __post_init__(self) -> None:
         ids = self._whole.get_vocab(with_added_tokens=True)
-        vocab = [""] * (max(ids.values(), default=-1) + 1)
+        size = max(ids.values(), default=-1) + 1
+        if size > _MAX_SIZE:
+            raise UserError(f"a token has the id {size - 1:,}, beyond any vocabulary; damaged?")
+        vocab = [""] * size
         for token, id_ in ids.items():
+            if vocab[id_]:
+                raise UserError(f"{vocab[id_]!r} and {token!r} have the same id {id_}; damaged?")
             vocab[id_] = token
         object.__setattr__(self, "vocab", tuple(vocab))
         object.__setattr__(self, "lowercase", self._normalized("A") == "a")
@@ -171,7 +178,11 @@ class JsonTokenizer(Tokenizer):
         fields = parse_json(self.config or "{}", CONFIG_FILE)
         if not isinstance(fields, dict):
             raise UserError(f"{CONFIG_FILE}: must be an object")
-        return {name: _content(value) for name, value in fields.items()}
+        fields = {name: _content(value) for name, value in fields.items()}
+        for name in _NAMES:
+            if not isinstance(token := fields.get(name), str | None):
+                raise UserError(f"{CONFIG_FILE}: {name} is {token!r:.40}, which is not a token")
+        return fields
 
     @cached_property
     def _ids(self) -> dict[str | None, int]:
@@ -199,8 +210,7 @@ class JsonTokenizer(Tokenizer):
 
     @cached_property
     def special_ids(self) -> np.ndarray:
-        names = {name for role in _ROLES.values() for name in role[:2] if name}
-        special = {self._config_fields.get(name) for name in names} | set(self.roles.values())
+        special = {self._config_fields.get(name) for name in _NAMES} | set(self.roles.values())
         special |= {x["content"] for x in self._fields["added_tokens"] if x["special"]}
         ids = [
             id_
@@ -399,7 +409,7 @@ def described_beside(folder: epath.Path) -> str:
     if map_file.exists():  # of older versions of transformers
         fields = read_json(config_file) if config_file.exists() else {}
         further = {k: v for k, v in read_json(map_file).items() if k not in fields}
-        if not {name for role in _ROLES.values() for name in role[:2]}.isdisjoint(further):
+        if not further.keys().isdisjoint(_NAMES):
             return dump_json(fields | further, indent=2) + "\n"
     return config
 

@@ -1,5 +1,7 @@
 """Starts training from existing weights."""
 
+import os
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -12,12 +14,36 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import build, to_plain
 from bert_jax.interop.formats import casing, read, read_architecture
+from bert_jax.interop.portable import Portable
+from bert_jax.interop.tensors import Report
 from bert_jax.model.heads import parts_of
 from bert_jax.model.parameters import Params
+from bert_jax.train.checkpoints import DamagedCheckpoint
 
 # Fields of an `Architecture` that may differ: vocabularies are compared by their words, and the
 # initializer does not affect given weights.
 FREE = ("vocab_size", "initializer_range")
+
+
+def read_initial(
+    path: epath.PathLike, *, lowercase: bool | None = None, report: Report
+) -> Portable:
+    """Reads the weights that `config.init_from` names; see `bert_jax.interop.formats.read`.
+
+    Raises:
+      UserError: there are none, or they are damaged; it says how to start from another checkpoint.
+    """
+    try:
+        return read(path, lowercase=lowercase, report=report)
+    except DamagedCheckpoint as error:
+        if not error.whole:
+            raise
+        source, step = shlex.quote(os.fspath(path)), error.whole[-1]
+        target = shlex.quote(f"{epath.Path(path).name or 'model'}-{step}")
+        raise UserError(
+            f"{error.fact}: write another with `bert-jax convert {source} {target} --to=bert_jax "
+            f"--step={step}` and start from it with --config.init_from={target}"
+        ) from error
 
 
 def initial_params(
@@ -41,7 +67,7 @@ def initial_params(
     lines: list[str] = []
     # A checkpoint of Google does not say its casing; the words themselves are compared below.
     path = epath.Path(config.init_from)
-    source = read(path, lowercase=casing(path, tokenizer.lowercase), report=lines.append)
+    source = read_initial(path, lowercase=casing(path, tokenizer.lowercase), report=lines.append)
     if source.tokenizer.vocab_hash != tokenizer.vocab_hash:
         raise UserError(
             f"config.init_from={config.init_from}: its vocabulary "

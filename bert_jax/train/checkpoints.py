@@ -58,13 +58,14 @@ class DamagedCheckpoint(UserError):
 
     Attributes:
       fact: what is wrong and which other checkpoints are whole, without advice.
+      step: step of the damaged one.
       whole: steps of the other checkpoints that are whole, ascending.
     """
 
-    def __init__(self, fact: str, whole: list[int]):
-        self.whole = whole
+    def __init__(self, fact: str, step: int, whole: list[int]):
+        self.step, self.whole = step, whole
         self.fact = f"{fact}; whole are the checkpoints of steps {whole or 'none'}"
-        advice = f": read another, as in `bert-jax convert --step={whole[-1]}`" if whole else ""
+        advice = f": read another with --step={whole[-1]}" if whole else ""
         super().__init__(self.fact + advice)
 
 
@@ -307,7 +308,8 @@ class Checkpoints:
         whole = [
             step for step in others if not _attempt(_read_state, self._absolute / str(step))[1]
         ]
-        raise DamagedCheckpoint(f"{self.directory / str(chosen)}: damaged: {damage}", whole)
+        path = self.directory / str(chosen)
+        raise DamagedCheckpoint(f"{path}: damaged: {damage}", chosen, whole)
 
     def params_tree(self, step: int) -> dict[str, Any]:
         """The nested dict of a checkpoint's parameters, with metadata in their places.

@@ -1,7 +1,7 @@
 """The directory of a run: whether a run may start or resume there, and what describes it."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from etils import epath
@@ -13,6 +13,7 @@ from bert_jax.parallel import hosts
 from bert_jax.storage import UNFINISHED, read_json, write_json
 from bert_jax.train.checkpoints import DamagedCheckpoint, latest_step, saved_steps
 
+WEIGHTS = "initial_weights"  # in data.json: fingerprint of those that `init_from` named
 # What an interrupted start may leave in a workdir, besides files with `UNFINISHED` names.
 CLAIM = (VOCAB_FILE, TOKENIZER_FILE, CONFIG_FILE, "data.json", "lock")
 
@@ -96,24 +97,34 @@ def _is_claim(name: str) -> bool:
 
 
 def check_same_run(
-    workdir: epath.Path, changed: Iterable[str], data: Mapping[str, str], free: Iterable[str]
+    workdir: epath.Path,
+    changed: Iterable[str],
+    data: Mapping[str, str],
+    weights: Callable[[], str],
+    free: Iterable[str],
 ) -> None:
     """Checks that the run in a workdir can resume with changed settings and these data.
+
+    The weights that it started from may be elsewhere, if they are the same.
 
     Args:
       workdir: directory of the run.
       changed: lines "field: old -> new".
       data: values that identify the data.
+      weights: gives the fingerprint of the weights that `init_from` names now. Only called if it
+        names another path than before.
       free: beginnings of lines about fields that may change.
 
     Raises:
       UserError: the run is of another model or other data; the message lists the differences.
     """
-    known = read_json(workdir / "data.json")
-    changed = [
-        *changed,
-        *(f"{k}: {known.get(k)!r} -> {v!r}" for k, v in data.items() if known.get(k) != v),
-    ]
+    known, now, free = read_json(workdir / "data.json"), dict(data), [*free]
+    changed = [*changed]
+    moved = [line for line in changed if line.startswith(("init_from:", "finetune.init_from:"))]
+    if moved and WEIGHTS in known:
+        now[WEIGHTS] = weights()
+        free += moved if now[WEIGHTS] == known[WEIGHTS] else []
+    changed += [f"{k}: {known.get(k)!r} -> {v!r}" for k, v in now.items() if known.get(k) != v]
     refused = [line for line in changed if not line.startswith(tuple(free))]
     if refused:
         raise UserError(
@@ -122,6 +133,15 @@ def check_same_run(
         )
     for line in changed:
         hosts.print_once(f"changed since the last start: {line}")
+
+
+def first_weights(workdir: epath.Path) -> dict[str, str]:
+    """The entry of `data.json` about the weights from which the run in a workdir started.
+
+    It is empty if they were random, or if an older version wrote it.
+    """
+    known = read_json(workdir / "data.json")
+    return {name: known[name] for name in (WEIGHTS,) if name in known}
 
 
 def claim_workdir(
