@@ -181,6 +181,8 @@ SPEAKS_TO = {
     "data.documents": ("prepare",),
     "data.sampling": ("pretrain",),
     "parallel.hosts": ("pretrain", "finetune", "evaluate"),
+    # Those that train catch its error, and say how to go on.
+    "train.checkpoints": ("evaluate", "predict", "export", "convert"),
     "train.workdirs": ("pretrain", "finetune"),
     "api.pretrain": ("pretrain",),
 }

@@ -42,7 +42,7 @@ def read_initial(
         target = shlex.quote(f"{epath.Path(path).name or 'model'}-{step}")
         raise UserError(
             f"{error.fact}: write another with `bert-jax convert {source} {target} --to=bert_jax "
-            f"--step={step}` and start from it with --config.init_from={target}"
+            f"--step={step}` and then set config.init_from={target}"
         ) from error
 
 
