@@ -14,8 +14,8 @@ Left out: their causal rows (1 of 16) and the prediction of the next token at ea
 of the weights (0.999), and batches that grow from a quarter; here each step has all rows. Their
 rows have 256 tokens from 70 % of the steps and 512 from 90 %, in batches of as many tokens; here
 128. Their cosine would reach its floor at the last step, ours does where the last 1.6 % begin, in
-which both fall to 0. Their spans have 1 to 3 pieces with equal probability, ours 1 to 3 words, 2 on
-average. Their head has dropout, and the exact GELU.
+which both fall to 0. Their spans have 1 to 3 pieces, ours 1 to 3 words, each with equal
+probability. Their head has dropout, and the exact GELU.
 
 Cost: 5.8e18 FLOPs for small (`bert_jax.report.flops`, full rows).
 """
@@ -58,7 +58,7 @@ def get_config(size: str = "small") -> ConfigDict:
     config.data.short_seq_prob = 0.0
     masking = config.masking
     masking.name = "span"
-    masking.max_words, masking.stop_probability = 3, 0.382
+    masking.lengths, masking.max_words = "uniform", 3
     masking.masked_lm_prob, masking.final_masked_lm_prob = 0.3, 0.15
     masking.heldout_masked_lm_prob = 0.15
     masking.max_predictions_per_seq = config.data.get_oneway_ref("max_seq_length") * 3 // 10

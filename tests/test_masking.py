@@ -106,6 +106,35 @@ def test_spans_run_over_several_words():
     assert runs["span"] > 2.0
 
 
+@pytest.mark.parametrize("longest", [1, 3, 5])
+def test_uniform_spans(longest):
+    """Of the same bits a loop over words makes the same spans; all lengths are as frequent."""
+    batch = make_batch([[70, 9]] * 600, max_seq_length=80)
+    masking = make_masking(strategy="span", lengths="uniform", max_words=longest).masking
+    is_candidate = batch["input_ids"] >= 5
+    continues = is_candidate & (batch["input_ids"] % 3 == 0)
+    order, bits = np.random.default_rng(0).integers(0, 2**32, (2, *continues.shape), np.uint32)
+    starts, taken = map(np.asarray, masking.units(continues, is_candidate, order, bits))
+    first_spans: list[int] = []
+    for row in range(len(starts)):
+        span = np.full(80, -1)
+        place, begin, lengths = longest, -1, []
+        for i in np.flatnonzero(starts[row]):
+            after_break = not is_candidate[row, i - 1]
+            ended = place == longest or bits[row, i] < 2**32 / (longest - place + 1)
+            if after_break or ended:
+                place, begin = 0, i
+                lengths.append(0)
+            place, span[i] = place + 1, begin
+            lengths[-1] += 1
+        words = span >= 0
+        assert np.array_equal(taken[row, words], order[row, span[words]])
+        first_spans += lengths[:2]
+    shares = np.bincount(first_spans)[1:] / len(first_spans)
+    assert len(shares) == longest
+    assert shares == pytest.approx(1 / longest, abs=0.05)
+
+
 @pytest.mark.parametrize("shares", [(0.8, 0.1), (1.0, 0.0), (0.5, 0.5)], ids=str)
 def test_shares_of_mask_random_and_kept(shares):
     fields = dict(zip(("mask_share", "random_share"), shares))

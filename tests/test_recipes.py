@@ -272,6 +272,27 @@ def test_a_recipe_follows_its_source(recipe):
         assert found == pytest.approx(expected, rel=tolerance), billions
 
 
+# What the sources say of masking, besides the share of the predicted tokens.
+MASKING = {
+    "babyberta.py": {"mask_share": 0.9, "random_share": 0.1},
+    "crammed.py": {"mask_share": 0.8, "random_share": 0.1},
+    "neobert.py": {"mask_share": 1.0, "random_share": 0.0},
+    "gptbert.py": {
+        "lengths": "uniform",
+        "max_words": 3,
+        "final_masked_lm_prob": 0.15,
+        "mask_share": 0.8,
+        "random_share": 0.1,
+    },
+}
+
+
+@pytest.mark.parametrize("recipe", MASKING)
+def test_a_recipe_masks_as_its_source(recipe):
+    masking = load(recipe).masking
+    assert {name: getattr(masking, name) for name in MASKING[recipe]} == MASKING[recipe]
+
+
 @pytest.mark.parametrize("batch_size", REFERENCE)
 def test_mlperf_reaches_its_target_within_the_schedule(batch_size):
     """The reference needs less than the steps of its schedule and more than half of them."""

@@ -145,11 +145,13 @@ class WholeWordMasking(Masking, name="whole_word"):
 
 @dataclass(frozen=True)
 class SpanMasking(Masking, name="span"):
-    """Units are words, taken span by span (Joshi et al. 2020, https://arxiv.org/abs/1907.10529).
+    """Units are words, taken span by span (Joshi et al. 2020, https://arxiv.org/abs/1907.10529)."""
 
-    Span lengths are geometrically distributed.
-    """
-
+    lengths: str = field(
+        "geometric",
+        'words per span: "geometric", by stop_probability, or "uniform", from 1 to max_words',
+        choices=("geometric", "uniform"),
+    )
     stop_probability: float = field(
         0.2, "probability that a word is the last of its span", bounds="(0, 1]"
     )
@@ -163,12 +165,36 @@ class SpanMasking(Masking, name="span"):
         more_bits: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         starts = word_starts(is_continuation, is_candidate)
+        uniform = self.lengths == "uniform"
+        begin = self._uniform_spans if uniform else self._geometric_spans
+        span_starts = starts & begin(starts, is_candidate, more_bits)
+        return starts, jnp.take_along_axis(order_bits, last_start(span_starts), axis=1)
+
+    def _geometric_spans(
+        self, starts: jax.Array, is_candidate: jax.Array, bits: jax.Array
+    ) -> jax.Array:
+        """[rows, length] bool: the words that begin a span."""
         # Lengths are geometric if every word begins a new span with the same probability.
-        begins = _after_break(is_candidate) | (more_bits < self.stop_probability * _UINT32_RANGE)
+        begins = _after_break(is_candidate) | (bits < self.stop_probability * _UINT32_RANGE)
         word = jnp.cumsum(starts, axis=1)
         first_word = jax.lax.cummax(jnp.where(starts & begins, word, 0), axis=1)
-        span_starts = starts & ((word - first_word) % self.max_words == 0)
-        return starts, jnp.take_along_axis(order_bits, last_start(span_starts), axis=1)
+        return (word - first_word) % self.max_words == 0
+
+    def _uniform_spans(
+        self, starts: jax.Array, is_candidate: jax.Array, bits: jax.Array
+    ) -> jax.Array:
+        """[rows, length] bool: the words that begin a span."""
+        # After k of at most n words a span ends with probability 1 / (n + 1 - k). Each word maps
+        # its place in the span of the word before, 0 to n - 1, to its own; the maps are composed.
+        places = jnp.arange(self.max_words)
+        ends = bits[..., None] < _UINT32_RANGE / (self.max_words - places)
+        ends |= places == self.max_words - 1
+        moved = jnp.where(ends | _after_break(is_candidate)[..., None], 0, places + 1)
+        moved = jnp.where(starts[..., None], moved, places)
+        moved = jax.lax.associative_scan(
+            lambda first, second: jnp.take_along_axis(second, first, axis=-1), moved, axis=1
+        )
+        return moved[..., 0] == 0
 
 
 @dataclass(frozen=True, eq=False)
