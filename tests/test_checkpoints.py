@@ -236,6 +236,10 @@ def test_the_array_and_the_whole_checkpoints_are_named(copied):
     progress.write_text(progress.read_text().replace("1.25", "1.75"))
     with pytest.raises(DamagedCheckpoint, match="progress is not what was saved"):
         read(workdir, state)
+    metadata = progress.parents[1] / "state" / "array_metadatas" / "process_0"
+    progress.write_text(metadata.read_text())  # JSON, and without a checksum
+    with pytest.raises(DamagedCheckpoint, match="progress is not what was saved"):
+        read(workdir, state)
 
 
 def test_a_checkpoint_without_checksums_is_read(copied):

@@ -329,6 +329,24 @@ def test_places(source, fails, tmp_path):
     assert main(["convert", str(source), str(tmp_path / "empty"), "--to=bert_jax"]) == 0
 
 
+def test_a_changed_weight_of_a_model_that_we_wrote(source, fails, tmp_path):
+    """safetensors has no checksums, so we write ours into its metadata; others' files have none."""
+    written = tmp_path / "written"
+    for target, to in ((tmp_path / "ours", "bert_jax"), (written, "huggingface")):
+        assert main(["convert", str(source), str(target), f"--to={to}"]) == 0
+        source = target
+    tensors = load_file(written / WEIGHTS)
+    content = bytearray((written / WEIGHTS).read_bytes())
+    content[content.index(tensors["bert.pooler.dense.weight"].tobytes()) + 2] ^= 1
+    (written / WEIGHTS).write_bytes(content)
+    message = fails(source=written)
+    assert (
+        "model.safetensors is damaged: bert.pooler.dense.weight is not what was written" in message
+    )
+    save_file(load_file(written / WEIGHTS), written / WEIGHTS)
+    assert main(["convert", str(written), str(tmp_path / "again"), "--to=bert_jax"]) == 0
+
+
 def test_no_class_has_these_parts(source, fails, tmp_path):
     model = make_portable(WordPiece(SPECIAL_TOKENS, lowercase=True), ("pooler", "masked_lm"))
     write_workdir(epath.Path(tmp_path / "ours"), model)

@@ -4,8 +4,10 @@ No code in a file is executed: pickles are read only by PyTorch's `weights_only`
 """
 
 import contextlib
+import json
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,11 +43,12 @@ from bert_jax.interop.tensors import (
     write_tensors,
 )
 from bert_jax.interop.tokenizer import read_tokenizer, write_tokenizer
-from bert_jax.json_values import typed
+from bert_jax.json_values import parse_json, typed
 from bert_jax.model.heads import PARTS, part_of, parts_of
 from bert_jax.storage import errors_name, read_json, write_json
 
 CONFIG_FILE = "config.json"
+CHECKSUMS = "bert_jax_crc32"  # in the metadata of a file that we wrote: CRC-32 by tensor, as JSON
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # either may be sharded, with an index
 RENAMED = (  # old checkpoints have TensorFlow's names
     (re.compile(r"LayerNorm\.gamma$"), "LayerNorm.weight"),
@@ -171,7 +174,9 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
     tensors = dict(write_tensors(naming, model)) | lineage.buffers(model.architecture)
     tensors = {name.removeprefix(prefix): values for name, values in tensors.items()}
     # The library's own writer hides errors of the disk, and only the owner may read its files.
-    content = safetensors.numpy.save(tensors, metadata={"format": "pt"})
+    checksums = {name: zlib.crc32(values.tobytes()) for name, values in tensors.items()}
+    metadata = {"format": "pt", CHECKSUMS: json.dumps(checksums)}
+    content = safetensors.numpy.save(tensors, metadata=metadata)
     with errors_name(path / WEIGHT_FILES[0]):
         (path / WEIGHT_FILES[0]).write_bytes(content)
     write_tokenizer(path, model.tokenizer, model.architecture.max_position_embeddings)
@@ -222,11 +227,21 @@ def _open_safetensors(stack: contextlib.ExitStack, path: Path) -> dict[str, Stor
         file = stack.enter_context(safetensors.safe_open(path, framework="numpy"))
     except safetensors.SafetensorError as error:
         raise UserError(f"{path.name} is damaged or cut short ({error})") from error
+    written = (file.metadata() or {}).get(CHECKSUMS, "{}")
+    place = f"{path.name}: {CHECKSUMS}"
+    checksums = typed(parse_json(written, place), dict[str, int], place)
+
+    def read(name: str) -> np.ndarray:
+        values = file.get_tensor(name)
+        if checksums and checksums.get(name) != zlib.crc32(values.tobytes()):
+            raise UserError(f"{path.name} is damaged: {name} is not what was written")
+        return values
+
     stored = {}
     for name in file.keys():  # noqa: SIM118  (not a mapping)
         tensor = file.get_slice(name)
         dtype = DTYPES.get(tensor.get_dtype(), tensor.get_dtype())
-        stored[name] = Stored(tuple(tensor.get_shape()), dtype, partial(file.get_tensor, name))
+        stored[name] = Stored(tuple(tensor.get_shape()), dtype, partial(read, name))
     return stored
 
 

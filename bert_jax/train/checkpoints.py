@@ -403,7 +403,7 @@ def _read_progress(path: epath.Path) -> tuple[dict[str, Any], _Arrays]:
     with _reading():
         progress = json.loads((path / "progress" / _PROGRESS).read_text())
     checksum = progress.pop("crc32", None)
-    if checksum is None and "arrays" not in progress:
+    if checksum is None and _is_of_older_version(progress):
         return progress, {}
     if checksum != _crc32(progress):
         raise _Damage("progress is not what was saved")
@@ -412,6 +412,15 @@ def _read_progress(path: epath.Path) -> tuple[dict[str, Any], _Arrays]:
         name: _Array(tuple(shape), dtype, checksum)
         for name, (shape, dtype, checksum) in arrays.items()
     }
+
+
+def _is_of_older_version(progress: Mapping[str, Any]) -> bool:
+    """Whether it holds just numbers, and those that were not logged: without any checksum."""
+    unlogged = progress.get("unlogged", {})
+    numbers = [progress[key] for key in progress if key != "unlogged"]
+    return isinstance(unlogged, Mapping) and all(
+        isinstance(number, int | float) for number in (*numbers, *unlogged.values())
+    )
 
 
 def _crc32(progress: Mapping[str, Any]) -> int:
