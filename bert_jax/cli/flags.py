@@ -13,6 +13,7 @@ from etils import epath
 
 from bert_jax.config.arguments import parse
 from bert_jax.errors import UserError
+from bert_jax.inference.choices import METHODS
 from bert_jax.interop.choices import no_model
 from bert_jax.storage import UNFINISHED, is_remote, read_json
 from bert_jax.terminal import printable
@@ -111,6 +112,17 @@ def add_model(parser: argparse.ArgumentParser, help: str) -> None:
 def add_step(parser: argparse.ArgumentParser, help: str) -> None:
     """Adds --step, a checkpoint of a workdir."""
     parser.add_argument("--step", type=int, metavar="N", help=help)
+
+
+def add_method(parser: argparse.ArgumentParser, default: str | None = "pll") -> None:
+    """Adds --method, how texts are scored."""
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default=default,
+        help="what is masked to score a token: pll, the token alone (Salazar et al. 2020), or "
+        "within-word, also the later pieces of its word (Kauf and Ivanova 2023) (default: pll)",
+    )
 
 
 def add_casing(parser: argparse.ArgumentParser, *, cased: str, uncased: str) -> None:

@@ -16,6 +16,7 @@ from bert_jax.inference.text_lines import Line, Lines
 from bert_jax.terminal import printable, progress, say, say_json
 
 if TYPE_CHECKING:
+    from bert_jax.inference.scores import Score
     from bert_jax.inference.trained import Guess, TrainedBert
     from bert_jax.tasks.answering.decoding import Prediction
     from bert_jax.tasks.classification.decoding import Verdict
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
     for add_task in (
         _add_fill_mask,
         _add_next_sentence,
+        _add_score,
         _add_features,
         _add_attention,
         _add_classify,
@@ -106,6 +108,43 @@ def _next_sentence(arguments: argparse.Namespace) -> None:
     lines, bert = inputs.read(arguments), _load(arguments)
     for line, probability in _with_results(lines, bert.next_sentence):
         say_json(line.merged({"probability": round(probability, 6)}))
+    _report_skipped(lines)
+
+
+def _add_score(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "score",
+        help="print how probable texts are",
+        description="Prints texts as JSON lines with their `score`, the pseudo-log-likelihood in "
+        "nats: the sum over their tokens of the log probability of each, given all others. "
+        "`num_tokens`, `tokens` and `token_scores` are those of the tokens. Computed in fp32.",
+        epilog="examples:\n  bert-jax predict score --model=runs/quickstart "
+        '"The president spoke." "The president speak."\n'
+        "  bert-jax predict score --model=runs/quickstart sentences.txt --method=within-word",
+    )
+    task.set_defaults(run=_score)
+    _add_model(task, compute_dtype=False)
+    inputs.add(task, inputs.SINGLE)
+    flags.add_method(task)
+
+
+def _score(arguments: argparse.Namespace) -> None:
+    lines, bert = inputs.read(arguments), _load(arguments)
+
+    def score(texts: Iterator[str]) -> Iterator["Score"]:
+        return bert.score(texts, arguments.method)
+
+    for line, found in _with_results(lines, score):
+        say_json(
+            line.merged(
+                {
+                    "score": round(found.total, 6),
+                    "num_tokens": len(found.tokens),
+                    "tokens": found.tokens,
+                    "token_scores": [round(float(value), 6) for value in found.log_probs],
+                }
+            )
+        )
     _report_skipped(lines)
 
 
@@ -321,16 +360,18 @@ def _add_max_seq_length(task: argparse.ArgumentParser, help: str, otherwise: str
     )
 
 
-def _add_model(task: argparse.ArgumentParser) -> None:
+def _add_model(task: argparse.ArgumentParser, *, compute_dtype: bool = True) -> None:
     flags.add_model(
         task, "a training run, a Hugging Face or Google model, or the output of convert or export"
     )
     flags.add_step(task, "checkpoint of a run (default: newest)")
-    task.add_argument(
-        "--compute-dtype",
-        choices=COMPUTE_DTYPES,
-        help="dtype of matrix products (default: that of the run, or float32)",
-    )
+    task.set_defaults(compute_dtype=None)
+    if compute_dtype:
+        task.add_argument(
+            "--compute-dtype",
+            choices=COMPUTE_DTYPES,
+            help="dtype of matrix products (default: that of the run, or float32)",
+        )
 
 
 def _load(arguments: argparse.Namespace) -> "TrainedBert":

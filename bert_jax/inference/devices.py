@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 
 T = TypeVar("T")
+E = TypeVar("E", bound="HasIds")
 Found = TypeVar("Found")
 
 # Small batches keep activations in a CPU's caches; an accelerator needs larger ones.
@@ -22,6 +23,13 @@ TOKENS_PER_DEVICE = {"cpu": 1024}
 TOKENS_PER_ACCELERATOR = 16_384
 # Tokens packed and sorted together; more would not fill rows better.
 TOKENS_PER_WINDOW = 65_536
+
+
+class HasIds(Protocol):
+    """What is packed into rows: something with token ids."""
+
+    @property
+    def ids(self) -> np.ndarray: ...
 
 
 class Devices:
@@ -67,6 +75,16 @@ class Devices:
         start: Callable[[Batch], Found],
         finish: Callable[[Batch, Any], Iterable[T]],
     ) -> Iterator[T]:
+        """Results in the order of the examples; see `run_packed`."""
+        return self.run_packed(examples, self.batches, start, finish)
+
+    def run_packed(
+        self,
+        examples: Iterable[E],
+        pack: Callable[[Sequence[E]], list[Batch]],
+        start: Callable[[Batch], Found],
+        finish: Callable[[Batch, Any], Iterable[T]],
+    ) -> Iterator[T]:
         """Results in the order of the examples.
 
         A thread makes and packs a window of examples while the devices compute the previous one,
@@ -74,12 +92,13 @@ class Devices:
 
         Args:
           examples: one for each text.
+          pack: makes the batches of a window of examples.
           start: sends a batch to the devices and returns its future arrays, without waiting.
           finish: turns a batch and its arrays, fetched to numpy, into a result for each text.
         """
         smallest = self._tokens_per_device * self.mesh.size
         windows = _ahead(
-            (len(window), self.batches(window))
+            (len(window), pack(window))
             for window in _windows(examples, max(TOKENS_PER_WINDOW, 4 * smallest))
         )
         running = ((size, [(b, start(b)) for b in batches]) for size, batches in windows)
@@ -91,9 +110,9 @@ class Devices:
             yield from (results[index] for index in range(size))
 
 
-def _windows(examples: Iterable[Example], tokens: int) -> Iterator[list[Example]]:
+def _windows(examples: Iterable[E], tokens: int) -> Iterator[list[E]]:
     """Consecutive examples of at least `tokens` tokens together; the last may have fewer."""
-    window: list[Example] = []
+    window: list[E] = []
     size = 0
     for example in examples:
         window.append(example)

@@ -137,6 +137,19 @@ def best_words(
     return best(jax.nn.softmax(words))
 
 
+def log_probabilities(functions: Functions, params: Params, rows: Rows) -> jax.Array:
+    """[rows, slots] fp32: log probability of the target of each slot, in nats.
+
+    Args:
+      functions, params, rows: see the module; `rows` also has `positions` and `targets`, as from
+        `bert_jax.data.masked_copies.pack_copies`.
+    """
+    hidden = gather_positions(hidden_states(functions, params, rows)[-1], rows["positions"])
+    words = _on_last_axis(functions["masked_lm"], params, hidden)
+    found = jnp.take_along_axis(words, rows["targets"][..., None], axis=-1)[..., 0]
+    return found - jax.nn.logsumexp(words, axis=-1)
+
+
 def _on_last_axis(function: Function, params: Params, x: jax.Array) -> jax.Array:
     """Applies a function of [n, hidden] to [..., hidden]."""
     return function(params, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)

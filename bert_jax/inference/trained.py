@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -11,14 +12,16 @@ import jax
 import numpy as np
 from etils import epath
 
+from bert_jax.data.masked_copies import Copy, Tokens, masked_copies, pack_copies, tokens_of
 from bert_jax.data.packing import Batch, Example
 from bert_jax.errors import UserError
 from bert_jax.inference import programs
-from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
+from bert_jax.inference.choices import COMPUTE_DTYPES, METHODS, POOLINGS
 from bert_jax.inference.devices import Devices
 from bert_jax.inference.exported import is_exported, read_exported
 from bert_jax.inference.fine_tuned import known_task, task_as
 from bert_jax.inference.functions import Function, part_functions
+from bert_jax.inference.scores import Score, by_text
 from bert_jax.inference.texts import Text, checked, excerpt
 from bert_jax.interop.formats import read
 from bert_jax.interop.portable import Portable
@@ -126,7 +129,7 @@ class TrainedBert:
         limit = model.architecture.max_position_embeddings
         self._devices = Devices(model.tokenizer.pad_id, limit)
         self.params = self._devices.put_params(model.params)
-        self._model = model._replace(params={})
+        self._model, self._is_export = model._replace(params={}), functions is not None
 
         def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
             return jax.jit(functools.partial(function, self.functions), static_argnames=static)
@@ -296,6 +299,52 @@ class TrainedBert:
         return _like(texts, self._devices.run(examples, start, finish))
 
     @overload
+    def score(self, texts: Iterator[str], method: str = ...) -> Iterator[Score]: ...
+    @overload
+    def score(self, texts: Sequence[str], method: str = ...) -> list[Score]: ...
+    def score(self, texts: Iterable[str], method: str = "pll") -> list[Score] | Iterator[Score]:
+        """Pseudo-log-likelihoods: how probable the model finds each token, given all others.
+
+        They are computed in fp32, whatever the model's compute_dtype. A text of n tokens takes the
+        time of n texts.
+
+        Args:
+          texts: strings.
+          method: what is masked to score a token: "pll", the token alone (Salazar et al. 2020,
+            https://arxiv.org/abs/1910.14659), or "within-word", also the later pieces of its word
+            (Kauf and Ivanova 2023, https://arxiv.org/abs/2305.10588).
+
+        Returns:
+          For each text, its sum and the log probability of each token.
+
+        Raises:
+          UserError: the model has no masked_lm head, or it is an export that computes in bf16.
+        """
+        if method not in METHODS:
+            raise UserError(f"method={method!r}: use one of {', '.join(METHODS)}")
+        self.require(*MASKED_LM.parts(self.architecture))
+        log_probabilities, tokenizer = self._log_probabilities, self.tokenizer
+        within_word = method == "within-word"
+        waiting: deque[Tokens] = deque()
+
+        def copies() -> Iterator[Copy]:
+            for tokens in self._scored(checked(texts, pair=False)):
+                waiting.append(tokens)
+                yield from masked_copies(tokenizer, tokens, within_word=within_word)
+
+        def pack(some: Sequence[Copy]) -> list[Batch]:
+            return pack_copies(some, self._devices.batches)
+
+        def start(batch: Batch) -> jax.Array:
+            return log_probabilities(self.params, self._devices.put(batch))
+
+        def finish(batch: Batch, found: np.ndarray) -> Iterable[float]:
+            return found[batch.row, batch.slot].tolist()
+
+        found = self._devices.run_packed(copies(), pack, start, finish)
+        return _like(texts, by_text(waiting, found, tokenizer))
+
+    @overload
     def classify(
         self, texts: Iterator[Text], max_seq_length: int | None = ...
     ) -> Iterator[Verdict]: ...
@@ -449,6 +498,20 @@ class TrainedBert:
         windows = map(Example, features.input_ids, features.b_start)
         return task.predictions(list(self.logits_stream(task.head, windows)), features, examples)
 
+    @functools.cached_property
+    def _log_probabilities(self) -> Callable[..., jax.Array]:
+        """`programs.log_probabilities` in fp32, compiled."""
+        functions, numerics = self.functions, self._model.numerics
+        if numerics.compute_dtype != "float32":
+            if self._is_export:
+                raise UserError(
+                    f"the export computes in {numerics.compute_dtype}, which is too coarse for "
+                    "scores: use the model that it was made from"
+                )
+            exact = dataclasses.replace(numerics, compute_dtype="float32")
+            functions = _live_functions(self._model._replace(params=self.params, numerics=exact))
+        return jax.jit(functools.partial(programs.log_probabilities, functions))
+
     def attention(self, text: Text) -> np.ndarray:
         """How much each token of a text or pair attends to each other, in every attention head.
 
@@ -521,6 +584,23 @@ class TrainedBert:
 
     def _tokenized(self, texts: Iterable[Text], limit: int | None = None) -> Iterator[Example]:
         limit = self.architecture.max_position_embeddings if limit is None else limit
+        return self._reported(texts, limit, lambda text: self._tokenize(text, limit))
+
+    def _scored(self, texts: Iterable[str]) -> Iterator[Tokens]:
+        """The tokens of texts, between [CLS] and [SEP]."""
+        limit = self.architecture.max_position_embeddings
+
+        def tokenize(text: str) -> tuple[Tokens, int]:
+            ids, continues = tokens_of(self.tokenizer, text)
+            kept = limit - 2
+            return Tokens(ids[:kept], continues[:kept]), max(0, len(ids) - kept)
+
+        return self._reported(texts, limit, tokenize)
+
+    def _reported(
+        self, texts: Iterable[Any], limit: int, tokenize: Callable[[Any], tuple[T, int]]
+    ) -> Iterator[T]:
+        """Texts as tokens; a warning counts those that `tokenize` cuts to `limit` tokens."""
         cut, first, marked = 0, "", ""
         tokenizer = self.tokenizer
         ids = (tokenizer.pad_id, tokenizer.unk_id, tokenizer.cls_id, tokenizer.sep_id)
@@ -529,11 +609,11 @@ class TrainedBert:
             whole = text if isinstance(text, str) else " ".join(text)
             if not marked and any(token in whole for token in special):
                 marked = f"text number {number}, {excerpt(text)}"
-            example, lost = self._tokenize(text, limit)
+            tokens, lost = tokenize(text)
             if lost:
                 cut += 1
                 first = first or f"number {number}, {excerpt(text)}"
-            yield example
+            yield tokens
         if marked:
             _log.warning(f"{', '.join(special)} are plain text here, as in {marked}")
         if cut:
