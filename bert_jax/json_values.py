@@ -30,7 +30,10 @@ def parse_json(text: str, place: str) -> Any:
     except RecursionError as error:
         raise UserError(f"{place}: not usable JSON (brackets nested too deeply)") from error
     except ValueError as error:
-        raise UserError(f"{place}: not JSON ({error}); cut short or damaged?") from error
+        likely = "cut short or damaged?"
+        if text.strip() in ("{", "["):  # the first line of what others print with indents
+            likely = "its value goes on in other lines: write each record in one line"
+        raise UserError(f"{place}: not JSON ({error}); {likely}") from error
     if _SURROGATE.search(text):
         # Two such escapes may make one character; one alone is no text and cannot be encoded.
         try:

@@ -65,6 +65,10 @@ def decoded_lines(
                     reason = f"UTF-16, as its byte order mark says, not {encoding.upper()}"
                 refuse(UserError(f"{path}, line {number}: {reason}; {remedy}"))
                 continue
+            if number == 1 and b"\r" in line.rstrip(b"\r") and not line.endswith(b"\n"):
+                advice = f"tr '\\r' '\\n' < {path} > NEW"
+                refuse(UserError(f"{path}: carriage returns end its lines; convert it: {advice}"))
+                continue
             if 3 * line.count(b"\0") > len(line):
                 reason = "mostly NUL bytes: UTF-16, or part of a damaged file"
                 refuse(UserError(f"{path}, line {number}: {reason}; {remedy}"))
