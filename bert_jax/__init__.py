@@ -1,8 +1,8 @@
 """Pretraining of BERT on TPUs with JAX.
 
 The verbs of the command line, except `predict` and `plot`, are functions here: `prepare`,
-`pretrain`, `finetune`, `evaluate`, `convert`, `export`, `plan`; see `bert_jax.api`.
-`bert_jax.load(path)` loads a trained model; see `bert_jax.inference.trained`.
+`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `convert`, `export`, `plan`; see
+`bert_jax.api`. `bert_jax.load(path)` loads a trained model; see `bert_jax.inference.trained`.
 """
 
 import importlib
@@ -10,7 +10,16 @@ import logging
 from typing import Any
 
 __version__ = "0.1.0"
-_VERBS = ("prepare", "pretrain", "finetune", "evaluate", "convert", "export", "plan")
+_VERBS = (
+    "prepare",
+    "pretrain",
+    "finetune",
+    "evaluate",
+    "evaluate_suite",
+    "convert",
+    "export",
+    "plan",
+)
 _HOMES = {verb: f"bert_jax.api.{verb}" for verb in _VERBS} | {"load": "bert_jax.inference.trained"}
 __all__ = ["__version__", *_HOMES]
 

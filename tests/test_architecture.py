@@ -59,7 +59,8 @@ ONLY_IN = {
         "bert_jax.interop.tokenizer",
     },
     "matplotlib": {
-        f"bert_jax.report.{name}" for name in ("curves", "attention_maps", "confusion", "figures")
+        f"bert_jax.report.{name}"
+        for name in ("curves", "attention_maps", "confusion", "figures", "suites")
     },
     "seqeval": {"bert_jax.tasks.tagging.metrics"},
     "sklearn": {"bert_jax.tasks.classification.metrics"},
