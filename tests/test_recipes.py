@@ -15,7 +15,8 @@ from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import Stage
 from bert_jax.config.recipes import load_config
 from bert_jax.errors import UserError
-from bert_jax.fields import fields_of, fits, type_of
+from bert_jax.fields import build, fields_of, fits, type_of
+from bert_jax.objective.protocol import Objective
 from bert_jax.report.flops import pretraining_flops_per_example
 from bert_jax.tasks import Task
 
@@ -47,7 +48,8 @@ def test_recipe_builds(stage: Stage):
     state = program.abstract_state
     after, metrics = jax.eval_shape(program.step, state, abstract_batch(config, mesh), key)
     assert jax.tree.map(lambda x: x.shape, after) == jax.tree.map(lambda x: x.shape, state)
-    assert metrics["mlm_count"].shape == ()
+    words = ("mntp", "clm") if config.objective.called() == "hybrid" else ("mlm",)
+    assert all(metrics[f"{head}_count"].shape == () for head in words)
     assert config.predictions_per_row < config.data.max_seq_length
     assert config.optimizer.warmup_steps < config.steps
 
@@ -270,6 +272,11 @@ def test_a_recipe_follows_its_source(recipe):
         # GPT-BERT's cosine ends 1.6 % of the steps later than ours.
         tolerance = 0.06 if recipe == "gptbert.py:small" else 0.01
         assert found == pytest.approx(expected, rel=tolerance), billions
+
+
+def test_gptbert_learns_what_its_source_does():
+    objective = load("gptbert.py").objective
+    assert objective == build(Objective, {"name": "hybrid", "causal_share": 0.0625, "z_loss": 1e-4})
 
 
 # What the sources say of masking, besides the share of the predicted tokens.

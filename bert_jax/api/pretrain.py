@@ -21,6 +21,7 @@ from bert_jax.fields import resumable
 from bert_jax.interop.initial import initial_params, replace_params, without_parts
 from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
+from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
 from bert_jax.parallel.parallelism import parallelism
@@ -155,7 +156,7 @@ class Part(NamedTuple):
       mesh: devices to compute on.
       model: structure of the model.
       program: training state and step.
-      heads: names of the losses.
+      objective: what the model learns.
       stream: this host's batches.
       heldout: evaluation on held-out documents.
     """
@@ -164,7 +165,7 @@ class Part(NamedTuple):
     mesh: Mesh
     model: Model
     program: Program
-    heads: tuple[str, ...]
+    objective: BoundObjective
     stream: BatchStream
     heldout: HeldOut
 
@@ -189,7 +190,7 @@ class Part(NamedTuple):
         rate = learning_rate(config, stage.first_step)
         timed = config.budget_hours > 0
         program = Program(config, objective, model, optimizer, rate, mesh, timed=timed)
-        return cls(stage, mesh, model, program, objective.heads, stream, heldout)
+        return cls(stage, mesh, model, program, objective, stream, heldout)
 
     def initial_state(self, seed: int, given: dict[str, Any]) -> TrainState:
         """The state at step 0; parameters in `given`, numpy arrays, replace random ones."""
@@ -224,7 +225,8 @@ class Part(NamedTuple):
         config = self.stage.config
         return Log(
             writer,
-            self.heads,
+            self.objective.heads,
+            self.objective.factors,
             flops_per_token=flops_per_row(config) / config.data.max_seq_length,
             peak_flops=peak_flops(self.mesh),
         )
@@ -311,7 +313,7 @@ def learning_rate(config: PretrainConfig, first_step: int = 0) -> Rate:
 def flops_per_row(config: PretrainConfig) -> float:
     """Training FLOPs of a full row that holds one example."""
     length = config.data.max_seq_length
-    predictions = config.masking.masked_lm_prob * length
+    predictions = config.objective.predicted(config.masking.masked_lm_prob) * length
     return pretraining_flops_per_example(config.model, length=length, predictions=predictions)
 
 

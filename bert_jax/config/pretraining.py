@@ -13,6 +13,7 @@ from bert_jax.errors import UserError
 from bert_jax.fields import Plain, build, field, to_plain
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.attention import SPLASH_MULTIPLE
+from bert_jax.objective import hybrid as _hybrid  # a kind of objective  # noqa: F401
 from bert_jax.objective.masking import BoundMasking, Masking, TokenMasking
 from bert_jax.objective.pretraining import MlmNsp
 from bert_jax.objective.protocol import Objective
@@ -122,6 +123,7 @@ class PretrainConfig(PretrainingRun):
                 f"a {path}.data.max_seq_length that is a multiple of {SPLASH_MULTIPLE}; use "
                 "auto or xla"
             )
+        self.objective.check_model(path, model, numerics)
         check_microbatches(path, "data.batch_size", data.batch_size, self.optimizer)
         if self.optimizer.warmup_steps > self.steps:
             raise UserError(

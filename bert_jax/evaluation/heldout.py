@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -57,7 +58,7 @@ class HeldOut:
             num_batches=config.eval_batches,
             host_rows=hosts.local_rows(rules.batch_sharding(mesh), rows),
         )
-        self._heads = objective.heads
+        self._objective = objective
         self._token_counts = store.token_counts
         self._mesh = mesh
         everywhere = rules.replicated(mesh)
@@ -68,12 +69,21 @@ class HeldOut:
     def __call__(self, params: Params) -> dict[str, float]:
         """Means over all held-out examples; see `means`."""
         sums = [self._step(params, batch) for batch in self._device_batches()]
-        return means(add_sums(jax.device_get(sums)), self._heads)
+        heads, factors = self._objective.heads, self._objective.factors
+        return means(add_sums(jax.device_get(sums)), heads, factors)
 
     def baselines(self) -> dict[str, float]:
-        """See `pretraining_baselines`."""
+        """See `pretraining_baselines`; those of heads that the objective has."""
+        objective = self._objective
+
+        def words(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            weights = objective.weights(jax.tree.map(jnp.asarray, dict(batch)))
+            heads = [head for head in objective.word_heads if head in weights]
+            return {head: np.asarray(weights[head]) for head in heads}
+
         prepared = (jax.device_get(self._prepare(batch)) for batch in self._device_batches())
-        return pretraining_baselines(prepared, np.asarray(self._token_counts))
+        found = pretraining_baselines(prepared, np.asarray(self._token_counts), words)
+        return {name: x for name, x in found.items() if name.rpartition("_")[0] in objective.heads}
 
     def _device_batches(self) -> Iterator[Mapping[str, jax.Array]]:
         return (put_batch(batch, self._mesh) for batch in self._batches)

@@ -43,11 +43,13 @@ class Reach(NamedTuple):
       window: width in tokens, half on each side; None for the whole example.
       slopes: [heads], by how much the score falls with each token of distance (ALiBi); None for 0.
       distances: vectors that queries and keys are compared with by distance; None for none.
+      causal: [batch, length] bool, positions that attend to none after them; None for none.
     """
 
     window: int | None = None
     slopes: tuple[float, ...] | None = None
     distances: Distances | None = None
+    causal: jax.Array | None = None
 
 
 EVERYWHERE = Reach()
@@ -123,7 +125,7 @@ def _probabilities(
       segments: segment ids [batch, queries], [batch, keys].
       places: places in the row [1, queries], [1, keys].
       dtype: dtype of the result.
-      reach: limits within an example.
+      reach: limits within an example; its `causal` is that of the queries.
     """
     # With scores as [.., key, query], softmax reduces over the sublanes of a TPU, not over its
     # lanes, and dropout uses its bits in the layout in which they were drawn.
@@ -138,6 +140,9 @@ def _probabilities(
     distance = jnp.abs(places[1][:, None, :, None] - places[0][:, None, None, :])
     if reach.window is not None:
         allowed &= distance <= reach.window // 2
+    if reach.causal is not None:
+        is_later = places[1][:, None, :, None] > places[0][:, None, None, :]
+        allowed &= ~(reach.causal[:, None, None, :] & is_later)
     if reach.slopes is not None:
         scores -= jnp.asarray(reach.slopes, jnp.float32)[:, None, None] * distance
     scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
@@ -204,23 +209,23 @@ def _in_blocks(
     length = query.shape[1]
     block = WHOLE_LENGTH // 2
     blocks = -(-length // block)
-    padded = _pad(query, 0, blocks * block - length)
-    segments = _pad(segment_ids, 0, blocks * block - length)
+    of_queries = [query, segment_ids, *([] if reach.causal is None else [reach.causal])]
+    padded = [_pad(x, 0, blocks * block - length) for x in of_queries]
     keys = None if dropout_key is None else jax.random.split(dropout_key, blocks)
 
     @jax.checkpoint
     def one(block_and_key: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         index, own_key = block_and_key
-        part, ids = (
-            jax.lax.dynamic_slice_in_dim(x, index * block, block, axis=1)
-            for x in (padded, segments)
+        part, ids, *causal = (
+            jax.lax.dynamic_slice_in_dim(x, index * block, block, axis=1) for x in padded
         )
         places = (index * block + jnp.arange(block)[None], jnp.arange(length)[None])
-        found = _probabilities(part, key, (ids, segment_ids), places, value.dtype, reach)
+        own = reach._replace(causal=causal[0] if causal else None)
+        found = _probabilities(part, key, (ids, segment_ids), places, value.dtype, own)
         return jnp.einsum("bhkq,bkhd->bqhd", drop(found, key=own_key), value)
 
     found = jax.lax.map(one, (jnp.arange(blocks), keys))
-    return found.swapaxes(0, 1).reshape(padded.shape)[:, :length]
+    return found.swapaxes(0, 1).reshape(padded[0].shape)[:, :length]
 
 
 def _in_windows(
@@ -252,6 +257,8 @@ def _in_windows(
     # Padding of the row has segment 0; what is added here has -1, so the two do not mix.
     segments = split(_pad(segment_ids, 0, fill, -1)), neighbours(segment_ids + 1) - 1
     places = jnp.arange(block)[None] + block, jnp.arange(3 * block)[None]
+    if reach.causal is not None:
+        reach = reach._replace(causal=split(_pad(reach.causal, 0, fill)))
     found = _probabilities(
         split(_pad(query, 0, fill)), neighbours(key), segments, places, value.dtype, reach
     )

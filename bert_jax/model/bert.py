@@ -73,6 +73,7 @@ class Layer(nnx.Module):
         kind: LayerKind,
         distances: jax.Array | None = None,
         states: Sequence[jax.Array] = (),
+        causal: jax.Array | None = None,
     ) -> tuple[jax.Array, ...]:
         """One layer, from the output of the layer before it.
 
@@ -82,6 +83,7 @@ class Layer(nnx.Module):
           kind: kind of the layer.
           distances: see `SelfAttention`.
           states: with layer mixing, the embeddings and the results of all parts before.
+          causal: see `Bert`.
 
         Returns:
           The output, in the shape of `hidden`; with layer mixing followed by `states` and the two
@@ -95,6 +97,7 @@ class Layer(nnx.Module):
             keys[0],
             is_local=kind.is_local,
             distances=distances,
+            causal=causal,
         )
         rate = self.numerics.hidden_dropout
         hidden = self._add(hidden, dropout(update, rate, keys[1]), self.attention_norm)
@@ -164,6 +167,7 @@ class Encoder(nnx.Module):
         dropout_key: jax.Array | None = None,
         all_layers: bool = False,
         distances: jax.Array | None = None,
+        causal: jax.Array | None = None,
     ) -> jax.Array:
         """The states after the last layer; with `all_layers`, `hidden` and all layers' states."""
         graphdef, params = nnx.split(self.layers)
@@ -175,7 +179,7 @@ class Encoder(nnx.Module):
             (hidden, *states), (params, key) = carry, params_and_key
             params = nnx.to_pure_dict(params)
             layer = nnx.merge(graphdef, self.gather_layer(params))
-            carry = layer(hidden, position_ids, segment_ids, key, kind, distances, states)
+            carry = layer(hidden, position_ids, segment_ids, key, kind, distances, states, causal)
             return carry, carry[0] if all_layers else None
 
         # Mixing layers carry more and more states, which no loop does.
@@ -327,6 +331,7 @@ class Bert(nnx.Module):
         segment_ids: jax.Array,
         dropout_key: jax.Array | None = None,
         all_layers: bool = False,
+        causal: jax.Array | None = None,
     ) -> jax.Array:
         """Encodes rows of tokens.
 
@@ -336,6 +341,7 @@ class Bert(nnx.Module):
           dropout_key: a typed PRNG key; None turns dropout off.
           all_layers: return the embeddings and the output of every layer; a final norm applies to
             the last.
+          causal: [batch, length] bool, positions that attend to none after them; None for none.
 
         Returns:
           [batch, length, hidden_size] in the compute dtype; with `all_layers`,
@@ -345,7 +351,9 @@ class Bert(nnx.Module):
         hidden = self.embeddings(input_ids, token_type_ids, position_ids, segment_ids, keys[0])
         hidden = self.constrain(hidden, ("batch", "length", "hidden"))
         distances = self.embeddings.distances()
-        hidden = self.encoder(hidden, position_ids, segment_ids, keys[1], all_layers, distances)
+        hidden = self.encoder(
+            hidden, position_ids, segment_ids, keys[1], all_layers, distances, causal
+        )
         if not self.architecture.final_norm:
             return hidden
         last = hidden[-1] if all_layers else hidden

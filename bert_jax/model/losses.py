@@ -24,7 +24,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
     """
     weights = weights.reshape(-1)
     labels = jnp.where(weights > 0, labels.reshape(-1), 0)
-    nats, correct = _nats_and_correct(logits.reshape(len(labels), -1), labels)
+    nats, correct = nats_and_correct(logits.reshape(len(labels), -1), labels)
     return {
         "loss": jnp.sum(nats * weights),
         "correct": jnp.sum(correct * weights),
@@ -33,8 +33,13 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
 
 
 @jax.custom_vjp
-def _nats_and_correct(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """For each position: its cross-entropy, and whether no other class scores higher."""
+def nats_and_correct(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """For each position: its cross-entropy, and whether no other class scores higher.
+
+    Args:
+      logits: [..., classes] fp32.
+      labels: [...] int32 in [0, classes).
+    """
     return _forward(logits, labels)[0]
 
 
@@ -58,4 +63,4 @@ def _backward(
     return gradients[0][..., None] * (probabilities - is_label), None
 
 
-_nats_and_correct.defvjp(_forward, _backward)
+nats_and_correct.defvjp(_forward, _backward)

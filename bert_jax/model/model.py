@@ -39,13 +39,17 @@ class BertWithHeads(nnx.Module):
                 setattr(self, part, head.make_module(architecture, numerics, outputs, rngs))
 
     def encode(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """The hidden states [rows, length, hidden] of a batch; see `Bert` for its arrays."""
+        """The hidden states [rows, length, hidden] of a batch; see `Bert` for its arrays.
+
+        A batch may have `causal`.
+        """
         return self.bert(
             batch["input_ids"],
             batch["token_type_ids"],
             batch["position_ids"],
             batch["segment_ids"],
             dropout_key,
+            causal=batch.get("causal"),
         )
 
 

@@ -46,6 +46,7 @@ class SelfAttention(nnx.Module):
         *,
         is_local: bool = False,
         distances: jax.Array | None = None,
+        causal: jax.Array | None = None,
     ) -> jax.Array:
         """[batch, length, hidden_size] -> the same; see `Bert` for the other arguments.
 
@@ -60,7 +61,7 @@ class SelfAttention(nnx.Module):
             key,
             self._heads(self.value(hidden)),
             segment_ids,
-            reach=self._reach(is_local, distances),
+            reach=self._reach(is_local, distances)._replace(causal=causal),
             dropout_rate=self.dropout_rate,
             dropout_key=dropout_key,
         ).reshape(hidden.shape)

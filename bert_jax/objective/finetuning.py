@@ -1,7 +1,8 @@
 """The objective of fine-tuning: the loss of one head on the labels of a task."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -31,6 +32,8 @@ class FineTuning:
     freeze: bool = False
 
     heads = ("task",)
+    word_heads: ClassVar[tuple[str, ...]] = ()
+    factors: ClassVar[Mapping[str, float]] = {}
 
     def prepare(self, batch: Batch, step: jax.Array | None = None) -> Batch:
         """Returns the batch unchanged."""

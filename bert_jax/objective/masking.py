@@ -10,6 +10,7 @@ Positions are chosen in units, in random order; a unit is masked whole or not at
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -220,13 +221,38 @@ class BoundMasking:
     steps: int = 1
 
 
+class Choices(NamedTuple):
+    """What to predict, and what is seen there.
+
+    Attributes:
+      is_candidate: [rows, length] bool, tokens that may be predicted.
+      chosen: [rows, length] bool, those that are.
+      seen_ids: [rows, length] int32, what a chosen token becomes.
+    """
+
+    is_candidate: jax.Array
+    chosen: jax.Array
+    seen_ids: jax.Array
+
+
 def mask_tokens(
     batch: dict[str, jax.Array],
     masking: BoundMasking,
     key: jax.Array,
     step: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Chooses the positions to predict and masks them.
+    """Chooses the positions to predict and masks them; see `choose_tokens` and `hide_tokens`."""
+    _, chosen, seen_ids = choose_tokens(batch, masking, key, step)
+    return hide_tokens(batch, chosen, seen_ids, masking.slots)
+
+
+def choose_tokens(
+    batch: dict[str, jax.Array],
+    masking: BoundMasking,
+    key: jax.Array,
+    step: jax.Array | None = None,
+) -> Choices:
+    """Chooses the positions to predict.
 
     Of the chosen tokens `mask_share` become [MASK], `random_share` a random ordinary token, and the
     rest stay (80, 10 and 10 % in BERT), drawn independently for each token. The budget of an
@@ -241,11 +267,6 @@ def mask_tokens(
       masking: how to mask.
       key: a typed threefry key made from the seed alone.
       step: int32, steps done; None for the share of tokens at the start.
-
-    Returns:
-      The batch with `input_ids` masked and, in order of position, `masked_lm_positions`,
-      `masked_lm_ids` [rows, slots] int32 and `masked_lm_weights` [rows, slots] fp32, 0 in unused
-      slots.
     """
     input_ids, segment_ids = batch["input_ids"], batch["segment_ids"]
     is_candidate = (segment_ids > 0) & ~jnp.asarray(masking.is_special)[input_ids]
@@ -266,9 +287,27 @@ def mask_tokens(
     replaced = masked + masking.masking.random_share
     seen_ids = jnp.where(action_bits < replaced * _UINT32_RANGE, random_ids, input_ids)
     seen_ids = jnp.where(action_bits < masked * _UINT32_RANGE, masking.mask_id, seen_ids)
+    return Choices(is_candidate, chosen, seen_ids)
 
+
+def hide_tokens(
+    batch: dict[str, jax.Array], chosen: jax.Array, seen_ids: jax.Array, slots: int
+) -> dict[str, jax.Array]:
+    """Hides the chosen tokens and lists them.
+
+    Args:
+      batch: `input_ids` [rows, length] int32, and other arrays.
+      chosen, seen_ids: see `Choices`.
+      slots: predictions that a row has room for.
+
+    Returns:
+      The batch with `input_ids` masked and, in order of position, `masked_lm_positions`,
+      `masked_lm_ids` [rows, slots] int32 and `masked_lm_weights` [rows, slots] fp32, 0 in unused
+      slots.
+    """
+    input_ids = batch["input_ids"]
     # A stable sort by "not chosen" lists the chosen positions first, in order.
-    positions = jnp.argsort(~chosen, axis=1, stable=True)[:, : masking.slots].astype(jnp.int32)
+    positions = jnp.argsort(~chosen, axis=1, stable=True)[:, :slots].astype(jnp.int32)
     weights = jnp.take_along_axis(chosen, positions, axis=1)
     return batch | {
         "input_ids": jnp.where(chosen, seen_ids, input_ids),
@@ -280,13 +319,28 @@ def mask_tokens(
 
 def _bits_by_position(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
     """Four uint32 arrays [rows, length], keyed by (epoch, example, position)."""
-    fold = jax.vmap(jax.vmap(jax.random.fold_in))
-    epochs, examples = batch["example_ids"][..., 0], batch["example_ids"][..., 1]
-    keys = fold(fold(jnp.broadcast_to(key, epochs.shape), epochs), examples)
-    owner = jnp.maximum(batch["segment_ids"] - 1, 0)
-    keys = fold(jnp.take_along_axis(keys, owner, axis=1), batch["position_ids"])
-    bits = jax.vmap(jax.vmap(lambda k: jax.random.bits(k, (4,))))(keys)
+    bits = jax.vmap(jax.vmap(lambda k: jax.random.bits(k, (4,))))(position_keys(batch, key))
     return jnp.moveaxis(bits, -1, 0)
+
+
+def example_keys(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    """[rows, examples] keys, by (epoch, example), of a typed threefry key."""
+    epochs, examples = batch["example_ids"][..., 0], batch["example_ids"][..., 1]
+    return _fold(_fold(jnp.broadcast_to(key, epochs.shape), epochs), examples)
+
+
+def position_keys(batch: dict[str, jax.Array], key: jax.Array) -> jax.Array:
+    """[rows, length] keys, by (epoch, example, position), of a typed threefry key."""
+    return _fold(of_example(example_keys(batch, key), batch), batch["position_ids"])
+
+
+def of_example(values: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+    """[rows, examples] -> [rows, length]: the value of each position's example."""
+    owner = jnp.maximum(batch["segment_ids"] - 1, 0)
+    return jnp.take_along_axis(values, owner, axis=1)
+
+
+_fold = jax.vmap(jax.vmap(jax.random.fold_in))
 
 
 def word_starts(is_continuation: jax.Array, is_candidate: jax.Array) -> jax.Array:

@@ -1,7 +1,8 @@
 """BERT's objective: masked LM plus next sentence (or sentence order) prediction."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,14 @@ class PreTraining:
     @property
     def heads(self) -> tuple[str, ...]:
         return ("mlm", "nsp", "z") if self.z_loss else ("mlm", "nsp")
+
+    @property
+    def word_heads(self) -> tuple[str, ...]:
+        return ("mlm",)
+
+    @property
+    def factors(self) -> Mapping[str, float]:
+        return {}
 
     def prepare(self, batch: Batch, step: jax.Array | None = None) -> Batch:
         """Masks the rows of a global batch; see `mask_tokens` for what it adds."""
@@ -88,7 +97,7 @@ class MlmNsp(Objective, name="mlm_nsp"):
         bounds=NOT_NEGATIVE,
     )
 
-    def for_heldout(self) -> "MlmNsp":
+    def for_heldout(self) -> Self:
         return replace(self, z_loss=0.0)
 
     def parts_for(self, *, pairs: bool) -> tuple[str, ...]:

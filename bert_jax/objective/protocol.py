@@ -1,5 +1,6 @@
 """Objectives, as a training step sees them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -7,6 +8,7 @@ import jax
 from flax import nnx
 
 from bert_jax.fields import Choice
+from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.heads import PRETRAINING
 from bert_jax.objective.masking import BoundMasking
 
@@ -20,6 +22,14 @@ class BoundObjective(Protocol):
     @property
     def heads(self) -> tuple[str, ...]:
         """Names of its losses."""
+
+    @property
+    def word_heads(self) -> tuple[str, ...]:
+        """Those of `heads` that predict `masked_lm_ids` of a prepared batch."""
+
+    @property
+    def factors(self) -> Mapping[str, float]:
+        """What some losses are multiplied by in the total loss; the others by 1."""
 
     def prepare(self, batch: Batch, step: jax.Array | None = None) -> Batch:
         """Completes a global batch (masks, labels) before it is split into microbatches.
@@ -57,6 +67,19 @@ class Objective(Choice):
     def for_heldout(self) -> "Objective":
         """The objective that scores held-out examples, without what only guides training."""
         return self
+
+    def check_model(self, path: str, model: Architecture, numerics: Numerics) -> None:
+        """Raises UserError if it cannot train a model.
+
+        Args:
+          path: what fields of the configuration begin with.
+          model: architecture of the model.
+          numerics: how it is computed.
+        """
+
+    def predicted(self, masked: float) -> float:
+        """The share of tokens whose words it predicts, where masking chooses a share."""
+        return masked
 
     def bind(
         self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int

@@ -35,7 +35,8 @@ def choose_attention(implementation: str, mesh: Mesh) -> Attend:
     Args:
       implementation: "xla"; "splash", the TPU kernel if the length is a multiple of
         `SPLASH_MULTIPLE` and nothing is dropped, XLA otherwise; or "auto", splash on TPUs for rows
-        of at least `SPLASH_MIN_LENGTH` tokens. XLA also computes ALiBi and relative positions.
+        of at least `SPLASH_MIN_LENGTH` tokens. XLA also computes ALiBi, relative positions and
+        rows with causal examples.
       mesh: mesh to run on. Off TPUs the kernel runs in its interpreter, slowly.
     """
     on_tpu = mesh.devices.flat[0].platform == "tpu"
@@ -57,6 +58,7 @@ def choose_attention(implementation: str, mesh: Mesh) -> Attend:
         length = query.shape[1]
         dropped = dropout_key is not None and dropout_rate > 0
         scored = reach.slopes is not None or reach.distances is not None
+        scored |= reach.causal is not None  # the kernel's masks are the same for all rows
         if dropped or scored or length < shortest or length % SPLASH_MULTIPLE:
             return attention(
                 query,

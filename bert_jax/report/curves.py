@@ -20,12 +20,16 @@ Axis = Literal["steps", "tokens"]
 PRETRAINING = {  # metric -> title
     "mlm_loss": "Masked LM loss (nats)",
     "mlm_accuracy": "Masked LM accuracy (%)",
+    "mntp_loss": "Masked next-token loss (nats)",
+    "mntp_accuracy": "Masked next-token accuracy (%)",
+    "clm_loss": "Causal LM loss (nats)",
+    "clm_accuracy": "Causal LM accuracy (%)",
     "nsp_loss": "Sentence pair loss (nats)",
     "nsp_accuracy": "Sentence pair accuracy (%)",
 }
 BASELINES = {
-    "mlm_loss": "unigram distribution",
-    "mlm_accuracy": "most frequent token",
+    **dict.fromkeys(("mlm_loss", "mntp_loss", "clm_loss"), "unigram distribution"),
+    **dict.fromkeys(("mlm_accuracy", "mntp_accuracy", "clm_accuracy"), "most frequent token"),
     "nsp_loss": "label frequencies",
     "nsp_accuracy": "most frequent label",
 }

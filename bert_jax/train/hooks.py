@@ -28,6 +28,7 @@ class Log:
         self,
         writer: MetricsWriter,
         heads: Sequence[str],
+        factors: Mapping[str, float] | None = None,
         *,
         flops_per_token: float = 0.0,
         peak_flops: float | None = None,
@@ -35,16 +36,17 @@ class Log:
         """Args:
         writer: where to write.
         heads: heads of the objective.
+        factors: factors of its losses.
         flops_per_token: FLOPs of the forward and backward pass.
         peak_flops: peak of all devices together, per second; None if it is not known.
         """
-        self._writer, self._heads = writer, heads
+        self._writer, self._heads, self._factors = writer, heads, factors
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
 
     def __call__(self, trainer: Trainer) -> None:
         trainer.collect()
         sums = trainer.sums
-        line = means(sums, self._heads)
+        line = means(sums, self._heads, self._factors)
         line["grad_norm"] = sums["grad_norm"] / sums["steps"]
         line["learning_rate"] = sums["learning_rate"]
         line |= trainer.stopwatch.read()

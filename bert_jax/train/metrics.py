@@ -30,21 +30,30 @@ def add_sums(parts: Iterable[Mapping[str, Any]]) -> Sums:
     return total
 
 
-def means(sums: Mapping[str, float], heads: Iterable[str]) -> Line:
+def means(
+    sums: Mapping[str, float], heads: Iterable[str], factors: Mapping[str, float] | None = None
+) -> Line:
     """Means: for each head with labels, "<head>_loss" in nats and "<head>_accuracy" in [0, 1].
 
-    "loss" is the sum over heads. "mlm_perplexity" is exp of the masked LM loss in nats. "padding"
+    "loss" is the sum over heads. "<head>_perplexity" is exp of the loss of words in nats. "padding"
     is the share of positions that hold no token.
+
+    Args:
+      sums: sums and counts by name.
+      heads: the objective's heads.
+      factors: what some losses are multiplied by in "loss"; the others by 1.
     """
     line: Line = {}
     present = [head for head in heads if sums[f"{head}_count"]]
-    line["loss"] = sum(sums[f"{head}_loss"] / sums[f"{head}_count"] for head in present)
+    losses = {head: sums[f"{head}_loss"] / sums[f"{head}_count"] for head in present}
+    line["loss"] = sum((factors or {}).get(head, 1) * loss for head, loss in losses.items())
     for head in present:
-        line[f"{head}_loss"] = sums[f"{head}_loss"] / sums[f"{head}_count"]
+        line[f"{head}_loss"] = losses[head]
         if f"{head}_correct" in sums:
             line[f"{head}_accuracy"] = sums[f"{head}_correct"] / sums[f"{head}_count"]
-    if "mlm_loss" in line:
-        line["mlm_perplexity"] = math.exp(min(line["mlm_loss"], 700.0))
+    for head in ("mlm", "mntp", "clm"):
+        if head in losses:
+            line[f"{head}_perplexity"] = math.exp(min(losses[head], 700.0))
     line["padding"] = 1.0 - sums["tokens"] / sums["positions"]
     return line
 

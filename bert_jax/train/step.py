@@ -32,9 +32,10 @@ def make_train_step(
 ) -> Step:
     """Builds `train_step(state, batch, dropout_key) -> (state, metrics)`, a pure function to jit.
 
-    The loss is the sum over heads of (sum over the global batch / count of the global batch). The
-    counts are known before the forward pass, so every microbatch divides by the count of the whole
-    batch, and accumulation gives the result of one large batch up to rounding.
+    The loss is the sum over heads of (sum over the global batch / count of the global batch), some
+    times a factor of the objective. The counts are known before the forward pass, so every
+    microbatch divides by the count of the whole batch, and accumulation gives the result of one
+    large batch up to rounding.
 
     Args:
       objective: what to learn.
@@ -62,6 +63,8 @@ def make_train_step(
         def loss(params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
             sums = objective.sums(params, batch, key)
             losses = [sums[f"{head}_loss"] / jnp.maximum(counts[head], 1) for head in counts]
+            factors = [objective.factors.get(head) for head in counts]
+            losses = [x if factor is None else factor * x for factor, x in zip(factors, losses)]
             return cast(jax.Array, sum(losses)), sums  # 0 only if there were no head
 
         def gradients_and_sums(index: Any, microbatch: Batch) -> tuple[Params, Metrics]:
