@@ -354,5 +354,9 @@ def leaves(group: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field[
 
 
 def resumable(group: Any, prefix: str = "") -> list[str]:
-    """Prefixes "field:" of the lines of `differences` that a resumed run may have."""
-    return [f"{prefix}{path}:" for path, each in leaves(group) if each.metadata.get("resume")]
+    """Beginnings of the lines of `differences` that a resumed run may have.
+
+    They are "field:", and "field[" for the items of one that has several.
+    """
+    free = [f"{prefix}{path}" for path, each in leaves(group) if each.metadata.get("resume")]
+    return [path + mark for path in free for mark in (":", "[")]

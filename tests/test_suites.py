@@ -3,17 +3,31 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from portables import make_portable
+from test_training import recipe
 
 from bert_jax.__main__ import main
+from bert_jax.api.evaluate_suite import evaluate_suite
+from bert_jax.api.pretrain import pretrain
 from bert_jax.data.suites import Pair, Paradigm, read_suite, subsample, suite_name
 from bert_jax.data.wordpiece import load_wordpiece
+from bert_jax.errors import UserError
+from bert_jax.evaluation.suite_scores import SuiteScores, exact
 from bert_jax.evaluation.suites import MinimalPairs, open_suite, separation
 from bert_jax.inference.trained import TrainedBert
 from bert_jax.interop.workdir import write_workdir
+from bert_jax.model.architecture import Numerics
+from bert_jax.model.heads import parts_of
+from bert_jax.model.model import build_model
+from bert_jax.parallel import rules
+from bert_jax.parallel.mesh import Layout
+from bert_jax.parallel.parallelism import parallelism
+from bert_jax.report.curves import _panels
+from bert_jax.report.metrics_file import read_metrics
 from bert_jax.report.suites import table
 
 pytestmark = pytest.mark.core
@@ -127,7 +141,10 @@ def test_results():
     assert found["by_term"]["q"]["accuracy"] == 0.5
     assert found["chance"] == 0.5
     assert results.metrics() == {
-        "accuracy": pytest.approx(1.625 / 3), "x_accuracy": 0.3125, "y_accuracy": 1.0
+        "accuracy": pytest.approx(1.625 / 3),
+        "accuracy/x": 0.3125,
+        "accuracy/y": 1.0,
+
     }  # fmt: skip
     lines = table(found)
     assert max(map(len, lines)) <= 80
@@ -268,6 +285,84 @@ def test_evaluate(model, blimp, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "2 sentences, 50.0% of them acceptable"
+
+
+class Totals:
+    """A suite that tells the scores of its sentences."""
+
+    def __init__(self, texts):
+        self.texts = texts
+
+    def results(self, totals, counts):
+        found = {f"score/{n}": total for n, total in enumerate(totals)}
+        return SimpleNamespace(chance=0.5, metrics=lambda: found | {"tokens": counts.sum()})
+
+
+def test_scores_on_a_mesh(model):
+    """In training, sentences have the same scores as afterwards, whatever the layout and dtype."""
+    texts = ["", *(f"The Union is strong {'and free ' * n}at last." for n in range(20))]
+    texts.append("peace " * 200)  # is cut
+    halves = {"first": Totals(texts[:11]), "second": Totals(texts[11:])}
+    mesh, numerics = (
+        Layout(data=2, fsdp=2, tensor=2).mesh(),
+        Numerics(compute_dtype="bfloat16", remat="none"),
+    )
+    numerics = exact(numerics)
+    architecture = model.architecture
+    parts = parts_of(model.params)
+    structure = build_model(architecture, numerics, parallelism(mesh, numerics), parts=parts)
+    score = SuiteScores(
+        halves, model.tokenizer, structure, numerics, mesh, longest_row=128, batch_tokens=2048
+    )
+    found = score(rules.put_params(model.params, mesh, structure.axes))
+    expected = TrainedBert(model).score(texts)
+    names = [f"first_score/{n}" for n in range(11)] + [f"second_score/{n}" for n in range(11)]
+    totals = [score.total for score in expected]
+    np.testing.assert_allclose([found[name] for name in names], totals, atol=2e-4)
+    counted = found["first_tokens"] + found["second_tokens"]
+    assert counted == sum(len(score.tokens) for score in expected)
+
+
+def test_during_a_run(sotu_store, blimp, tmp_path, capsys):
+    """Lines of their own, the same as after the run; how and what to score may change."""
+    (tmp_path / "dev.tsv").write_text("s\t1\t\tWe are at peace.\ns\t0\t\tPeace at.\n")
+    suites = (f"blimp:{blimp}", f"cola:{tmp_path / 'dev.tsv'}")
+    fields = {"steps": 4, "eval_every": 4, "eval_suites_every": 2, "eval_suites": suites}
+    assert pretrain(recipe(sotu_store, **fields), tmp_path / "run")
+    assert "step 2 suites  blimp " in capsys.readouterr().out
+    lines = read_metrics(tmp_path / "run")
+    assert [line["step"] for line in lines if line["split"] == "suites"] == [2, 4]
+    (baseline,) = (line for line in lines if line["split"] == "baseline")
+    assert baseline["blimp_accuracy"] == baseline["cola_dev_auc"] == 0.5
+    last = next(line for line in lines if line["split"] == "suites" and line["step"] == 4)
+    found = evaluate_suite(tmp_path / "run", suites[0])
+    assert last["blimp_accuracy"] == pytest.approx(found["over_paradigms"]["accuracy"])
+    for name, share in found["by_field"].items():
+        assert last[f"blimp_accuracy/{name}"] == pytest.approx(share["accuracy"])
+    auc = evaluate_suite(tmp_path / "run", suites[1])["total"]["auc"]
+    assert last["cola_dev_auc"] == pytest.approx(auc)
+
+    fields |= {"steps": 6, "eval_suites": suites[:1], "eval_suite_pairs": 1, "eval_suites_every": 0}
+    assert pretrain(recipe(sotu_store, **fields), tmp_path / "run")
+    lines = [line for line in read_metrics(tmp_path / "run") if line["split"] == "suites"]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert "cola_dev_auc" not in lines[-1]
+    assert _panels(read_metrics(tmp_path / "run"))["blimp_accuracy"] == "blimp_accuracy (%)"
+
+
+@pytest.mark.parametrize(
+    ("suites", "message"),
+    [
+        (("blimp",), "config.eval_suites: 'blimp': must be one of blimp:PATH"),
+        (("zorro:a", "zorro:b"), "config.eval_suites: two suites are called zorro: leave one out"),
+        (("blimp:{tmp}",), "no paradigm: a folder without a .jsonl file"),
+    ],
+)
+def test_bad_suites_of_a_recipe(sotu_store, tmp_path, suites, message):
+    suites = tuple(suite.format(tmp=tmp_path) for suite in suites)
+    with pytest.raises(UserError, match=re.escape(message)):
+        pretrain(recipe(sotu_store, eval_suites=suites), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,15 @@ from bert_jax.config.saved import read_pretrain_config
 from bert_jax.data.batches import BatchStream, prefetch
 from bert_jax.data.sampling import Usage
 from bert_jax.data.stores import Store, open_store
+from bert_jax.data.suites import suite_name
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluation.heldout import HeldOut, bound_objective
+from bert_jax.evaluation.suite_scores import SuiteScores, exact
+from bert_jax.evaluation.suites import open_suite
 from bert_jax.fields import resumable
 from bert_jax.interop.initial import initial_params, replace_params, without_parts
-from bert_jax.model.heads import parts_of
+from bert_jax.model.heads import MASKED_LM, parts_of
 from bert_jax.model.model import Model, build_model
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import cpu, hosts, rules
@@ -121,10 +125,16 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
         with MetricsWriter(workdir, trainer.done) as writer, Profiler(workdir / "profile") as trace:
             for part in parts:
                 if trainer.done == part.stage.first_step:
-                    writer.write(trainer.done, "baseline", part.heldout.baselines())
+                    baselines = part.heldout.baselines()
+                    if part.suites:
+                        baselines |= part.suites.baselines()
+                    writer.write(trainer.done, "baseline", baselines)
                 trainer.state = part.place(trainer.state)
                 trainer.report_every(config.log_every, part.log(writer))
                 trainer.every(config.eval_every, Evaluate(part.heldout, writer, [target]))
+                if part.suites:
+                    scores = Evaluate(part.suites, writer, split="suites")
+                    trainer.every(config.eval_suites_every or config.eval_every, scores)
                 trainer.every(config.checkpoint_every, save, when_stopped=True)
                 trainer.after_every_step(trace.after_step)
                 trainer.stop_when(target.reached)
@@ -159,6 +169,7 @@ class Part(NamedTuple):
       objective: what the model learns.
       stream: this host's batches.
       heldout: evaluation on held-out documents.
+      suites: evaluation on suites, if there are any.
     """
 
     stage: Stage
@@ -168,6 +179,7 @@ class Part(NamedTuple):
     objective: BoundObjective
     stream: BatchStream
     heldout: HeldOut
+    suites: SuiteScores | None
 
     @classmethod
     def build(cls, stage: Stage, store: Store, parts: Sequence[str]) -> "Part":
@@ -185,12 +197,15 @@ class Part(NamedTuple):
             stream = store.training_batches(config.data, seed=config.seed, host_rows=rows)
             model = stage_model(config, mesh, parts)
             heldout = HeldOut(config, store, model, mesh)
+            suites = None
+            if config.eval_suites:
+                suites = suite_scores(config, store.tokenizer, mesh, parts)
         objective = bound_objective(config, store, model, config.seed, stage.first_step)
         optimizer = config.optimizer.transformation(model.axes)
         rate = learning_rate(config, stage.first_step)
         timed = config.budget_hours > 0
         program = Program(config, objective, model, optimizer, rate, mesh, timed=timed)
-        return cls(stage, mesh, model, program, objective, stream, heldout)
+        return cls(stage, mesh, model, program, objective, stream, heldout, suites)
 
     def initial_state(self, seed: int, given: dict[str, Any]) -> TrainState:
         """The state at step 0; parameters in `given`, numpy arrays, replace random ones."""
@@ -291,6 +306,33 @@ def stage_model(config: PretrainConfig, mesh: Mesh, parts: Sequence[str]) -> Mod
     )
     others = [part for part in config.objective.parts if part not in parts]
     return model._replace(init=lambda key: without_parts(whole.init(key), others))
+
+
+def suite_scores(
+    config: PretrainConfig, tokenizer: Tokenizer, mesh: Mesh, parts: Sequence[str]
+) -> SuiteScores:
+    """The evaluation on the suites of a run or stage.
+
+    Raises:
+      UserError: a suite cannot be read, or the model has no masked_lm.
+    """
+    if MASKED_LM.part not in parts:
+        raise UserError(f"config.eval_suites: the model has no {MASKED_LM.part} to score them")
+    with hosts.agreement():
+        suites = {
+            name.label: open_suite(name, config.eval_suite_pairs)
+            for name in map(suite_name, config.eval_suites)
+        }
+    config = dataclasses.replace(config, numerics=exact(config.numerics))
+    return SuiteScores(
+        suites,
+        tokenizer,
+        stage_model(config, mesh, parts),
+        config.numerics,
+        mesh,
+        longest_row=config.model.max_position_embeddings,
+        batch_tokens=config.data.batch_size * config.data.max_seq_length,
+    )
 
 
 def learning_rate(config: PretrainConfig, first_step: int = 0) -> Rate:

@@ -59,6 +59,12 @@ class SuiteName(NamedTuple):
     kind: str
     path: str
 
+    @property
+    def label(self) -> str:
+        """Its name in metrics: the kind, and for single files their name, as in cola_dev."""
+        name = epath.Path(self.path).name.partition(".")[0]
+        return self.kind if self.kind in ("blimp", "zorro") else f"{self.kind}_{name}"
+
 
 def suite_name(text: str) -> SuiteName:
     """Splits KIND:PATH.

@@ -24,7 +24,7 @@ class Results(Protocol):
     chance: ClassVar[float]
 
     def metrics(self) -> dict[str, float]:
-        """Scores by name: the first is the one for the whole suite."""
+        """Scores by name: the first is that of the whole suite, NAME/PART that of a part."""
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as plain values."""
@@ -93,7 +93,7 @@ class PairResults:
     def metrics(self) -> dict[str, float]:
         """The mean over all paradigms, then those of the widest groups."""
         by_group = next(iter(self.by_group.values()), {})
-        others = {f"{name}_accuracy": share.accuracy for name, share in by_group.items()}
+        others = {f"accuracy/{name}": share.accuracy for name, share in by_group.items()}
         return {"accuracy": self.over_paradigms.accuracy} | others
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,16 +227,8 @@ class AcceptabilityResults:
     chance: ClassVar[float] = 0.5
 
     def metrics(self) -> dict[str, float]:
-        """AUC, then the best Matthews' correlation, of the sums and of the means."""
-        found = {
-            f"{name}{suffix}": value
-            for suffix, score in (("", "total"), ("_per_token", "per_token"))
-            for name, value in (
-                ("auc", self.by_score[score].auc),
-                ("best_matthews", self.by_score[score].best_matthews),
-            )
-        }
-        return found
+        """AUC of the sums, then of the means."""
+        return {"auc": self.by_score["total"].auc, "auc/per_token": self.by_score["per_token"].auc}
 
     def to_dict(self) -> dict[str, Any]:
         return {

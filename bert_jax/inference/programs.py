@@ -16,6 +16,7 @@ from bert_jax.inference.functions import Function
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.bert import gather_positions
 from bert_jax.model.heads import NEXT_SENTENCE, Head
+from bert_jax.model.losses import log_probability
 from bert_jax.model.parameters import Params
 from bert_jax.parallel import rules
 
@@ -146,8 +147,7 @@ def log_probabilities(functions: Functions, params: Params, rows: Rows) -> jax.A
     """
     hidden = gather_positions(hidden_states(functions, params, rows)[-1], rows["positions"])
     words = _on_last_axis(functions["masked_lm"], params, hidden)
-    found = jnp.take_along_axis(words, rows["targets"][..., None], axis=-1)[..., 0]
-    return found - jax.nn.logsumexp(words, axis=-1)
+    return log_probability(words, rows["targets"])
 
 
 def _on_last_axis(function: Function, params: Params, x: jax.Array) -> jax.Array:

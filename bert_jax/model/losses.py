@@ -32,6 +32,17 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> d
     }
 
 
+def log_probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """[...] fp32: log probability of each target, in nats.
+
+    Args:
+      logits: [..., classes] fp32.
+      targets: [...] int32.
+    """
+    found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return found - jax.nn.logsumexp(logits, axis=-1)
+
+
 @jax.custom_vjp
 def nats_and_correct(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """For each position: its cross-entropy, and whether no other class scores higher.

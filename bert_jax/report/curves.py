@@ -62,12 +62,13 @@ def draw_curves(
     axes = figure.subplots(rows, 2, squeeze=False)
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
+    suites = _suites(next(iter(runs.values())))
     colors = {name: f"C{i}" for i, name in enumerate(runs)}
     for (metric, title), axis in zip(panels.items(), axes.flat):
         for name, lines in runs.items():
             position = _tokens(name, lines) if x == "tokens" else float
             _draw_run(axis, lines, metric, position, colors[name])
-        _name_baselines(axis, metric)
+        _name_baselines(axis, "chance" if metric in suites else BASELINES.get(metric, "baseline"))
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("tokens" if x == "tokens" else "step")
         if x == "tokens":
@@ -89,12 +90,18 @@ def _panels(lines: Sequence[Line]) -> dict[str, str]:
     """Metric -> title: the panels of pretraining, or one for each metric of a task."""
     known = {m: title for m, title in PRETRAINING.items() if any(m in line for line in lines)}
     if known:
-        return known
+        return known | {name: titled(label(name), is_regression=False) for name in _suites(lines)}
     heldout = [line for line in lines if line["split"] == "heldout"] or lines
     names = dict.fromkeys(name for line in heldout for name in line)
     metrics = [name for name in names if name not in ("step", "split")]
     is_regression = any(name in metrics for name in ("pearson", "spearman"))
     return {name: titled(label(name), is_regression=is_regression) for name in metrics}
+
+
+def _suites(lines: Sequence[Line]) -> list[str]:
+    """The metrics of suites as a whole."""
+    names = dict.fromkeys(n for line in lines if line["split"] == "suites" for n in line)
+    return [name for name in names if name not in ("step", "split") and "/" not in name]
 
 
 def _short(names: Mapping[str, Any]) -> list[str]:
@@ -128,14 +135,15 @@ def _draw_run(
     color: str,
 ) -> None:
     scale = 100 if is_share(metric) else 1
-    for split in ("train", "heldout"):
+    for split in ("train", "heldout", "suites"):
         points = [
             (position(line["step"]), line[metric] * scale)
             for line in lines
             if line["split"] == split and metric in line
         ]
         if points:
-            axis.plot(*zip(*points), color=color, **STYLES[split])
+            style = STYLES.get(split, STYLES["heldout"])
+            axis.plot(*zip(*points), color=color, **style)
     # Every phase of a run has a baseline, which holds until the next one.
     baselines = [line for line in lines if line["split"] == "baseline" and metric in line]
     ends = [*(line["step"] for line in baselines[1:]), max(line["step"] for line in lines)]
@@ -146,9 +154,8 @@ def _draw_run(
         )
 
 
-def _name_baselines(axis: Axes, metric: str) -> None:
+def _name_baselines(axis: Axes, name: str) -> None:
     """Says at the last of the baselines what guesses so."""
     ends = [tuple(np.array(line.get_xydata())[-1]) for line in axis.lines if line.get_gid()]
     if ends:
-        name = BASELINES.get(metric, "baseline")
         axis.annotate(name, max(ends), ha="right", va="bottom", fontsize=8, color="gray")

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 # Shares in [0, 1], which are printed and drawn as percentages.
-_SHARES = ("accuracy", "f1", "precision", "recall", "exact_match", "padding")
+_SHARES = ("accuracy", "f1", "precision", "recall", "exact_match", "padding", "auc")
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share: its name ends in accuracy, f1, precision, recall and so on."""
-    return metric.endswith(_SHARES)
+    """Whether a metric is a share: its name, or that before "/", ends in accuracy, f1 and so on."""
+    return metric.partition("/")[0].endswith(_SHARES)
 
 
 def shown(metric: str, value: float) -> str:

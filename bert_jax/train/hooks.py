@@ -59,19 +59,22 @@ class Log:
 
 
 class Evaluate:
-    """Writes and prints a line of held-out scores."""
+    """Writes and prints a line of scores."""
 
     def __init__(
         self,
         score: Callable[[Params], Scores],
         writer: MetricsWriter,
         listeners: Iterable[Callable[[Trainer, Scores], None]] = (),
+        split: str = "heldout",
     ):
         """Args:
         score: parameters -> scores.
         writer: where to write.
         listeners: called with the scores before their line is written.
+        split: "split" of the line: "heldout" or "suites".
         """
+        self._split = split
         self._score, self._writer, self._listeners = score, writer, tuple(listeners)
         self._compiled = False
 
@@ -84,9 +87,10 @@ class Evaluate:
         self._compiled = True
         for listener in self._listeners:
             listener(trainer, scores)
-        self._writer.write(trainer.done, "heldout", scores)
+        self._writer.write(trainer.done, self._split, scores)
         seconds = time.monotonic() - started
-        start, end = f"step {trainer.done} held-out", duration(seconds)
+        name = "held-out" if self._split == "heldout" else self._split
+        start, end = f"step {trainer.done} {name}", duration(seconds)
         numbers = scores_line(scores, 80 - len(start) - len(end) - 4)
         print_once(f"{start}  {numbers}  {end}")
         trainer.stopwatch.skip(seconds)

@@ -87,7 +87,7 @@ class MetricsWriter:
         self._events = _Events(workdir / "tensorboard", first_step + 1)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Writes one line: step, split ("train", "heldout", "baseline") and the metrics."""
+        """Writes a line: step, split ("train", "heldout", "suites", "baseline") and the metrics."""
         if not self._writes:
             return
         metrics = finite(metrics)
@@ -197,6 +197,8 @@ def scores_line(scores: Mapping[str, float], width: int = 80) -> str:
     """
     texts = []
     for name, value in scores.items():
+        if "/" in name:  # a part of another one
+            continue
         if name == "loss" or not name.endswith(("_loss", "_perplexity", "padding")):
             texts.append(f"{name.removesuffix('_accuracy')} {shown(name, value)}")
     while len("  ".join(texts)) > width:

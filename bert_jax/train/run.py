@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from bert_jax.data.suites import suite_name
 from bert_jax.errors import UserError
 from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, field
 
@@ -77,6 +78,24 @@ class PretrainingRun(Run):
         bounds=NOT_NEGATIVE,
         resume=True,
     )
+    eval_suites: tuple[str, ...] = field(
+        (),
+        "suites to score during the run (docs/evaluation.md): blimp:FOLDER, "
+        "zorro:FOLDER, pairs:FILE, cola:FILE",
+        resume=True,
+    )
+    eval_suites_every: int = field(
+        0,
+        "steps between scores of eval_suites; 0: at every evaluation",
+        bounds=NOT_NEGATIVE,
+        resume=True,
+    )
+    eval_suite_pairs: int = field(
+        20,
+        "pairs of each paradigm of eval_suites to score, always the same; 0 for all",
+        bounds=NOT_NEGATIVE,
+        resume=True,
+    )
     checkpoint_every: int = field(
         5_000,
         "steps between checkpoints; the last step is always saved",
@@ -86,6 +105,18 @@ class PretrainingRun(Run):
     keep_checkpoints: int = field(
         3, "how many of the newest checkpoints to keep", bounds=POSITIVE, resume=True
     )
+
+    def check(self, path: str) -> None:
+        """Raises UserError if a suite is not named KIND:PATH, or two have one name."""
+        super().check(path)
+        names = []
+        for suite in self.eval_suites:
+            try:
+                names.append(suite_name(suite).label)
+            except UserError as error:
+                raise UserError(f"{path}.eval_suites: {error}") from error
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"{path}.eval_suites: two suites are called {twice[0]}: leave one out")
 
 
 @dataclass(frozen=True)
