@@ -18,11 +18,12 @@ OPTIONS = {"batch_size": 32, "max_seq_length": 128}
 PACKED = {**OPTIONS, "packing": True, "max_examples_per_row": 4}
 
 
-def Batches(split, *, seed, num_epochs=None, host_rows=None, pad_id=0, **options):
+def Batches(split, *, seed, num_epochs=None, first_row=0, host_rows=None, pad_id=0, **options):
     """Batches without packing, unless it is asked for."""
     sampling = Sampling(**{"packing": False, **options})
     special = SimpleNamespace(cls_id=1, sep_id=2, pad_id=pad_id)
-    rows = {"num_epochs": num_epochs, "host_rows": host_rows}
+    rows = {"num_epochs": num_epochs, "first_row": first_row}
+    rows["host_rows"] = np.arange if host_rows is None else lambda _: host_rows
     return batches_module.Batches(split, sampling, special, seed=seed, **rows)
 
 

@@ -32,7 +32,7 @@ def make_config(store: TokenStore, **data) -> PretrainConfig:
 
 def training_batches(config: PretrainConfig, store: TokenStore) -> BatchStream:
     rows = np.arange(config.data.batch_size)
-    return store.training_batches(config.data, seed=config.seed, host_rows=rows)
+    return store.training_batches(config.data, seed=config.seed, host_rows=lambda _: rows)
 
 
 def concatenate(batches) -> dict[str, np.ndarray]:

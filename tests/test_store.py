@@ -206,7 +206,7 @@ def test_tokens_are_checked_before_they_are_used(store, tmp_path):
         tokens.flush()
         opened = open_token_store(path)
         assert opened.fingerprint == store.fingerprint
-        stream = opened.training_batches(sampling, seed=0, host_rows=rows)
+        stream = opened.training_batches(sampling, seed=0, host_rows=lambda _: rows)
         steps = range(-(-stream.rows_per_epoch // 8))
         if message is None:
             assert max(stream.batch(step)["input_ids"].max() for step in steps) < 3000

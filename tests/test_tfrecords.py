@@ -19,6 +19,7 @@ from bert_jax import __main__
 from bert_jax.api.pretrain import pretrain
 from bert_jax.cli import evaluate, prepare
 from bert_jax.data.batches import PremaskedBatches, one_epoch
+from bert_jax.data.sampling import Sampling
 from bert_jax.data.stores import open_store
 from bert_jax.data.tfrecords import Example, _masked_crc, is_premasked, open_premasked
 from bert_jax.errors import UserError
@@ -93,7 +94,7 @@ def masked(sotu_store):
     config, store = configured(sotu_store), open_store(sotu_store)
     masking, rows = config.bound_masking(store.tokenizer), np.arange(config.data.batch_size)
     prepare = jax.jit(PreTraining(None, masking, seed=0).prepare)
-    stream = store.training_batches(config.data, seed=config.seed, host_rows=rows)
+    stream = store.training_batches(config.data, seed=config.seed, host_rows=lambda _: rows)
     heldout = store.heldout_batches(config.data, num_batches=5, host_rows=rows)
     batches = {"train": map(stream.batch, range(20)), "heldout": heldout}
     masked = {}
@@ -159,7 +160,7 @@ def test_a_file_of_tensorflow(tmp_path, folder):
 def test_an_epoch_is_a_permutation(folder, masked):
     """Every row whole, as the token store gives it to the model; each once an epoch."""
     split = open_premasked(folder).train
-    batches = PremaskedBatches(split, seed=3, batch_size=20)
+    batches = PremaskedBatches(split, Sampling(batch_size=20), seed=3)
     assert batches.rows_per_epoch == 320
     written = masked["train"]
     number = {row.tobytes(): i for i, row in enumerate(written["input_ids"])}
@@ -178,18 +179,20 @@ def test_an_epoch_is_a_permutation(folder, masked):
         assert sorted(order) == list(range(320))
         orders.append(order)
     assert orders[0] != orders[1] != list(range(320))
-    again = PremaskedBatches(split, seed=3, batch_size=20).batch(17)
+    again = PremaskedBatches(split, Sampling(batch_size=20), seed=3).batch(17)
     np.testing.assert_array_equal(again["input_ids"], batches.batch(17)["input_ids"])
 
 
 def test_hosts_share_a_batch(folder):
     split = open_premasked(folder).heldout
     rows = [np.array([0, 1, 2, 3, 4, 10]), np.array([5, 6, 7, 8, 9, 11])]
-    options = {"batch_size": 12, "seed": 0, "num_epochs": 1}
-    whole, *shares = (
-        list(one_epoch(PremaskedBatches(split, host_rows=r, **options), 12))
-        for r in (np.arange(12), *rows)
-    )
+    sampling = Sampling(batch_size=12)
+
+    def share(rows):
+        stream = PremaskedBatches(split, sampling, seed=0, num_epochs=1, host_rows=lambda _: rows)
+        return list(one_epoch(stream, 12))
+
+    whole, *shares = (share(r) for r in (np.arange(12), *rows))
     assert len(whole) == -(-len(split) // 12)
     assert len(split) % 12, "the last batch is to be filled up"
     seen = []

@@ -217,7 +217,7 @@ def test_masks_are_of_whole_words(kinds, kind, texts, tmp_path):
         **{"data.pairs": "none", "data.max_seq_length": 64, "data.batch_size": 16},
         **{"masking": "whole_word", "masking.max_predictions_per_seq": 60},
     )
-    batches = store.training_batches(config.data, seed=0, host_rows=np.arange(16))
+    batches = store.training_batches(config.data, seed=0, host_rows=np.arange)
     batch = batches.batch(0)
     masked = mask_tokens(batch, config.bound_masking(tokenizer), jax.random.key(0))
     predicted = np.zeros(batch["input_ids"].shape, bool)

@@ -28,6 +28,7 @@ from bert_jax.model.heads import HEADS, PRETRAINING, parts_of
 from bert_jax.model.model import build_model
 from bert_jax.storage import errors_name, is_remote
 from bert_jax.terminal import say
+from bert_jax.train.weights import TRAINED
 
 WRITERS = {
     "huggingface": write_huggingface,
@@ -42,6 +43,7 @@ def convert(
     *,
     to: str,
     step: int | None = None,
+    weights: str = TRAINED,
     architecture: str | None = None,
     initialise: Sequence[str] = (),
     seed: int = 0,
@@ -56,6 +58,7 @@ def convert(
       target: local directory, new or empty; appears when it is complete.
       to: one of `FORMATS`.
       step: checkpoint of a workdir; None for the newest.
+      weights: which of a workdir, "trained", "ema" or "average:N"; see `bert_jax.train.weights`.
       architecture: one of `ARCHITECTURES`, whose parts to write; None for all parts of the source.
       initialise: missing parts, of `INITIALISED`, to start at random.
       seed: seed of `initialise`, 32 bits.
@@ -76,7 +79,9 @@ def convert(
     check_seed(seed)
     target = epath.Path(target)
     _check_unused(target)
-    model = formats.read(source, step, lowercase=lowercase, strict=strict, report=report)
+    model = formats.read(
+        source, step, weights=weights, lowercase=lowercase, strict=strict, report=report
+    )
     model = _with_parts(model, architecture, initialise, seed, report)
     if model.vectors and to != "bert_jax":
         report("left out: the length, pooling and normalisation of sentence-transformers")

@@ -35,6 +35,7 @@ from bert_jax.tasks import Task
 from bert_jax.tasks.features import check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, latest_step
+from bert_jax.train.weights import TRAINED
 
 _log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ def evaluate(
     workdir: epath.PathLike,
     *,
     step: int | None = None,
+    weights: str = TRAINED,
     store: str | None = None,
     data: str = "dev",
     predictions: epath.PathLike | None = None,
@@ -70,6 +72,7 @@ def evaluate(
       workdir: directory of a training run, or of any model with the head of a task, such as a
         classifier of Hugging Face.
       step: checkpoint to score; None for the newest, or the best of fine-tuning.
+      weights: which of a workdir, "trained", "ema" or "average:N"; see `bert_jax.train.weights`.
       store: for pretraining, store whose held-out documents to score on; None for the run's.
       data: for a task, "train", "dev" or "test" of the run, or another file or tfds:NAME:SPLIT.
       predictions: for a task, file to write predictions to; labels are then not read. See
@@ -86,15 +89,15 @@ def evaluate(
         if wrong := [flag for flag in overrides if not flag.startswith("--config.task.")]:
             raise UserError(f"{wrong[0]}: only fields of the task, --config.task.FIELD=VALUE")
     if "data" not in fields:
-        return _evaluate_task(workdir, step, data, predictions, overrides)
+        return _evaluate_task(workdir, step, weights, data, predictions, overrides)
     with hosts.agreement():
         if predictions or overrides:
             raise UserError(f"{workdir} is a pretraining run, which has no task to predict")
-    return _evaluate_pretraining(workdir, step, store)
+    return _evaluate_pretraining(workdir, step, weights, store)
 
 
 def _evaluate_pretraining(
-    workdir: epath.Path, step: int | None, store_path: str | None
+    workdir: epath.Path, step: int | None, weights: str, store_path: str | None
 ) -> Evaluated:
     with hosts.agreement():
         config = read_pretrain_config(workdir / "config.json")
@@ -110,7 +113,7 @@ def _evaluate_pretraining(
             )
     check_same(config, store)
     mesh = make_mesh()
-    trained = load_trained(workdir, mesh, step)
+    trained = load_trained(workdir, mesh, step, weights)
     heldout = HeldOut(trained.config, store, trained.model, mesh)
     return Evaluated("heldout", trained.step, heldout(trained.params), heldout.baselines())
 
@@ -118,6 +121,7 @@ def _evaluate_pretraining(
 def _evaluate_task(
     workdir: epath.Path,
     step: int | None,
+    weights: str,
     data: str,
     predictions_path: epath.PathLike | None,
     overrides: Sequence[str],
@@ -131,7 +135,7 @@ def _evaluate_task(
         if predictions_path is not None:
             check_path(epath.Path(predictions_path))
         try:
-            model = read(checkpoint, step)
+            model = read(checkpoint, step, weights=weights)
         except DamagedCheckpoint as error:
             if checkpoint == workdir or not error.whole:
                 raise
@@ -227,20 +231,23 @@ class Trained(NamedTuple):
     step: int
 
 
-def load_trained(workdir: epath.Path, mesh: Mesh, step: int | None = None) -> Trained:
+def load_trained(
+    workdir: epath.Path, mesh: Mesh, step: int | None = None, weights: str = TRAINED
+) -> Trained:
     """Restores the parameters of a pretraining run onto a mesh.
 
     Args:
       workdir: directory of the run.
       mesh: mesh for the parameters; may differ from the run's.
       step: checkpoint to restore; None for the newest.
+      weights: which, see `bert_jax.train.weights`.
 
     Raises:
       UserError: `workdir` has no run or no such checkpoint.
     """
     config = read_pretrain_config(workdir / "config.json")
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        params, step = checkpoints.read_params(step)
+        params, step = checkpoints.read_params(step, weights)
     config = config.stage_of(step).config
     model = stage_model(config, mesh, parts_of(params))
     check_params(workdir / "checkpoints" / str(step), model, params)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import math
+import operator
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -54,9 +55,9 @@ from bert_jax.train.workdirs import (
     WEIGHTS,
     check_same_run,
     claim_workdir,
-    first_weights,
     has_run,
     held,
+    start_of,
     starting_step,
     way_back,
 )
@@ -78,7 +79,7 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     """
     workdir = epath.Path(workdir)
     with hosts.agreement():
-        source = read_initial(config.init_from, report=hosts.print_once)
+        source = read_initial(config.init_from, config.init_weights, report=hosts.print_once)
         task, data = read_data(config, source)
     hosts.check_shared(workdir)
     for name, (examples, features, _) in data.items():
@@ -237,13 +238,14 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
         if saved is not None:
             changed = differences(saved, description)
             check_same_run(workdir, changed, identity, weights, free_to_change(config))
-        started = {WEIGHTS: weights()} if done is None else first_weights(workdir)
+        started = {WEIGHTS: weights()} if done is None else start_of(workdir)
     progress: dict[str, Any] = {}
     if done is None:
         state = initial_state(config, setup)
     else:
         with way_back(config.resume_from), Checkpoints(workdir, read_only=True) as old:
             state, progress = old.restore(program.abstract_state, done)
+        state = program.place(state)
         hosts.print_once(f"resuming at step {done}")
     with hosts.agreement():
         if hosts.is_primary():
@@ -265,7 +267,12 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
             writer.write(0, "baseline", baseline)
         trainer = Trainer(state, checkpoints, progress)
         keep_best = KeepBest(best, next(iter(baseline)), workdir)
-        evaluate = Evaluate(lambda params: setup.scores["dev"](params).metrics, writer, [keep_best])
+        evaluate = Evaluate(
+            lambda params: setup.scores["dev"](params).metrics,
+            writer,
+            [keep_best],
+            params=operator.attrgetter("averaged"),
+        )
         every = max(1, batches.steps_per_epoch // config.evals_per_epoch)
         trainer.report_every(config.log_every, Log(writer, FineTuning.heads))
         trainer.every(every, evaluate)
@@ -352,7 +359,7 @@ def initial_state(config: FinetuneConfig, setup: Setup) -> TrainState:
     params = replace_params(state.params, given)
     if config.reinit_layers:
         params = reinit_layers(params, state.params, config.reinit_layers)
-    return dataclasses.replace(state, params=params)
+    return setup.program.place(dataclasses.replace(state, params=params, ema=None))
 
 
 def head_by_names(source: Portable, task: AnyTask) -> Params | None:

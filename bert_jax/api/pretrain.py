@@ -1,17 +1,21 @@
 """Pretrains BERT: masked LM and next sentence prediction on a token store."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from bert_jax.config.overrides import differences
+from bert_jax.config.overrides import differences, flatten
 from bert_jax.config.pretraining import PretrainConfig, Stage
 from bert_jax.config.saved import read_pretrain_config
+from bert_jax.data.batch_sizes import BatchSizes
 from bert_jax.data.batches import BatchStream, prefetch
 from bert_jax.data.sampling import Usage
 from bert_jax.data.stores import Store, open_store
@@ -31,27 +35,35 @@ from bert_jax.parallel.mesh import check_divides, row_devices
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.report.flops import peak_flops, pretraining_flops_per_example
 from bert_jax.report.live import draw_run
+from bert_jax.storage import read_json
 from bert_jax.train.budget import Budget
-from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, latest_step
 from bert_jax.train.checksums import weights_fingerprint
 from bert_jax.train.hooks import Evaluate, Log, Target, save
 from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.profiling import Profiler
 from bert_jax.train.program import Program
+from bert_jax.train.run import Origin, parse_origin
 from bert_jax.train.schedules import Rate
 from bert_jax.train.state import TrainState, num_params
 from bert_jax.train.step import Batch, Metrics
 from bert_jax.train.trainer import Trainer
 from bert_jax.train.workdirs import (
+    FIRST_ROW,
     WEIGHTS,
     check_same_run,
     claim_workdir,
-    first_weights,
     has_run,
     held,
+    start_of,
     starting_step,
     way_back,
 )
+
+# Beginnings of lines about fields in which a branch may differ from its run; the rows of its data
+# are the same whatever `SAME_ROWS` are.
+SAME_ROWS = ("data.store:", "data.batch_size:", "data.start_batch_size:", "data.growth_")
+BRANCH = ("branch_from:", "optimizer.", "masking.", *SAME_ROWS)
 
 
 def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
@@ -70,6 +82,7 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
     """
     workdir = epath.Path(workdir)
     with hosts.agreement():
+        config = with_origin(config, workdir)
         store = configured_store(config)
     check_same(config, store)
     hosts.check_shared(workdir)
@@ -81,11 +94,20 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
     """Begins or resumes the run in a workdir that is held; see `pretrain`."""
     with hosts.agreement():
         done = check_can_go_on(workdir, config, store)
-    with way_back(config.resume_from):
-        model_parts = trained_parts(config, store) if done is None else saved_parts(workdir, done)
+    origin = parse_origin(config.branch_from) if done is None else Origin("", None)
     initial: dict[str, Any] = {}
-    started = {} if done is None else first_weights(workdir)
-    if config.init_from and done is None:
+    started: dict[str, Any] = {} if done is None else start_of(workdir)
+    if origin.workdir:
+        with hosts.agreement():
+            started = {FIRST_ROW: check_origin(config, store)}
+        with other_origin(origin):
+            model_parts = saved_parts(epath.Path(origin.workdir), config.first_step)
+    elif done is None:
+        model_parts = trained_parts(config, store)
+    else:
+        with way_back(config.resume_from):
+            model_parts = saved_parts(workdir, done)
+    if config.init_from and done is None and not origin.workdir:
         with hosts.agreement():
             initial, lines = initial_params(config, store.tokenizer, model_parts)
         started = {WEIGHTS: weights_fingerprint(initial)}
@@ -97,12 +119,21 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
         draw(workdir)
         return True
     # Build all stages now, so that a mistake in the last one fails before the first is trained.
-    parts = [Part.build(stage, store, model_parts) for stage in stages]
+    first_row = started.get(FIRST_ROW, 0)
+    parts = [
+        Part.build(stage, store, model_parts, first_row * (stage.first_step == config.first_step))
+        for stage in stages
+    ]
     check_shapes(parts)
     describe(parts, store)
 
     progress: dict[str, Any] = {}
-    if done is None:
+    if origin.workdir:
+        with other_origin(origin), Checkpoints(origin.workdir, read_only=True) as saved:
+            state, progress = saved.restore(parts[0].program.abstract_state, origin.step)
+        progress = {name: progress[name] for name in ("unlogged",) if name in progress}
+        hosts.print_once(f"branching from {origin}")
+    elif done is None:
         state = parts[0].initial_state(config.seed, initial)
     else:
         with way_back(config.resume_from), Checkpoints(workdir, read_only=True) as saved:
@@ -113,7 +144,7 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
             claim_workdir(workdir, config.to_dict(), identity(store) | started, store.tokenizer)
     with Checkpoints(workdir, keep=config.keep_checkpoints, last=done or 0) as checkpoints:
         trainer = Trainer(state, checkpoints, progress)
-        budget = Budget(config.steps, config.budget_hours, progress)
+        budget = Budget(config.last_step, config.budget_hours, progress)
         target = Target("mlm_accuracy", config.target_mlm_accuracy, progress)
         trainer.stop_by(budget)
         trainer.carry(target.progress)
@@ -122,16 +153,25 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
             draw(workdir)
             return True
 
-        with MetricsWriter(workdir, trainer.done) as writer, Profiler(workdir / "profile") as trace:
+        with (
+            MetricsWriter(workdir, trainer.done, anew=done is None) as writer,
+            Profiler(workdir / "profile") as trace,
+        ):
+            if origin.workdir:
+                writer.write_origin(trainer.done, origin.workdir)
             for part in parts:
                 if trainer.done == part.stage.first_step:
                     baselines = part.heldout.baselines()
                     if part.suites:
                         baselines |= part.suites.baselines()
                     writer.write(trainer.done, "baseline", baselines)
-                trainer.state = part.place(trainer.state)
+                trainer.state = part.program.place(trainer.state)
                 trainer.report_every(config.log_every, part.log(writer))
                 trainer.every(config.eval_every, Evaluate(part.heldout, writer, [target]))
+                if part.stage.config.optimizer.ema_decay:
+                    ema = attrgetter("ema")
+                    scored = Evaluate(part.heldout, writer, split="heldout_ema", params=ema)
+                    trainer.every(config.eval_every, scored)
                 if part.suites:
                     scores = Evaluate(part.suites, writer, split="suites")
                     trainer.every(config.eval_suites_every or config.eval_every, scores)
@@ -145,7 +185,7 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
     draw(workdir)
     if over:
         hosts.print_once(over)
-    elif trainer.stopped_by and trainer.done < config.steps:
+    elif trainer.stopped_by and trainer.done < config.last_step:
         signal = trainer.stopped_by.name
         hosts.print_once(f"{signal}: saved at step {trainer.done}; run again to go on")
         return False
@@ -182,8 +222,14 @@ class Part(NamedTuple):
     suites: SuiteScores | None
 
     @classmethod
-    def build(cls, stage: Stage, store: Store, parts: Sequence[str]) -> "Part":
+    def build(cls, stage: Stage, store: Store, parts: Sequence[str], first_row: int = 0) -> "Part":
         """Plans the first epoch and draws the held-out examples; compiles at the first step.
+
+        Args:
+          stage: stage to train.
+          store: its data.
+          parts: parts of the model.
+          first_row: row of the data with which the first batch begins.
 
         Raises:
           UserError: the store has no batches for this stage, or devices cannot share its arrays.
@@ -193,8 +239,12 @@ class Part(NamedTuple):
             mesh = config.mesh.mesh()
             check_devices(config, mesh)
             store.check(config.data, config.masking.max_predictions_per_seq, "config")
-            rows = hosts.local_rows(rules.batch_sharding(mesh), config.data.batch_size)
-            stream = store.training_batches(config.data, seed=config.seed, host_rows=rows)
+            stream = store.training_batches(
+                config.data,
+                seed=config.seed,
+                first_row=first_row,
+                host_rows=functools.partial(hosts.local_rows, rules.batch_sharding(mesh)),
+            )
             model = stage_model(config, mesh, parts)
             heldout = HeldOut(config, store, model, mesh)
             suites = None
@@ -212,12 +262,8 @@ class Part(NamedTuple):
         state = self.program.init(jax.random.key(seed))
         zero1 = self.stage.config.mesh.zero1
         placed = rules.put_params(given, self.mesh, self.model.axes, zero1=zero1)
-        return dataclasses.replace(state, params=replace_params(state.params, placed))
-
-    def place(self, state: TrainState) -> TrainState:
-        """Moves a state to the layout of this stage."""
-        shardings = jax.tree.map(lambda x: x.sharding, self.program.abstract_state)
-        return jax.device_put(state, shardings)
+        params = replace_params(state.params, placed)
+        return self.program.place(dataclasses.replace(state, params=params, ema=None))
 
     def step(self, budget: Budget) -> Any:
         """(state, batch) -> (state, metrics), compiled."""
@@ -242,6 +288,7 @@ class Part(NamedTuple):
             writer,
             self.objective.heads,
             self.objective.factors,
+            first_row=lambda step: BatchSizes(config.data).first_row(step - self.stage.first_step),
             flops_per_token=flops_per_row(config) / config.data.max_seq_length,
             peak_flops=peak_flops(self.mesh),
         )
@@ -257,12 +304,18 @@ def describe(parts: list[Part], store: Store) -> None:
     cpu.advise()
     hosts.print_once(store.summary)
     for part in parts:
-        config = part.stage.config
+        config, sizes = part.stage.config, BatchSizes(part.stage.config.data).sizes
+        grow = f"{sizes[0]:,} to " if len(sizes) > 1 else ""
         hosts.print_once(
-            f"{part.stage.name or 'run'}: {config.steps:,} steps of {config.data.batch_size:,} "
+            f"{part.stage.name or 'run'}: {config.steps:,} steps of {grow}{sizes[-1]:,} "
             f"rows of {config.data.max_seq_length} tokens, {part.stream.rows_per_epoch:,} rows an "
             f"epoch{_used(part.stream.usage, config.data.pairs)}"
         )
+        if len(sizes) > 1:
+            hosts.print_once(
+                f"batches grow in {config.data.growth_steps:,} steps; the step is compiled for "
+                f"each of their {len(sizes)} sizes"
+            )
         if part.stream.usage and (warning := part.stream.usage.warning()):
             hosts.print_once(f"Warning: {warning}.")
 
@@ -401,13 +454,17 @@ def check_same(config: PretrainConfig, store: Store) -> None:
 def check_devices(config: PretrainConfig, mesh: Mesh) -> None:
     """Raises UserError if rows or parameters cannot be split over the mesh."""
     check_divides(mesh, config.model)
-    rows = config.data.batch_size // config.optimizer.gradient_accumulation
-    if rows % row_devices(mesh):
-        raise UserError(
-            f"config.data.batch_size={config.data.batch_size} in "
-            f"{config.optimizer.gradient_accumulation} microbatches gives {rows} rows, which "
-            f"{row_devices(mesh)} devices (axes data and fsdp) cannot share equally"
-        )
+    for size in BatchSizes(config.data).sizes[::-1]:
+        rows = size // config.optimizer.gradient_accumulation
+        if rows % row_devices(mesh):
+            name = "config.data.batch_size"
+            if size < config.data.batch_size:
+                name = "config.data.start_batch_size with config.data.growth_rows, a batch"
+            raise UserError(
+                f"{name}={size} in "
+                f"{config.optimizer.gradient_accumulation} microbatches gives {rows} rows, which "
+                f"{row_devices(mesh)} devices (axes data and fsdp) cannot share equally"
+            )
 
 
 def check_shapes(parts: list[Part]) -> None:
@@ -438,7 +495,7 @@ def is_over(config: PretrainConfig, done: int, budget: Budget, target: Target) -
     """
     if target.reached():
         rows = sum(
-            (min(done, stage.last_step) - stage.first_step) * stage.config.data.batch_size
+            BatchSizes(stage.config.data).first_row(min(done, stage.last_step) - stage.first_step)
             for stage in config.stages()
             if stage.first_step < done
         )
@@ -478,12 +535,86 @@ def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -
         )
 
     check_same_run(workdir, changed, identity(store), weights, [*resumable(config), *later])
-    if step > config.steps:
+    if step > config.last_step:
         raise UserError(
-            f"config.steps={config.steps}, but {workdir} has {step} steps already: "
+            f"config.steps={config.steps}, but {workdir} has {step - config.first_step} steps "
+            f"already: "
             f"choose another --workdir or more steps"
         )
     return done
+
+
+def with_origin(config: PretrainConfig, workdir: epath.Path) -> PretrainConfig:
+    """The config with the step from which a branch begins, if it names only the run.
+
+    Raises:
+      UserError: that run has no checkpoint.
+    """
+    origin = parse_origin(config.branch_from)
+    if not origin.workdir or origin.step is not None:
+        return config
+    if has_run(workdir):
+        saved = parse_origin(read_pretrain_config(workdir / "config.json").branch_from)
+        if saved.workdir == origin.workdir:
+            return dataclasses.replace(config, branch_from=str(saved))
+    step = latest_step(origin.workdir) if epath.Path(origin.workdir).exists() else None
+    if step is None:
+        raise UserError(f"config.branch_from={origin}: no run with a checkpoint there")
+    return dataclasses.replace(config, branch_from=str(origin._replace(step=step)))
+
+
+def check_origin(config: PretrainConfig, store: Store) -> int:
+    """Checks that a branch goes on with the model and the data of its run.
+
+    Returns:
+      The row of the data with which its first batch begins: that at which the run has arrived, or
+      the first one if a phase of the branch has rows of another kind.
+
+    Raises:
+      UserError: there is no such run, or it is of another model or other data; the message lists
+        the differences.
+    """
+    origin = parse_origin(config.branch_from)
+    run = epath.Path(origin.workdir)
+    if not (run / "config.json").exists():
+        raise UserError(f"config.branch_from={origin}: {run} holds no run")
+    saved = read_pretrain_config(run / "config.json")
+    if not saved.first_step < config.first_step <= saved.last_step:
+        raise UserError(f"config.branch_from={origin}: {run} has no checkpoint of that step")
+    before, after = saved.stage_of(config.first_step), config.stages()[0]
+    changed = differences(before.config.to_dict(), after.config.to_dict())
+    known = read_json(run / "data.json")
+    changed += [
+        f"{name}: {known.get(name)!r} -> {value!r}"
+        for name, value in identity(store).items()
+        if known.get(name) != value
+    ]
+    of_phase = [f"{path}{end}" for path in flatten(after.phase) for end in ":."]
+    refused = [x for x in changed if not x.startswith((*resumable(config), *BRANCH, *of_phase))]
+    if refused:
+        raise UserError(
+            f"config.branch_from={origin} is a run of another model or other data: "
+            f"{'; '.join(refused)}. Give the values of that run, or new ones in config.phases"
+        )
+    for line in changed:
+        hosts.print_once(f"other than in {run}: {line}")
+    if any(x.startswith("data.") and not x.startswith(SAME_ROWS) for x in changed):
+        return 0
+    first_row = start_of(run).get(FIRST_ROW, 0) if before.first_step == saved.first_step else 0
+    done = config.first_step - before.first_step
+    return BatchSizes(before.config.data, first_row).first_row(done)
+
+
+@contextlib.contextmanager
+def other_origin(origin: Origin) -> Iterator[None]:
+    """Adds to the error about a damaged checkpoint of a run from which other a branch can begin."""
+    try:
+        yield
+    except DamagedCheckpoint as error:
+        advice = (
+            f": set config.branch_from={origin.workdir}@{error.whole[-1]}" if error.whole else ""
+        )
+        raise UserError(f"{error.fact}{advice}") from error
 
 
 def identity(store: Store) -> dict[str, str]:

@@ -55,6 +55,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("target", type=epath.Path, metavar="TARGET", help="local directory, new or empty")
     add("--to", required=True, choices=FORMATS, help="format of TARGET")
     flags.add_step(parser, "checkpoint of a workdir (default: newest)")
+    flags.add_weights(parser)
     add(
         "--architecture",
         choices=ARCHITECTURES,

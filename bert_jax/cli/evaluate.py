@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> None:
         "directory of a training run, or of a model with a head of a task",
     )
     flags.add_step(parser, "checkpoint to score (default: the newest, or the best of fine-tuning)")
+    flags.add_weights(parser)
     parser.add_argument(
         "--store",
         metavar="DIR",
@@ -87,6 +88,7 @@ def main(argv: Sequence[str]) -> None:
     split, step, scores, baselines = evaluate(
         arguments.workdir,
         step=arguments.step,
+        weights=arguments.weights,
         store=arguments.store,
         data=arguments.data,
         predictions=arguments.predictions,

@@ -18,6 +18,7 @@ def main(argv: Sequence[str]) -> None:
     flags.add_model(parser, "a training run, or any model that convert reads")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new directory")
     flags.add_step(parser, "checkpoint to export (default: newest)")
+    flags.add_weights(parser)
     parser.add_argument(
         "--platforms",
         default=",".join(DEFAULT_PLATFORMS),
@@ -32,5 +33,11 @@ def main(argv: Sequence[str]) -> None:
 
     from bert_jax.api.export import export
 
-    export(arguments.model, arguments.output, step=arguments.step, platforms=platforms)
+    export(
+        arguments.model,
+        arguments.output,
+        step=arguments.step,
+        weights=arguments.weights,
+        platforms=platforms,
+    )
     say(arguments.output)

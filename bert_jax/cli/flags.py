@@ -17,6 +17,7 @@ from bert_jax.inference.choices import METHODS
 from bert_jax.interop.choices import no_model
 from bert_jax.storage import UNFINISHED, is_remote, read_json
 from bert_jax.terminal import printable
+from bert_jax.train.weights import MEANING, TRAINED, parse_weights
 
 # Fields that name a file or folder, and what to say if it does not exist.
 FILES = {
@@ -122,6 +123,22 @@ def add_method(parser: argparse.ArgumentParser, default: str | None = "pll") -> 
         default=default,
         help="what is masked to score a token: pll, the token alone (Salazar et al. 2020), or "
         "within-word, also the later pieces of its word (Kauf and Ivanova 2023) (default: pll)",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Adds --weights, which of a workdir's weights to read."""
+
+    def checked(text: str) -> str:
+        parse_weights(text)
+        return text
+
+    parser.add_argument(
+        "--weights",
+        type=checked,
+        default=TRAINED,
+        metavar="NAME",
+        help=f"which of a workdir. {MEANING} (default: {TRAINED})",
     )
 
 

@@ -365,6 +365,7 @@ def _add_model(task: argparse.ArgumentParser, *, compute_dtype: bool = True) -> 
         task, "a training run, a Hugging Face or Google model, or the output of convert or export"
     )
     flags.add_step(task, "checkpoint of a run (default: newest)")
+    flags.add_weights(task)
     task.set_defaults(compute_dtype=None)
     if compute_dtype:
         task.add_argument(
@@ -379,7 +380,12 @@ def _load(arguments: argparse.Namespace) -> "TrainedBert":
 
     from bert_jax.inference.trained import load
 
-    return load(arguments.model, arguments.step, compute_dtype=arguments.compute_dtype)
+    return load(
+        arguments.model,
+        arguments.step,
+        weights=arguments.weights,
+        compute_dtype=arguments.compute_dtype,
+    )
 
 
 def _report_skipped(lines: Lines) -> None:

@@ -1,6 +1,7 @@
 """The configuration of a pretraining run: groups of fields, and phases that change them."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -8,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from bert_jax.config.overrides import flatten, merge
+from bert_jax.data.batch_sizes import BatchSizes
 from bert_jax.data.sampling import Sampling
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, build, field, to_plain
@@ -19,7 +21,7 @@ from bert_jax.objective.pretraining import MlmNsp
 from bert_jax.objective.protocol import Objective
 from bert_jax.parallel.mesh import Layout
 from bert_jax.train.optimizers import AdamW, Optimizer
-from bert_jax.train.run import PretrainingRun
+from bert_jax.train.run import PretrainingRun, parse_origin
 
 
 @dataclass(frozen=True)
@@ -66,18 +68,34 @@ class PretrainConfig(PretrainingRun):
             steps=self.steps,
         )
 
+    @property
+    def first_step(self) -> int:
+        """Steps of the run that a branch begins with; 0 for others."""
+        return parse_origin(self.branch_from).step or 0
+
+    @property
+    def last_step(self) -> int:
+        """The step with which the run ends."""
+        return self.first_step + self.steps
+
     def stages(self) -> tuple["Stage", ...]:
-        """The phases as complete configurations; without phases, the whole run as one stage."""
+        """The phases as complete configurations; without phases, the whole run as one stage.
+
+        A branch has done its warmup, but its phases may have one.
+        """
+        first_step, whole = self.first_step, self
+        if self.branch_from:
+            warm = dataclasses.replace(self.optimizer, warmup_steps=0)
+            whole = dataclasses.replace(self, optimizer=warm)
         if not self.phases:
-            return (Stage("", 0, self, {}),)
+            return (Stage("", first_step, whole, {}),)
         stages: list[Stage] = []
-        first_step = 0
         for index, phase in enumerate(self.phases):
             name = f"phases[{index}]"
             if "steps" not in phase:
                 raise UserError(f"config.{name}.steps is missing: set it in the recipe")
             with _naming_the_phase(name, phase):
-                fields = merge(PretrainConfig, self.to_dict() | {"phases": ()}, phase)
+                fields = merge(PretrainConfig, whole.to_dict() | {"phases": ()}, phase)
                 stages.append(Stage(name, first_step, build(PretrainConfig, fields), phase))
             first_step = stages[-1].last_step
         return tuple(stages)
@@ -89,19 +107,22 @@ class PretrainConfig(PretrainingRun):
     def check(self, path: str) -> None:
         """Raises UserError if fields of several groups do not fit together."""
         super().check(path)
+        for name in ("phases", "branch_from"):
+            if self.budget_hours and getattr(self, name):
+                none = "()" if name == "phases" else "''"
+                raise UserError(
+                    f"{path}.budget_hours={self.budget_hours} does not go with {path}.{name}: "
+                    f"set it to 0, or {path}.{name} to {none}"
+                )
         if not self.phases:
             self._check_groups(path)
             return
-        total = self.stages()[-1].last_step  # each stage is checked as it is built
+        # Each stage is checked as it is built.
+        total = self.stages()[-1].last_step - self.first_step
         if self.steps != total:
             raise UserError(
                 f"{path}.steps={self.steps}, but the steps of {path}.phases sum to {total}: "
                 f"change those of a phase, as in --config.phases[0].steps=1000"
-            )
-        if self.budget_hours:
-            raise UserError(
-                f"{path}.budget_hours={self.budget_hours} does not go with {path}.phases: "
-                f"set it to 0, or {path}.phases to ()"
             )
 
     def _check_groups(self, path: str) -> None:
@@ -125,6 +146,9 @@ class PretrainConfig(PretrainingRun):
             )
         self.objective.check_model(path, model, numerics)
         check_microbatches(path, "data.batch_size", data.batch_size, self.optimizer)
+        for rows in BatchSizes(data).sizes[:-1]:
+            name = "data.start_batch_size with data.growth_rows, a batch"
+            check_microbatches(path, name, rows, self.optimizer)
         if self.optimizer.warmup_steps > self.steps:
             raise UserError(
                 f"{path}.optimizer.warmup_steps={self.optimizer.warmup_steps} exceeds "

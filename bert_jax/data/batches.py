@@ -7,7 +7,7 @@ state, and every host gathers its own rows of the same global batch.
 import functools
 import math
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import grain
 import numpy as np
 from numba import njit
 
+from bert_jax.data.batch_sizes import BatchSizes
 from bert_jax.data.sampling import Plan, Sampling, Usage, plan_epoch, usage
 from bert_jax.data.split import Split
 from bert_jax.errors import UserError
@@ -23,6 +24,7 @@ HELDOUT_SEED = 0
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 Batch = dict[str, np.ndarray]
+HostRows = Callable[[int], np.ndarray]  # rows of a global batch -> which of them a host gathers
 
 
 class Steps(Protocol):
@@ -79,10 +81,10 @@ def batch_shapes(sampling: Sampling, *, continues: bool = False) -> dict[str, tu
 class Batches:
     """The batches of one host.
 
-    Rows form one stream, in which row g = step * batch_size + i is row g % rows_per_epoch of epoch
-    g // rows_per_epoch. Epochs differ by a few rows: a longer one drops its surplus, a shorter one
-    repeats its first rows. A host gathers only the rows that its devices hold; the global batch is
-    the same for any number of hosts.
+    Rows form one stream, in which row i of a batch is row g = `BatchSizes.first_row` + i, which is
+    row g % rows_per_epoch of epoch g // rows_per_epoch. Epochs differ by a few rows: a longer one
+    drops its surplus, a shorter one repeats its first rows. A host gathers only the rows that its
+    devices hold; the global batch is the same for any number of hosts.
 
     A background thread draws the plan of the next epoch as soon as an epoch is in use, so training
     does not wait between epochs. At most three plans are kept: threads that read ahead over more
@@ -101,7 +103,8 @@ class Batches:
         *,
         seed: int,
         num_epochs: int | None = None,
-        host_rows: np.ndarray | None = None,
+        first_row: int = 0,
+        host_rows: HostRows = np.arange,
     ):
         """Draws the plan of epoch 0.
 
@@ -111,7 +114,8 @@ class Batches:
           special: ids of [CLS], [SEP] and [PAD].
           seed: random seed of the plans.
           num_epochs: rows after this many epochs are empty; None = an endless stream.
-          host_rows: which rows of the global batch, from 0, this host gathers; None = all.
+          first_row: row of the stream with which the batch of step 0 begins.
+          host_rows: which rows of the global batch this host gathers.
 
         Raises:
           UserError: as `plan_epoch`.
@@ -121,7 +125,8 @@ class Batches:
         self._continues = np.asarray(split.continues if self._has_continues else (), np.uint8)
         self._sampling = sampling
         self._special = special
-        self._host_rows = np.arange(sampling.batch_size) if host_rows is None else host_rows
+        self._sizes = BatchSizes(sampling, first_row)
+        self._host_rows = functools.lru_cache(maxsize=2)(host_rows)
         self._num_epochs = math.inf if num_epochs is None else num_epochs
 
         plan = functools.partial(plan_epoch, split.sentences, split.documents, sampling, seed=seed)
@@ -159,7 +164,7 @@ class Batches:
         Raises:
           UserError: the tokens of a row are damaged; see `TokenBlocks`.
         """
-        stream = step * self._sampling.batch_size + self._host_rows
+        stream = self._sizes.first_row(step) + self._host_rows(self._sizes.rows(step))
         epochs, rows = np.divmod(stream, self.rows_per_epoch)
         batch = {
             name: np.zeros((len(rows), *shape[1:]), np.int32)
@@ -219,16 +224,17 @@ class PremaskedBatches:
     def __init__(
         self,
         split: Records,
+        sampling: Sampling,
         *,
         seed: int,
-        batch_size: int,
         num_epochs: int | None = None,
-        host_rows: np.ndarray | None = None,
+        first_row: int = 0,
+        host_rows: HostRows = np.arange,
     ):
         """The arguments are those of `Batches`."""
         self._split = split
-        self._batch_size = batch_size
-        self._host_rows = np.arange(batch_size) if host_rows is None else host_rows
+        self._sizes = BatchSizes(sampling, first_row)
+        self._host_rows = functools.lru_cache(maxsize=2)(host_rows)
         self.rows_per_epoch = len(split)
         self.usage: Usage | None = None
         self._num_rows = math.inf if num_epochs is None else num_epochs * len(split)
@@ -241,7 +247,7 @@ class PremaskedBatches:
         - position_ids [B, S]: from 0; 0 on padding.
         - cls_positions [B, 1]: 0.
         """
-        stream = step * self._batch_size + self._host_rows
+        stream = self._sizes.first_row(step) + self._host_rows(self._sizes.rows(step))
         exists = stream < self._num_rows
         examples = self._split.read([self._order[row] for row in stream[exists].tolist()])
         batch = {}
@@ -268,7 +274,7 @@ def one_epoch(stream: BatchStream, batch_size: int, num_batches: int = 0) -> Ite
     next_sentence_label -1), so that all batches have the same shape.
 
     Args:
-      stream: one epoch of a held-out split, with the seed `HELDOUT_SEED`.
+      stream: one epoch of a held-out split, with the seed `HELDOUT_SEED`, in batches of one size.
       batch_size: rows of the global batch.
       num_batches: stop after this many batches (a random sample of the rows); 0 = all.
     """

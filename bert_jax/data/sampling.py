@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from bert_jax.errors import UserError
-from bert_jax.fields import FRACTION, POSITIVE, field
+from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, field
 
 PAIRS = ("nsp", "sop", "none")
 SHORTEST_ROW = 8  # [CLS] A [SEP] B [SEP], with a token to predict and one to predict it from
@@ -42,6 +42,22 @@ class Sampling:
         resume=True,
     )
     batch_size: int = field(256, "rows of the global batch", bounds=POSITIVE)
+    start_batch_size: int = field(
+        0,
+        "rows of the first batch of a run or phase whose batches grow; 0: all have batch_size",
+        bounds=NOT_NEGATIVE,
+    )
+    growth_steps: int = field(
+        0,
+        "steps in which batches grow from start_batch_size to batch_size, in a line",
+        bounds=NOT_NEGATIVE,
+    )
+    growth_rows: int = field(
+        0,
+        "rows by which they grow at a time, each of which compiles the step once; 0: a sixteenth "
+        "of batch_size",
+        bounds=NOT_NEGATIVE,
+    )
     max_seq_length: int = field(
         128, "tokens per row, including [CLS], [SEP] and padding", bounds=POSITIVE
     )
@@ -62,8 +78,23 @@ class Sampling:
         """Maximum number of examples per row."""
         return self.max_examples_per_row if self.packing else 1
 
+    @property
+    def rows_of_growth(self) -> int:
+        """Rows by which batches grow at a time."""
+        return self.growth_rows or max(self.batch_size // 16, 1)
+
     def check(self, path: str) -> None:
-        """Raises UserError if a row is too short for an example."""
+        """Raises UserError if a row is too short for an example, or batches cannot grow."""
+        if bool(self.start_batch_size) != bool(self.growth_steps):
+            raise UserError(
+                f"{path}.start_batch_size={self.start_batch_size} and {path}.growth_steps="
+                f"{self.growth_steps}: batches grow if both are positive"
+            )
+        if self.start_batch_size >= self.batch_size:
+            raise UserError(
+                f"{path}.start_batch_size={self.start_batch_size} must be below "
+                f"{path}.batch_size={self.batch_size}, to which batches grow"
+            )
         if self.max_seq_length < SHORTEST_ROW:
             raise UserError(
                 f"{path}.max_seq_length={self.max_seq_length} is too short: at least {SHORTEST_ROW}"

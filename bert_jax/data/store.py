@@ -52,7 +52,7 @@ from bert_jax.storage import UNFINISHED, errors_name, is_remote, read_json, writ
 from bert_jax.terminal import progress
 
 if TYPE_CHECKING:
-    from bert_jax.data.batches import BatchStream
+    from bert_jax.data.batches import BatchStream, HostRows
     from bert_jax.data.sampling import Sampling
 
 FORMAT, VERSION = "bert_jax token store", 1
@@ -208,12 +208,19 @@ class TokenStore:
                 raise UserError(f"{self.path}: {split.name} split: {_ALL_UNKNOWN}")
 
     def training_batches(
-        self, sampling: "Sampling", *, seed: int, host_rows: np.ndarray
+        self, sampling: "Sampling", *, seed: int, host_rows: "HostRows", first_row: int = 0
     ) -> "BatchStream":
         """Pairs, short sequences and rows are drawn anew in every epoch."""
         from bert_jax.data.batches import Batches  # imports Numba, which `prepare` does not need
 
-        return Batches(self.train, sampling, self.tokenizer, seed=seed, host_rows=host_rows)
+        return Batches(
+            self.train,
+            sampling,
+            self.tokenizer,
+            seed=seed,
+            first_row=first_row,
+            host_rows=host_rows,
+        )
 
     def heldout_batches(
         self, sampling: "Sampling", *, num_batches: int, host_rows: np.ndarray
@@ -226,7 +233,7 @@ class TokenStore:
             self.tokenizer,
             seed=HELDOUT_SEED,
             num_epochs=1,
-            host_rows=host_rows,
+            host_rows=lambda _: host_rows,
         )
         return one_epoch(stream, sampling.batch_size, num_batches)
 

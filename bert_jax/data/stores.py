@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
-from bert_jax.data.batches import Batch, BatchStream
+from bert_jax.data.batches import Batch, BatchStream, HostRows
 from bert_jax.data.sampling import Sampling
 from bert_jax.data.store import damaged_files, open_token_store
 from bert_jax.data.tfrecords import damaged_record_files, is_premasked, open_premasked
@@ -44,7 +44,7 @@ class Store(Protocol):
         """Raises UserError, with `path` before field names, if it cannot give such batches."""
 
     def training_batches(
-        self, sampling: Sampling, *, seed: int, host_rows: np.ndarray
+        self, sampling: Sampling, *, seed: int, host_rows: HostRows, first_row: int = 0
     ) -> BatchStream:
         """The batches of one host.
 
@@ -52,6 +52,7 @@ class Store(Protocol):
           sampling: what a batch holds.
           seed: random seed of their order and of all sampling.
           host_rows: which rows of the global batch this host gathers.
+          first_row: row of the stream with which the first batch begins.
 
         Raises:
           UserError: it cannot give such batches.

@@ -29,6 +29,7 @@ from bert_jax.data.batches import (
     HELDOUT_SEED,
     Batch,
     BatchStream,
+    HostRows,
     PremaskedBatches,
     one_epoch,
 )
@@ -237,21 +238,22 @@ class PremaskedStore:
                     )
 
     def training_batches(
-        self, sampling: Sampling, *, seed: int, host_rows: np.ndarray
+        self, sampling: Sampling, *, seed: int, host_rows: HostRows, first_row: int = 0
     ) -> BatchStream:
         """Every example once per epoch, in random order."""
-        size = sampling.batch_size
-        return PremaskedBatches(self.train, seed=seed, batch_size=size, host_rows=host_rows)
+        return PremaskedBatches(
+            self.train, sampling, seed=seed, first_row=first_row, host_rows=host_rows
+        )
 
     def heldout_batches(
         self, sampling: Sampling, *, num_batches: int, host_rows: np.ndarray
     ) -> Iterable[Batch]:
         stream = PremaskedBatches(
             self.heldout,
+            sampling,
             seed=HELDOUT_SEED,
-            batch_size=sampling.batch_size,
             num_epochs=1,
-            host_rows=host_rows,
+            host_rows=lambda _: host_rows,
         )
         return one_epoch(stream, sampling.batch_size, num_batches)
 

@@ -54,7 +54,7 @@ class HeldOut:
         objective = bound_objective(config, store, model, HELDOUT_SEED)
         rows = -(-config.data.batch_size // row_devices(mesh)) * row_devices(mesh)
         self._batches = store.heldout_batches(
-            dataclasses.replace(config.data, batch_size=rows),
+            dataclasses.replace(config.data, batch_size=rows, start_batch_size=0, growth_steps=0),
             num_batches=config.eval_batches,
             host_rows=hosts.local_rows(rules.batch_sharding(mesh), rows),
         )

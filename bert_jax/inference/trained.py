@@ -41,6 +41,7 @@ from bert_jax.tasks.features import ONE_TYPE, check_token_types, lacks_types, pa
 from bert_jax.tasks.protocol import AnyTask
 from bert_jax.tasks.tagging.example import Sentence
 from bert_jax.tasks.tagging.plain_text import Entity, join_words
+from bert_jax.train.weights import TRAINED
 
 T = TypeVar("T")
 Words = str | list[str] | Sentence
@@ -68,7 +69,11 @@ class Guess(NamedTuple):
 
 
 def load(
-    path: epath.PathLike, step: int | None = None, *, compute_dtype: str | None = None
+    path: epath.PathLike,
+    step: int | None = None,
+    *,
+    weights: str = TRAINED,
+    compute_dtype: str | None = None,
 ) -> "TrainedBert":
     """Loads a trained BERT onto the devices of this process.
 
@@ -76,6 +81,7 @@ def load(
       path: workdir of a training run or a converted model, local or gs://; Hugging Face directory;
         Google checkpoint; output of `bert-jax export`.
       step: checkpoint of a workdir to read; None for the newest.
+      weights: which of a workdir, "trained", "ema" or "average:N"; see `bert_jax.train.weights`.
       compute_dtype: dtype of matrix products and activations, "float32" or "bfloat16"; None for
         that of the training run, or float32 for weights from elsewhere.
 
@@ -84,13 +90,13 @@ def load(
     """
     path = epath.Path(path)
     if is_exported(path):
-        if step is not None or compute_dtype is not None:
-            raise UserError(f"{path}: an exported model has one step and one compute_dtype")
+        if step is not None or compute_dtype is not None or weights != TRAINED:
+            raise UserError(f"{path}: an exported model has one step, weights and compute_dtype")
         return TrainedBert(*read_exported(path))
     if compute_dtype not in (None, *COMPUTE_DTYPES):
         use = " or ".join(COMPUTE_DTYPES)
         raise UserError(f"compute_dtype={compute_dtype!r}: use {use}")
-    model = read(path, step)
+    model = read(path, step, weights=weights)
     if compute_dtype is not None:
         numerics = dataclasses.replace(model.numerics, compute_dtype=compute_dtype)
         model = model._replace(numerics=numerics)

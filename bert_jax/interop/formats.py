@@ -16,6 +16,7 @@ from bert_jax.interop.tensors import Report
 from bert_jax.interop.tokenizer import read_tokenizer
 from bert_jax.model.architecture import Architecture
 from bert_jax.storage import is_remote, read_json
+from bert_jax.train.weights import TRAINED
 
 _log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ def read(
     path: epath.PathLike,
     step: int | None = None,
     *,
+    weights: str = TRAINED,
     lowercase: bool | None = None,
     strict: bool = True,
     report: Report = _log.info,
@@ -34,6 +36,7 @@ def read(
       path: workdir of a training run or a converted model (local or gs://); Hugging Face
         directory; directory or prefix of a Google checkpoint.
       step: checkpoint of a workdir to read; None for the newest.
+      weights: which of a workdir, "trained", "ema" or "average:N"; see `bert_jax.train.weights`.
       lowercase: whether the vocabulary is uncased; required if no file says, else must agree.
       strict: raise on tensors that have no place in the model, instead of leaving them out.
       report: called with a line for each thing left out or changed.
@@ -44,9 +47,11 @@ def read(
     path = epath.Path(path)
     reader = _reader(path)
     if reader is workdir.read_workdir:
-        return workdir.read_workdir(path, step, lowercase=lowercase)
+        return workdir.read_workdir(path, step, weights=weights, lowercase=lowercase)
     if step is not None:
         raise UserError(f"{path}: not a training workdir, so there is no step {step}")
+    if weights != TRAINED:
+        raise UserError(f"{path}: not a training workdir, so it has no weights {weights!r}")
     if is_remote(path):
         raise UserError(f"{path}: only workdirs are read from object storage; copy it to a disk")
     return reader(path, lowercase=lowercase, strict=strict, report=report)

@@ -19,6 +19,7 @@ from bert_jax.interop.tensors import Report
 from bert_jax.model.heads import parts_of
 from bert_jax.model.parameters import Params
 from bert_jax.train.checkpoints import DamagedCheckpoint
+from bert_jax.train.run import parse_origin
 
 # Fields of an `Architecture` that may differ: vocabularies are compared by their words, and the
 # initializer does not affect given weights.
@@ -26,15 +27,15 @@ FREE = ("vocab_size", "initializer_range")
 
 
 def read_initial(
-    path: epath.PathLike, *, lowercase: bool | None = None, report: Report
+    path: epath.PathLike, weights: str, *, lowercase: bool | None = None, report: Report
 ) -> Portable:
-    """Reads the weights that `config.init_from` names; see `bert_jax.interop.formats.read`.
+    """Reads the weights that `config.init_from` and `config.init_weights` name.
 
     Raises:
       UserError: there are none, or they are damaged; it says how to start from another checkpoint.
     """
     try:
-        return read(path, lowercase=lowercase, report=report)
+        return read(path, weights=weights, lowercase=lowercase, report=report)
     except DamagedCheckpoint as error:
         if not error.whole:
             raise
@@ -67,7 +68,8 @@ def initial_params(
     lines: list[str] = []
     # A checkpoint of Google does not say its casing; the words themselves are compared below.
     path = epath.Path(config.init_from)
-    source = read_initial(path, lowercase=casing(path, tokenizer.lowercase), report=lines.append)
+    lowercase = casing(path, tokenizer.lowercase)
+    source = read_initial(path, config.init_weights, lowercase=lowercase, report=lines.append)
     if source.tokenizer.vocab_hash != tokenizer.vocab_hash:
         raise UserError(
             f"config.init_from={config.init_from}: its vocabulary "
@@ -113,8 +115,10 @@ def follow_weights(
     """
     if not config.init_from:
         return config, []
-    saved = None if workdir is None else workdir / "config.json"
-    if saved and saved.exists():
+    origin = parse_origin(config.branch_from).workdir
+    runs = [path for path in (workdir, epath.Path(origin) if origin else None) if path]
+    files = [path / "config.json" for path in runs]
+    if saved := next((path for path in files if path.exists()), None):
         theirs = to_plain(read_pretrain_config(saved).model)
     else:
         theirs = to_plain(read_architecture(config.init_from))

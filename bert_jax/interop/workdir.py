@@ -13,18 +13,24 @@ from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Params
 from bert_jax.storage import read_json, write_json
 from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.weights import TRAINED
 
 CONFIG_FILE = "config.json"
 
 
 def read_workdir(
-    path: epath.Path, step: int | None = None, *, lowercase: bool | None = None
+    path: epath.Path,
+    step: int | None = None,
+    *,
+    weights: str = TRAINED,
+    lowercase: bool | None = None,
 ) -> Portable:
     """Reads a model without the optimizer's state.
 
     Args:
       path: directory of a training run or of `write_workdir`, of any version.
       step: checkpoint to read; None for the newest.
+      weights: which, see `bert_jax.train.weights`.
       lowercase: whether the vocabulary is uncased; must agree with what the directory says.
 
     Raises:
@@ -32,7 +38,7 @@ def read_workdir(
     """
     architecture, numerics, labels = read_model_config(path / CONFIG_FILE)
     with Checkpoints(path, read_only=True) as checkpoints:
-        params, _ = checkpoints.read_params(step)
+        params, _ = checkpoints.read_params(step, weights)
     tokenizer = load_tokenizer(path, lowercase=lowercase)
     check_vocabulary(path / CONFIG_FILE, architecture, tokenizer)
     task = read_task(path / CONFIG_FILE)

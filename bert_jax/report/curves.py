@@ -1,5 +1,6 @@
 """Curves of one or more runs as a picture."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -36,9 +37,15 @@ BASELINES = {
 STYLES: Mapping[str, Mapping[str, Any]] = {
     "train": {"alpha": 0.45, "linewidth": 1},
     "heldout": {"marker": "o", "markersize": 3.5, "linewidth": 1.6},
+    "heldout_ema": {"marker": "^", "markersize": 3.5, "linewidth": 1, "linestyle": ":"},
     "baseline": {"linestyle": "--", "linewidth": 1},
 }
-NAMES = {"train": "train", "heldout": "held-out", "baseline": "baseline"}
+SPLITS = {
+    "train": "train",
+    "heldout": "held-out",
+    "heldout_ema": "held-out, EMA",
+    "baseline": "baseline",
+}
 
 
 def draw_curves(
@@ -77,9 +84,11 @@ def draw_curves(
         axis.margins(x=0.01, y=0.08)
     one = len(runs) == 1
     entries = [Line2D([], [], color=c, label=n) for n, c in zip(_short(runs), colors.values())]
+    present = {line["split"] for line in itertools.chain(*runs.values())}
     styles = [
-        Line2D([], [], color="C0" if one else "gray", label=NAMES[split], **style)
+        Line2D([], [], color="C0" if one else "gray", label=SPLITS[split], **style)
         for split, style in STYLES.items()
+        if split != "heldout_ema" or split in present
     ]
     handles = styles if one else [*entries, *styles]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
@@ -135,7 +144,7 @@ def _draw_run(
     color: str,
 ) -> None:
     scale = 100 if is_share(metric) else 1
-    for split in ("train", "heldout", "suites"):
+    for split in ("train", "heldout", "heldout_ema", "suites"):
         points = [
             (position(line["step"]), line[metric] * scale)
             for line in lines

@@ -23,6 +23,7 @@ class _Key:
 
     step: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     split: str
+    run: str = ""  # in the line of a branch: where it begins
 
 
 class BadLine(NamedTuple):
@@ -42,8 +43,8 @@ class History:
     """The content of a `metrics.jsonl`.
 
     Attributes:
-      lines: "step", "split" and the metrics, which are finite numbers. Other numbers, which older
-        versions wrote as NaN, are left out.
+      lines: "step", "split" and the metrics, which are finite numbers; other numbers, which older
+        versions wrote as NaN, are left out. The line of a branch has "run".
       bad: lines that are damaged. A last line without its end, cut short by a crash, is in neither.
     """
 
@@ -94,6 +95,7 @@ def _parse(text: bytes, place: str) -> Line:
         raise UserError(f"{place}: byte {error.start + 1} is not UTF-8") from error
     line = typed(parse_json(decoded, place), dict[str, Any], place)
     key = typed(line, _Key, place)
-    metrics = {name: value for name, value in line.items() if name not in ("step", "split")}
+    metrics = {name: value for name, value in line.items() if name not in ("step", "split", "run")}
     typed(metrics, dict[str, float | None], place)
-    return {"step": key.step, "split": key.split} | finite(metrics)
+    run = {"run": key.run} if key.run else {}
+    return {"step": key.step, "split": key.split} | run | finite(metrics)

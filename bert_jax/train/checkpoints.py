@@ -27,6 +27,7 @@ from bert_jax.errors import TrainingDiverged, UserError
 from bert_jax.parallel import hosts
 from bert_jax.storage import is_remote
 from bert_jax.train.checksums import Summary, named_leaves, start_summary, summarize
+from bert_jax.train.weights import TRAINED, parse_weights
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -224,7 +225,7 @@ class Checkpoints:
             found = {**progress, "arrays": described}
             return {**found, "crc32": _crc32(found)}
 
-        items = {"state": ocp.args.StandardSave(state), "progress": _ProgressSave(record)}
+        items = {"state": ocp.args.StandardSave(_members(state)), "progress": _ProgressSave(record)}
         assert self._manager, "opened to read only"
         with _disk_errors(self.directory):
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
@@ -233,7 +234,9 @@ class Checkpoints:
         """Reads a state directly into the given shardings.
 
         Args:
-          abstract_state: tree of `jax.ShapeDtypeStruct`s with shardings on this run's mesh.
+          abstract_state: dataclass of trees of `jax.ShapeDtypeStruct`s with shardings on this
+            run's mesh. Members that may be None are left out if they are None in it, and are None
+            in the result if the checkpoint lacks them.
           step: checkpoint to read; None for the newest.
 
         Returns:
@@ -244,12 +247,24 @@ class Checkpoints:
           DamagedCheckpoint: it does not hold what was saved, or a parameter is not finite.
         """
 
+        optional = {x.name for x in dataclasses.fields(abstract_state) if x.default is None}
+
         def read(path: epath.Path) -> tuple[Any, dict[str, Any], _Arrays]:
             progress, arrays = _read_progress(path)
-            _check_fits(path, _stored_arrays(path, arrays), abstract_state)
-            with _reading(), contextlib.closing(ocp.StandardCheckpointHandler()) as handler:
-                arguments = ocp.args.StandardRestore(abstract_state)
-                return handler.restore(path / _STATE, args=arguments), progress, arrays
+            stored = _stored_arrays(path, arrays)
+            missing = dict.fromkeys(optional - stored.keys())
+            wanted = dataclasses.replace(abstract_state, **missing)
+            members = _members(wanted)
+            unused = optional - members.keys()
+            _check_fits(path, {x: stored[x] for x in stored if x not in unused}, wanted)
+            with _reading(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+                arguments = ocp.args.PyTreeRestore(
+                    item=members,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(members),
+                    partial_restore=True,
+                )
+                found = handler.restore(path / _STATE, args=arguments)
+            return dataclasses.replace(wanted, **found), progress, arrays
 
         def check(found: tuple[Any, dict[str, Any], _Arrays]) -> None:
             state, _, arrays = found
@@ -258,20 +273,47 @@ class Checkpoints:
         (state, progress, _), _ = self._read(step, read, check)
         return state, progress
 
-    def read_params(self, step: int | None = None) -> tuple[dict[str, Any], int]:
+    def read_params(
+        self, step: int | None = None, weights: str = TRAINED
+    ) -> tuple[dict[str, Any], int]:
         """Reads only the parameters, of any model.
 
         Args:
           step: checkpoint to read; None for the newest.
+          weights: which, see `bert_jax.train.weights`.
 
         Returns:
           Nested dict of numpy arrays, and the step.
 
         Raises:
-          UserError: there is no such checkpoint.
+          UserError: there is no such checkpoint, or it has no running average.
           DamagedCheckpoint: it does not hold what was saved, or a parameter is not finite.
         """
-        return self._read(step, _read_params)
+        chosen = parse_weights(weights)
+        if chosen.checkpoints == 1:
+            return self._read(step, functools.partial(_read_group, name=chosen.member))
+        return self._read_mean(step, chosen.checkpoints)
+
+    def _read_mean(self, step: int | None, count: int) -> tuple[dict[str, Any], int]:
+        """The mean of the parameters of a checkpoint and of those before it, `count` in all."""
+        newest = self._existing(step)
+        steps = [each for each in saved_steps(self._workdir) if each <= newest][-count:]
+        if len(steps) < count:
+            raise UserError(
+                f"{self.directory}: an average of {count} checkpoints, but up to step {newest} "
+                f"there are only {steps}: config.keep_checkpoints says how many a run keeps"
+            )
+        total: Any = None
+        for each in steps:
+            try:
+                params, _ = self._read(each, functools.partial(_read_group, name="params"))
+            except DamagedCheckpoint as error:
+                raise UserError(
+                    f"{error.fact}: average fewer checkpoints, or take those up to another --step"
+                ) from error
+            params = jax.tree.map(lambda x: x.astype(np.float64) / count, params)
+            total = params if total is None else jax.tree.map(np.add, total, params)
+        return jax.tree.map(lambda x: x.astype(np.float32), total), newest
 
     def _read(
         self,
@@ -442,6 +484,14 @@ def _stored_arrays(path: epath.Path, arrays: _Arrays) -> Any:
     return tree
 
 
+def _members(state: Any) -> Any:
+    """The members of a state that it has, as a dict: Orbax would note those that are None."""
+    if not dataclasses.is_dataclass(state):
+        return state
+    members = {each.name: getattr(state, each.name) for each in dataclasses.fields(state)}
+    return {name: value for name, value in members.items() if value is not None}
+
+
 def _check_fits(path: epath.Path, stored: Any, abstract_state: Any) -> None:
     """Raises UserError if a state of these shapes is not what is stored."""
     found, wanted = (
@@ -478,8 +528,13 @@ def _read_tree(path: epath.Path) -> Any:
     return _stored_arrays(path, arrays)
 
 
-def _read_params(path: epath.Path) -> dict[str, Any]:
-    params: dict[str, Any] = _read_state(path, ["params"])["params"]
+def _read_group(path: epath.Path, name: str) -> dict[str, Any]:
+    if name not in _stored_arrays(path, {}):
+        raise UserError(
+            f"{path}: has no {name}: a run keeps a running average of its weights if "
+            "config.optimizer.ema_decay is set"
+        )
+    params: dict[str, Any] = _read_state(path, [name])[name]
     return params
 
 
@@ -492,6 +547,6 @@ def _check_values(arrays: _Arrays, summaries: Mapping[str, Summary]) -> None:
 
 
 def _not_finite(summaries: Mapping[str, Summary]) -> str | None:
-    """The first parameter that holds NaN or infinity."""
+    """The first parameter, or average of it, that holds NaN or infinity."""
     names = (name for name, summary in summaries.items() if not summary.finite)
-    return next((name for name in names if name.startswith("params/")), None)
+    return next((name for name in names if name.startswith(("params/", "ema/"))), None)

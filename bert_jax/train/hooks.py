@@ -5,6 +5,7 @@ These are hooks of `bert_jax.train.trainer.Trainer`, and listeners of the evalua
 
 import contextlib
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -12,10 +13,12 @@ from etils import epath
 
 from bert_jax.model.parameters import Params
 from bert_jax.parallel.hosts import print_once, waiting
+from bert_jax.report.curves import SPLITS
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.report.units import duration
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.metrics import MetricsWriter, means, progress_line, scores_line
+from bert_jax.train.state import TrainState
 from bert_jax.train.trainer import Trainer
 
 Scores = Mapping[str, float]
@@ -30,6 +33,7 @@ class Log:
         heads: Sequence[str],
         factors: Mapping[str, float] | None = None,
         *,
+        first_row: Callable[[int], float] = float,
         flops_per_token: float = 0.0,
         peak_flops: float | None = None,
     ):
@@ -37,24 +41,36 @@ class Log:
         writer: where to write.
         heads: heads of the objective.
         factors: factors of its losses.
+        first_row: steps of the run -> rows of all of these steps, up to a constant: steps take as
+          long as they have rows. By default all have the same number.
         flops_per_token: FLOPs of the forward and backward pass.
         peak_flops: peak of all devices together, per second; None if it is not known.
         """
         self._writer, self._heads, self._factors = writer, heads, factors
+        self._first_row = first_row
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
 
     def __call__(self, trainer: Trainer) -> None:
         trainer.collect()
         sums = trainer.sums
         line = means(sums, self._heads, self._factors)
-        line["grad_norm"] = sums["grad_norm"] / sums["steps"]
+        skipped = sums.get("skipped", 0.0)
+        if accepted := sums["steps"] - skipped:
+            line["grad_norm"] = sums["grad_norm"] / accepted
+        if "skipped" in sums:
+            line["skipped"] = skipped
         line["learning_rate"] = sums["learning_rate"]
         line |= trainer.stopwatch.read()
         if self._peak_flops:
             line["mfu"] = line["tokens_per_second"] * self._flops_per_token / self._peak_flops
         self._writer.write(trainer.done, "train", line)
         trainer.look_at_clock()
-        print_once(progress_line(trainer.done, max(trainer.done, trainer.last_step), line))
+        last_step, before = max(trainer.done, trainer.last_step), trainer.done - int(sums["steps"])
+        row, first, last = map(self._first_row, (trainer.done, before, last_step))
+        left = (last - row) / (row - first) * sums["steps"] / line["steps_per_second"]
+        print_once(progress_line(trainer.done, last_step, line, left))
+        if skipped:
+            print_once(f"skipped {skipped:.0f} of {sums['steps']:.0f} steps: not finite or spikes")
         trainer.sums = {}
 
 
@@ -66,16 +82,19 @@ class Evaluate:
         score: Callable[[Params], Scores],
         writer: MetricsWriter,
         listeners: Iterable[Callable[[Trainer, Scores], None]] = (),
+        *,
         split: str = "heldout",
+        params: Callable[[TrainState], Params] = operator.attrgetter("params"),
     ):
         """Args:
         score: parameters -> scores.
         writer: where to write.
         listeners: called with the scores before their line is written.
-        split: "split" of the line: "heldout" or "suites".
+        split: "split" of the line: "heldout", "heldout_ema" or "suites".
+        params: state -> what to score.
         """
-        self._split = split
         self._score, self._writer, self._listeners = score, writer, tuple(listeners)
+        self._split, self._params = split, params
         self._compiled = False
 
     def __call__(self, trainer: Trainer) -> None:
@@ -83,13 +102,13 @@ class Evaluate:
         started = time.monotonic()
         first = waiting("compiling the evaluation")
         with contextlib.nullcontext() if self._compiled else first:
-            scores = self._score(trainer.state.params)
+            scores = self._score(self._params(trainer.state))
         self._compiled = True
         for listener in self._listeners:
             listener(trainer, scores)
         self._writer.write(trainer.done, self._split, scores)
         seconds = time.monotonic() - started
-        name = "held-out" if self._split == "heldout" else self._split
+        name = SPLITS.get(self._split, self._split)
         start, end = f"step {trainer.done} {name}", duration(seconds)
         numbers = scores_line(scores, 80 - len(start) - len(end) - 4)
         print_once(f"{start}  {numbers}  {end}")
@@ -121,7 +140,7 @@ class Target:
 
 
 class KeepBest:
-    """Saves the parameters of the best evaluation so far."""
+    """Saves the parameters of the best evaluation so far, or their average if the run has one."""
 
     def __init__(self, best: Checkpoints, metric: str, workdir: epath.Path):
         """Args:
@@ -136,7 +155,7 @@ class KeepBest:
         earlier = [x[self._metric] for x in lines if x["split"] == "heldout" and self._metric in x]
         # Of equal ones the latest, which has seen the most.
         if scores[self._metric] >= max(earlier, default=-math.inf):
-            self._best.save(trainer.done, {"params": trainer.state.params}, dict(scores))
+            self._best.save(trainer.done, {"params": trainer.state.averaged}, dict(scores))
 
 
 def save(trainer: Trainer) -> None:

@@ -33,7 +33,7 @@ def add_sums(parts: Iterable[Mapping[str, Any]]) -> Sums:
 def means(
     sums: Mapping[str, float], heads: Iterable[str], factors: Mapping[str, float] | None = None
 ) -> Line:
-    """Means: for each head with labels, "<head>_loss" in nats and "<head>_accuracy" in [0, 1].
+    """Means: for each head that had labels, "<head>_loss" in nats and "<head>_accuracy" in [0, 1].
 
     "loss" is the sum over heads. "<head>_perplexity" is exp of the loss of words in nats. "padding"
     is the share of positions that hold no token.
@@ -46,7 +46,8 @@ def means(
     line: Line = {}
     present = [head for head in heads if sums[f"{head}_count"]]
     losses = {head: sums[f"{head}_loss"] / sums[f"{head}_count"] for head in present}
-    line["loss"] = sum((factors or {}).get(head, 1) * loss for head, loss in losses.items())
+    if present:
+        line["loss"] = sum((factors or {}).get(head, 1) * loss for head, loss in losses.items())
     for head in present:
         line[f"{head}_loss"] = losses[head]
         if f"{head}_correct" in sums:
@@ -64,11 +65,12 @@ class MetricsWriter:
     Only process 0 writes. Metrics that are not finite numbers are left out.
     """
 
-    def __init__(self, workdir: epath.PathLike, first_step: int):
+    def __init__(self, workdir: epath.PathLike, first_step: int, *, anew: bool = False):
         """Opens the files; lines after `first_step`, left by an interrupted run, are dropped.
 
-        Baselines of `first_step`, where a stage begins, are dropped too, and written again.
-        Damaged lines are moved to `workdir`/metrics.bad.jsonl and reported.
+        All are, if the run begins `anew`. Baselines of `first_step`, where a stage begins, are
+        dropped too, and written again. Damaged lines are moved to `workdir`/metrics.bad.jsonl and
+        reported.
         """
         self._writes = hosts.is_primary()
         if not self._writes:
@@ -76,7 +78,8 @@ class MetricsWriter:
         workdir = epath.Path(workdir)
         self._path = workdir / "metrics.jsonl"
         there = self._path.exists()
-        history = read_history(self._path) if first_step and there else History()
+        resumes = first_step and there and not anew
+        history = read_history(self._path) if resumes else History()
         if history.bad:
             _set_aside(history.bad, workdir / "metrics.bad.jsonl")
         lines = history.lines
@@ -91,14 +94,22 @@ class MetricsWriter:
         if not self._writes:
             return
         metrics = finite(metrics)
-        text = json.dumps({"step": step, "split": split, **metrics}) + "\n"
+        self._append({"step": step, "split": split, **metrics})
+        self._events.write(step, {f"{split}/{name}": value for name, value in metrics.items()})
+
+    def write_origin(self, step: int, run: str) -> None:
+        """Writes the line of a branch that begins with the state of a run after `step` steps."""
+        if self._writes:
+            self._append({"step": step, "split": "branch", "run": run})
+
+    def _append(self, line: Line) -> None:
+        text = json.dumps(line) + "\n"
         if is_remote(self._path):  # remote files cannot be appended to
             self._text += text
             write_text(self._path, self._text)
         else:
             with errors_name(self._path), self._path.open("a") as file:
                 file.write(text)
-        self._events.write(step, {f"{split}/{name}": value for name, value in metrics.items()})
 
     def __enter__(self) -> "MetricsWriter":
         return self
@@ -178,14 +189,12 @@ class Stopwatch:
         return line
 
 
-def progress_line(step: int, steps: int, line: Line) -> str:
+def progress_line(step: int, steps: int, line: Line, seconds: float) -> str:
     """The line to print: loss, accuracies, speed, time left; at most 80 characters."""
     scores = {x: line[x] for x in line if x == "loss" or x.endswith("_accuracy")}
     rate = compact(line["tokens_per_second"])
-    left = duration((steps - step) / line["steps_per_second"])
-    return (
-        f"step {step:>{len(str(steps))}}/{steps}  {scores_line(scores)}  {rate} tok/s  ETA {left}"
-    )
+    place = f"step {step:>{len(str(steps))}}/{steps}"
+    return f"{place}  {scores_line(scores)}  {rate} tok/s  ETA {duration(seconds)}"
 
 
 def scores_line(scores: Mapping[str, float], width: int = 80) -> str:

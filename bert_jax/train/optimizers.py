@@ -15,6 +15,7 @@ import optax.contrib
 
 from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Choice, field
 from bert_jax.model.parameters import Axes, Params, is_stacked, path_of
+from bert_jax.train.guard import Guard
 from bert_jax.train.schedules import Linear, Schedule
 
 
@@ -37,6 +38,15 @@ class Optimizer(Choice):
         1.0, "global norm that gradients are clipped to; 0 for no clipping", bounds=NOT_NEGATIVE
     )
     gradient_accumulation: int = field(1, "microbatches per batch", bounds=POSITIVE)
+    ema_decay: float = field(
+        0.0,
+        "keep a running average of the parameters: after each step it is ema_decay times the "
+        "average plus 1 - ema_decay times the parameters, from the first ones on; 0 for none",
+        bounds=FRACTION,
+        resume=True,
+    )
+
+    guard: Guard = field(Guard(), "which steps are skipped")
 
     def core(self, axes: Axes) -> optax.GradientTransformation:
         """Turns clipped gradients into a direction, before weight decay.

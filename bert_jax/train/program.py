@@ -18,7 +18,7 @@ from bert_jax.parallel.compiler import compiler_options
 from bert_jax.parallel.mesh import Layout
 from bert_jax.train.optimizers import Optimizer
 from bert_jax.train.schedules import Rate
-from bert_jax.train.state import TrainState, init_state
+from bert_jax.train.state import Members, TrainState, init_state, start_members
 from bert_jax.train.step import make_train_step
 
 # Parameters and masks fold small numbers (a count, an epoch) into the key of the seed. Dropout
@@ -72,7 +72,9 @@ class Program:
           mesh: mesh to run on.
           timed: the rate also takes the number of steps that the time allows.
         """
-        init = functools.partial(init_state, model.init, optimizer)
+        guard = settings.optimizer.guard if settings.optimizer.guard.max_skips else None
+        members = Members(ema=settings.optimizer.ema_decay > 0, guard=guard is not None)
+        init = functools.partial(init_state, model.init, optimizer, members=members)
         shapes = jax.eval_shape(init, jax.random.key(0))
         zero1 = settings.mesh.zero1
         shardings = rules.state_shardings(mesh, shapes, model.axes, zero1=zero1)
@@ -82,6 +84,7 @@ class Program:
             shardings,
         )
         self.init = jax.jit(init, out_shardings=shardings)
+        self._members = members
         self.compiler_options = compiler_options(mesh, settings.rng)
 
         def store(gradients: Params) -> Params:
@@ -95,6 +98,8 @@ class Program:
                 optimizer,
                 rate,
                 gradient_accumulation=settings.optimizer.gradient_accumulation,
+                ema_decay=settings.optimizer.ema_decay,
+                guard=guard,
                 load=loader(mesh, model.axes, settings.numerics),
                 store=store,
             ),
@@ -109,6 +114,11 @@ class Program:
             compiler_options=self.compiler_options,
         )
         self._key = functools.partial(dropout_key, settings)
+
+    def place(self, state: TrainState) -> TrainState:
+        """A state for the same model, perhaps of another layout or without some members."""
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        return jax.device_put(start_members(state, self._members), shardings)
 
     def dropout_key(self, seed: int) -> jax.Array | None:
         """The key of the step; None if nothing is dropped."""

@@ -1,10 +1,12 @@
 """Fields of a run as a whole."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bert_jax.data.suites import suite_name
 from bert_jax.errors import UserError
 from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, field
+from bert_jax.train.weights import MEANING, TRAINED, parse_weights
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,7 @@ class Run:
     init_from: str = field(
         "", "weights to start from: anything that `bert_jax.load` reads; empty starts at random"
     )
+    init_weights: str = field(TRAINED, f"which weights of init_from, if it is a workdir. {MEANING}")
     seed: int = field(
         0, "seed of parameters, the order of examples, masks and dropout", bounds=NOT_NEGATIVE
     )
@@ -32,7 +35,8 @@ class Run:
     log_every: int = field(100, "steps between lines of metrics", bounds=POSITIVE, resume=True)
 
     def check(self, path: str) -> None:
-        """Raises UserError if JAX would silently take the lower 32 bits of the seed."""
+        """Raises UserError if a field has no meaning, or JAX would take only part of the seed."""
+        parse_weights(self.init_weights, f"{path}.init_weights")
         if self.seed >= 2**32:
             raise UserError(f"{path}.seed={self.seed} must be below 2**32")
 
@@ -41,6 +45,11 @@ class Run:
 class PretrainingRun(Run):
     """Fields of a pretraining run, besides its groups."""
 
+    branch_from: str = field(
+        "",
+        "RUN@STEP: begin with the state of the run in workdir RUN after STEP steps; RUN alone "
+        "takes its newest checkpoint; steps and schedule are those of the branch",
+    )
     init_missing_heads: bool = field(False, "start heads that init_from lacks at random")
     steps: int = field(
         1_000_000,
@@ -117,6 +126,29 @@ class PretrainingRun(Run):
                 raise UserError(f"{path}.eval_suites: {error}") from error
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"{path}.eval_suites: two suites are called {twice[0]}: leave one out")
+
+
+class Origin(NamedTuple):
+    """Where a branch begins.
+
+    Attributes:
+      workdir: directory of the run; "" if the run is no branch.
+      step: steps of that run; None for its newest checkpoint.
+    """
+
+    workdir: str
+    step: int | None
+
+    def __str__(self) -> str:
+        return self.workdir if self.step is None else f"{self.workdir}@{self.step}"
+
+
+def parse_origin(branch_from: str) -> Origin:
+    """What `branch_from` names."""
+    workdir, _, step = branch_from.rpartition("@")
+    if workdir and step.isdecimal():
+        return Origin(workdir, int(step))
+    return Origin(branch_from, None)
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,19 @@
-"""The training state: step, parameters, optimizer state, and nothing else.
+"""The training state: step, parameters, optimizer state, and members that some runs have.
 
-Batches, masks and dropout are functions of (config, seed, step), so these three values are all that
-a resume needs.
+Batches, masks and dropout are functions of (config, seed, step), so these values are all that a
+resume needs.
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from bert_jax.model.parameters import Params
+from bert_jax.train.guard import GuardState
 
 
 @jax.tree_util.register_dataclass
@@ -24,21 +25,51 @@ class TrainState:
       step: int32 scalar, optimizer steps done.
       params: nested dict of fp32 arrays; layers are stacked on a leading axis.
       opt_state: state of the optax transformation.
+      ema: running average of the parameters, like them; None in a run without.
+      guard: what the guard of the steps remembers; None in a run without.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
+    ema: Params | None = None
+    guard: GuardState | None = None
+
+    @property
+    def averaged(self) -> Params:
+        """The running average of the parameters; in a run without, the parameters."""
+        return self.params if self.ema is None else self.ema
+
+
+class Members(NamedTuple):
+    """Which optional members the state of a run has; see `TrainState`."""
+
+    ema: bool = False
+    guard: bool = False
+
+
+NO_MEMBERS = Members()
 
 
 def init_state(
     init_params: Callable[[jax.Array], Params],
     optimizer: optax.GradientTransformation,
     key: jax.Array,
+    members: Members = NO_MEMBERS,
 ) -> TrainState:
     """The state at step 0. Pure: jit it with output shardings, or trace it for shapes."""
     params = init_params(key)
-    return TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+    state = TrainState(jnp.zeros([], jnp.int32), params, optimizer.init(params))
+    return start_members(state, members)
+
+
+def start_members(state: TrainState, members: Members) -> TrainState:
+    """The state with the members of its run: those that it lacks start, others are dropped."""
+    ema = state.ema if members.ema else None
+    if members.ema and ema is None:
+        ema = jax.tree.map(jnp.copy, state.params)  # both are donated to the next step
+    guard = (state.guard or GuardState.start()) if members.guard else None
+    return dataclasses.replace(state, ema=ema, guard=guard)
 
 
 def num_params(params: Params) -> int:

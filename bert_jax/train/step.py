@@ -4,6 +4,7 @@ An objective (`bert_jax.objective.pretraining.PreTraining`, say) defines what to
 computes gradients, accumulates them and applies the optimizer; it is the same for every objective.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,12 +14,16 @@ import optax
 
 from bert_jax.model.parameters import Params
 from bert_jax.objective.protocol import BoundObjective
+from bert_jax.train.guard import Guard
 from bert_jax.train.schedules import Rate
 from bert_jax.train.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Step = Callable[..., tuple[TrainState, Metrics]]
+
+# Metrics that hold whether a step is skipped or not.
+KEPT = ("positions", "tokens", "examples", "learning_rate", "param_norm")
 
 
 def make_train_step(
@@ -27,6 +32,8 @@ def make_train_step(
     rate: Rate,
     *,
     gradient_accumulation: int = 1,
+    ema_decay: float = 0.0,
+    guard: Guard | None = None,
     load: Callable[[Params], Params] = lambda params: params,
     store: Callable[[Params], Params] = lambda gradients: gradients,
 ) -> Step:
@@ -42,14 +49,16 @@ def make_train_step(
       optimizer: turns gradients into a direction; the step multiplies it by the learning rate.
       rate: step -> learning rate; further arguments of the train step are passed on to it.
       gradient_accumulation: number of microbatches; divides the number of rows.
+      ema_decay: share of the old average in the new one, if the state has an average.
+      guard: which steps to skip; the state then has its memory. None skips none.
       load: stored parameters -> those to compute with, cast and gathered.
       store: gradients -> gradients in the dtype and sharding of the stored parameters.
 
     Returns:
       The step. Its dropout key is typed, and folded with step and microbatch; None trains without
       dropout. Its metrics are the objective's sums, those of `count_positions`, and the scalars
-      "grad_norm" (before clipping), "update_norm", "param_norm" (before the update) and
-      "learning_rate".
+      "grad_norm" (before clipping), "update_norm", "param_norm" (before the update),
+      "learning_rate", and under a guard those of `guarded`.
     """
 
     def train_step(
@@ -100,9 +109,39 @@ def make_train_step(
             "param_norm": optax.tree.norm(state.params),
             "learning_rate": learning_rate,
         }
-        return TrainState(state.step + 1, params, opt_state), metrics
+        ema = state.ema
+        if ema is not None:
+            ema = jax.tree.map(lambda a, p: ema_decay * a + (1.0 - ema_decay) * p, ema, params)
+        after = TrainState(state.step + 1, params, opt_state, ema)
+        return guarded(guard, state, after, metrics) if guard else (after, metrics)
 
     return train_step
+
+
+def guarded(
+    guard: Guard, before: TrainState, after: TrainState, metrics: Metrics
+) -> tuple[TrainState, Metrics]:
+    """What a step gives under a guard.
+
+    Returns:
+      The state after the step, or, if it is skipped, the state before it with the step counted; and
+      the metrics, those of a skipped step 0, with "skipped", 1 or 0, "skips" in a row, and
+      "skips_left" before the run stops.
+    """
+    assert before.guard is not None
+    skip, memory = guard.judge(before.guard, metrics["grad_norm"])
+    held = dataclasses.replace(before, step=after.step, guard=memory)
+    after = dataclasses.replace(after, guard=memory)
+    metrics = {
+        name: value if name in KEPT else jnp.where(skip, jnp.zeros_like(value), value)
+        for name, value in metrics.items()
+    }
+    metrics |= {
+        "skipped": skip.astype(jnp.int32),
+        "skips": memory.skips,
+        "skips_left": guard.max_skips - memory.skips,
+    }
+    return jax.tree.map(lambda old, new: jnp.where(skip, old, new), held, after), metrics
 
 
 def make_eval_step(

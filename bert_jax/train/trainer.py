@@ -1,5 +1,6 @@
 """The training loop: steps, hooks in between, and an orderly stop."""
 
+import contextlib
 import math
 import signal
 import threading
@@ -195,23 +196,26 @@ class Trainer:
           last_step: total steps of the run at which to stop.
 
         Raises:
-          TrainingDiverged: a gradient is not finite, or an update is larger than the parameters by
-            far. The state is not saved.
+          TrainingDiverged: a gradient is not finite, an update is larger than the parameters by
+            far, or the guard has skipped too many steps. The state is not saved.
         """
         self._stage_end = last_step
         self.stopwatch = Stopwatch()
         self._ran = dict.fromkeys(self._hooks, self.done)
         reports: list[_Due] = []  # due as soon as the next step has started
-        stopping = compiled = False
+        stopping = False
+        compiled: set[Any] = set()  # shapes of the batches
         with StopSignal() as stop:
             while self.done < self.last_step and not stopping and not self._is_over():
                 began = time.monotonic()
                 batch = next(batches)
                 self.stopwatch.add_wait(time.monotonic() - began)
-                if compiled:
+                shapes = tuple(each.shape for each in batch.values())
+                if shapes in compiled:
                     self.state, metrics = step(self.state, batch)
                 else:
-                    metrics, compiled = self._compile(step, batch), True
+                    metrics = self._compile(step, batch, first=not compiled)
+                    compiled.add(shapes)
                 self._call(reports)
                 self._pending.append(metrics)
                 self.done += 1
@@ -237,8 +241,7 @@ class Trainer:
         """Adds the metrics of the latest steps to `sums`; waits for these steps to finish.
 
         Raises:
-          TrainingDiverged: a gradient is not finite, or an update is larger than the parameters by
-            far.
+          TrainingDiverged: as `fit`.
         """
         fresh = [metrics | {"steps": 1} for metrics in jax.device_get(self._pending)]
         if not fresh:
@@ -259,22 +262,38 @@ class Trainer:
         self.checkpoints.save(self.done, self.state, progress)
 
     def _compile(
-        self, step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]], batch: Batch
+        self,
+        step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+        batch: Batch,
+        *,
+        first: bool,
     ) -> Metrics:
-        """Does the first step, whose compilation is not counted as training."""
+        """Does the first step of a shape, whose compilation is not counted as training."""
         began = time.monotonic()
-        with waiting("compiling the training step"):
+        with waiting("compiling the training step") if first else contextlib.nullcontext():
             self.state, metrics = step(self.state, batch)
         seconds = time.monotonic() - began
-        print_once(f"compiled in {seconds:.0f} s")
+        if first:
+            print_once(f"compiled in {seconds:.0f} s")
+        elif seconds > 1:
+            print_once(f"compiled for {len(batch['input_ids'])} rows in {seconds:.0f} s")
         self.stopwatch.skip(seconds)
         return metrics
 
     def _check(self, step: int, metrics: dict[str, Any]) -> None:
         """Checks a step, and takes from its metrics what no one else needs."""
         update, params = (float(metrics.pop(name)) for name in ("update_norm", "param_norm"))
+        skips, left = (int(metrics.pop(name, 1)) for name in ("skips", "skips_left"))
         good = step - 1  # the newest state that is known to be good
-        if not math.isfinite(metrics["grad_norm"]):
+        if metrics.get("skipped"):
+            if left > 0:
+                return
+            why = (
+                f"{skips} steps in a row, up to step {step}, were skipped: their gradients are "
+                "infinite, NaN or spikes"
+            )
+            good -= skips  # all of them have the parameters of the last state before them
+        elif not math.isfinite(metrics["grad_norm"]):
             why = f"the gradient of step {step} is infinite or NaN"
             good -= 1  # that state has this gradient
         elif not update <= MOST_UPDATE * params < math.inf:

@@ -13,7 +13,9 @@ from bert_jax.parallel import hosts
 from bert_jax.storage import UNFINISHED, read_json, write_json
 from bert_jax.train.checkpoints import DamagedCheckpoint, latest_step, saved_steps
 
-WEIGHTS = "initial_weights"  # in data.json: fingerprint of those that `init_from` named
+# In data.json: what a run started from.
+WEIGHTS = "initial_weights"  # fingerprint of those that `init_from` named
+FIRST_ROW = "first_row"  # of a branch, row of the data with which its first batch begins
 # What an interrupted start may leave in a workdir, besides files with `UNFINISHED` names.
 CLAIM = (VOCAB_FILE, TOKENIZER_FILE, CONFIG_FILE, "data.json", "lock")
 
@@ -135,17 +137,17 @@ def check_same_run(
         hosts.print_once(f"changed since the last start: {line}")
 
 
-def first_weights(workdir: epath.Path) -> dict[str, str]:
-    """The entry of `data.json` about the weights from which the run in a workdir started.
+def start_of(workdir: epath.Path) -> dict[str, Any]:
+    """The entries of `data.json` about what the run in a workdir started from.
 
-    It is empty if they were random, or if an older version wrote it.
+    It is empty if its weights were random, or if an older version wrote it.
     """
     known = read_json(workdir / "data.json")
-    return {name: known[name] for name in (WEIGHTS,) if name in known}
+    return {name: known[name] for name in (WEIGHTS, FIRST_ROW) if name in known}
 
 
 def claim_workdir(
-    workdir: epath.Path, config: Mapping[str, Any], data: Mapping[str, str], tokenizer: Tokenizer
+    workdir: epath.Path, config: Mapping[str, Any], data: Mapping[str, Any], tokenizer: Tokenizer
 ) -> None:
     """Writes the files that describe a run into its workdir.
 

@@ -1,0 +1,179 @@
+"""Branches: runs that begin with the state of another run."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from test_averages import stored
+from test_phases import stop_at
+from test_training import deterministic, recipe
+
+from bert_jax.api.plan import planned_step
+from bert_jax.api.pretrain import pretrain
+from bert_jax.config.pretraining import PretrainConfig
+from bert_jax.config.saved import read_pretrain_config
+from bert_jax.errors import UserError
+from bert_jax.fields import build
+from bert_jax.parallel import rules
+from bert_jax.parallel.mesh import make_mesh
+from bert_jax.report.curves import draw_curves
+from bert_jax.report.metrics_file import read_metrics
+from bert_jax.train.checkpoints import Checkpoints, saved_steps
+
+STABLE = {
+    "optimizer.schedule": "constant",
+    "optimizer.warmup_steps": 2,
+    "optimizer.ema_decay": 0.5,
+    "steps": 8,
+    "log_every": 2,
+    "eval_every": 4,
+    "checkpoint_every": 2,
+    "keep_checkpoints": 4,
+}
+
+
+def stable(store, **changes):
+    """Eight steps, the first two with a rising rate."""
+    return recipe(store, **STABLE | changes)
+
+
+@pytest.fixture(scope="module")
+def run(sotu_store, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("branches") / "run"
+    assert pretrain(stable(sotu_store), epath.Path(workdir))
+    return workdir
+
+
+def everything(workdir, config, step):
+    """The whole state of a checkpoint."""
+    abstract = planned_step(config, make_mesh()).abstract_state
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        return jax.device_get(checkpoints.restore(abstract, step)[0])
+
+
+def files(workdir):
+    return {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+def test_with_the_same_schedule_it_is_the_run_going_on(run, sotu_store, tmp_path):
+    """State and metrics, bit for bit; the run is not touched."""
+    before, branch = files(run), epath.Path(tmp_path / "branch")
+    config = stable(sotu_store, branch_from=f"{run}@4", steps=4)
+    assert pretrain(config, branch)
+    assert files(run) == before
+    states = [everything(workdir, config, 8) for workdir in (run, branch)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+    first, *lines = deterministic(branch)
+    assert first == {"step": 4, "split": "branch", "run": str(run)}
+    assert lines.pop(0) == {**deterministic(run)[0], "step": 4}  # baselines
+    assert lines == [line for line in deterministic(run) if line["step"] > 4]
+    draw_curves({"run": read_metrics(run), "branch": read_metrics(branch)}, tmp_path / "both.png")
+    draw_curves({"branch": read_metrics(branch)}, tmp_path / "tokens.png", "tokens")
+
+
+def test_its_schedule_is_over_its_own_steps_and_a_resume_is_exact(
+    run, sotu_store, tmp_path, monkeypatch
+):
+    """From the newest checkpoint; stopped once, after the run that it began with is gone."""
+    shutil.copytree(run, tmp_path / "run")
+    decay = {"optimizer.schedule": "one_minus_sqrt", "optimizer.learning_rate": 2e-3}
+    fields = decay | {"branch_from": str(tmp_path / "run"), "steps": 5, "log_every": 1}
+    whole, parts = epath.Path(tmp_path / "whole"), epath.Path(tmp_path / "parts")
+    assert pretrain(stable(sotu_store, **fields), whole)
+    lines = [line for line in read_metrics(whole) if line["split"] == "train"]
+    assert [line["step"] for line in lines] == [9, 10, 11, 12, 13]
+    expected = [2e-3 * (1 - np.sqrt(t / 5)) for t in range(5)]
+    assert [line["learning_rate"] for line in lines] == pytest.approx(expected, rel=1e-5)
+    stop_at(monkeypatch, 3)
+    assert not pretrain(stable(sotu_store, **fields), parts)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "run")
+    assert saved_steps(parts) == [10, 11]
+    assert pretrain(stable(sotu_store, **fields), parts)
+    assert deterministic(parts) == deterministic(whole)
+    config = read_pretrain_config(parts / "config.json")
+    assert config.branch_from == f"{tmp_path / 'run'}@8"
+    states = [everything(workdir, stable(sotu_store), 13) for workdir in (whole, parts)]
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def rows_of(config, workdir, monkeypatch):
+    """The input_ids of all training batches."""
+    put_batch, seen = rules.put_batch, []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            rules, "put_batch", lambda b, m: seen.append(b["input_ids"]) or put_batch(b, m)
+        )
+        assert pretrain(config, workdir)
+    return np.concatenate(seen)
+
+
+def test_rows_go_on_in_batches_of_another_size(run, sotu_store, tmp_path, monkeypatch):
+    """In a branch of a branch, too; a phase with rows of another length begins with the first."""
+    expected = rows_of(stable(sotu_store, steps=9), epath.Path(tmp_path / "run"), monkeypatch)
+    config = stable(
+        sotu_store, branch_from=f"{run}@6", steps=1, **{"data.batch_size": 32, "eval_every": 0}
+    )
+    branch = epath.Path(tmp_path / "branch")
+    np.testing.assert_array_equal(
+        rows_of(config, branch, monkeypatch), expected[6 * 16 : 6 * 16 + 32]
+    )
+    again = stable(sotu_store, branch_from=str(branch), steps=1, eval_every=0)
+    np.testing.assert_array_equal(
+        rows_of(again, epath.Path(tmp_path / "again"), monkeypatch), expected[8 * 16 : 9 * 16]
+    )
+    short = {"steps": 1, "data": {"max_seq_length": 32}, "optimizer": {"warmup_steps": 1}}
+    fields = again.to_dict() | {"phases": (short,)}
+    assert build(PretrainConfig, fields).stages()[0].config.optimizer.warmup_steps == 1
+
+
+def test_another_model_or_other_data_are_refused(run, sotu_store, tmp_path):
+    def refused(message, **changes):
+        workdir = epath.Path(tmp_path / "branch")
+        with pytest.raises(UserError, match=message):
+            pretrain(stable(sotu_store, **{"branch_from": f"{run}@4"} | changes), workdir)
+        assert not (workdir / "config.json").exists()
+
+    refused(
+        r"branch_from=.*run@4 is a run of another model or other data: seed: 0 -> 1; "
+        r"model\.hidden_size: 32 -> 64\. Give",
+        **{"model.hidden_size": 64, "seed": 1},
+    )
+    refused(r"data\.max_seq_length: 64 -> 32", **{"data.max_seq_length": 32})
+    refused(r"no checkpoint of step 5; there are \[2, 4, 6, 8\]", branch_from=f"{run}@5")
+    refused(r"branch_from=.*@9: .*run has no checkpoint of that step", branch_from=f"{run}@9")
+    refused(r"branch_from=.*: no run with a checkpoint there", branch_from=str(tmp_path / "no"))
+    refused(r"branch_from=.*no@3: .*no holds no run", branch_from=str(tmp_path / "no@3"))
+    refused(r"cannot be restored into this model: opt_state", **{"optimizer.name": "sgd"})
+    with pytest.raises(UserError, match=r"budget_hours=1\.0 does not go with .*branch_from"):
+        stable(sotu_store, branch_from=f"{run}@4", budget_hours=1.0)
+
+
+def test_a_damaged_checkpoint_names_the_whole_ones(run, sotu_store, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    for data in (tmp_path / "run" / "checkpoints" / "8" / "state").rglob("d/*"):
+        content = bytearray(data.read_bytes())
+        content[len(content) // 2] ^= 1
+        data.write_bytes(content)
+    config = stable(sotu_store, branch_from=str(tmp_path / "run"))
+    with pytest.raises(UserError, match=r"8: damaged: .*: set config\.branch_from=.*run@6$"):
+        pretrain(config, epath.Path(tmp_path / "branch"))
+
+
+def test_the_run_in_a_workdir_stays_that_of_its_origin(run, sotu_store, tmp_path):
+    """Of another step it would be another run; steps may be added."""
+    branch = epath.Path(tmp_path / "branch")
+    assert pretrain(stable(sotu_store, branch_from=f"{run}@4", steps=1, eval_every=0), branch)
+    with pytest.raises(UserError, match=r"branch_from: '.*@4' -> '.*@6'"):
+        pretrain(stable(sotu_store, branch_from=f"{run}@6", steps=1), branch)
+    assert pretrain(stable(sotu_store, branch_from=str(run), steps=2, eval_every=0), branch)
+    with pytest.raises(UserError, match=r"config\.steps=1, but .*branch has 2 steps already"):
+        pretrain(stable(sotu_store, branch_from=str(run), steps=1), branch)
+    assert json.loads((branch / "data.json").read_text())["first_row"] == 4 * 16
+    config = read_pretrain_config(branch / "config.json")
+    assert dataclasses.replace(config, steps=4).stages()[0].last_step == 8
+    assert stored(branch, 6).keys() == stored(run, 6).keys()
