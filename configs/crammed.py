@@ -7,8 +7,9 @@ The budget is 24 hours; the rate rises for three quarters of it and falls to 0. 
 
 Source: Geiping and Goldstein 2023, https://arxiv.org/abs/2212.14034, and
 https://github.com/JonasGeiping/cramming, cramming/config/arch/crammed-bert.yaml and
-train/bert-o4.yaml. Theirs starts at a quarter of the peak and grows the batch over 60 % of the
-budget; here the rate rises from 0 and the batch has its full size from the start. Their factor of
+train/bert-o4.yaml. Theirs starts at a quarter of the peak; here the rate rises from 0. Theirs grows
+the batch over 60 % of the budget, by the clock, so its rows depend on the machine; here it has its
+full size from the start, or grows by steps with `data.start_batch_size`. Their factor of
 the sinusoidal positions is learned from 0.036, ours stays at 0.02, as large as the embeddings.
 
 Cost: 24 hours. A step is 6.5e14 FLOPs (`bert_jax.report.flops`, full rows).

@@ -7,8 +7,8 @@ The argument picks the size: 17m, 32m, 68m, 150m (default), 400m or 1b.
 Source: Weller et al. 2025, https://arxiv.org/abs/2507.11412, and
 https://github.com/JHU-CLSP/ettin-encoder-vs-decoder, pretraining/configs/standard: sizes, rates,
 decay and warmup of each size; the later phases of base, whose last one starts at half the peak.
-Their local layers take the larger RoPE base too. Theirs grows the batch over the first 3 to 125 B
-tokens; here it has its full size from the start.
+Their local layers take the larger RoPE base too. Batches grow over the first 3 to 125 B tokens,
+from a microbatch of each of 8 devices, as in the ModernBERT recipe.
 
 Cost: 1.8e21 FLOPs for 150m (`bert_jax.report.flops`, full rows).
 """
@@ -32,6 +32,14 @@ OPTIMIZATION = {  # peak learning rate, tokens of warmup, share of the parameter
     "400m": (5e-4, 2e9, 1e-5),
     "1b": (5e-4, 2e9, 5e-5),
 }
+GROWTH = {  # rows of the first batch, tokens in which batches grow
+    "17m": (1_152, 125e9),
+    "32m": (1_024, 100e9),
+    "68m": (768, 75e9),
+    "150m": (576, 50e9),
+    "400m": (384, 10e9),
+    "1b": (192, 3e9),
+}
 
 
 def get_config(size: str = "150m") -> ConfigDict:
@@ -39,5 +47,12 @@ def get_config(size: str = "150m") -> ConfigDict:
         raise ValueError(f"unknown size {size!r}: use one of {', '.join(SIZES)}")
     config = blocks(*SIZES[size])
     peak, warmup_tokens, decay = OPTIMIZATION[size]
-    train(config, peak=peak, warmup_tokens=warmup_tokens, decay=decay, long_local_theta=160_000.0)
+    train(
+        config,
+        peak=peak,
+        warmup_tokens=warmup_tokens,
+        growth=GROWTH[size],
+        decay=decay,
+        long_local_theta=160_000.0,
+    )
     return config

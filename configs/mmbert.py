@@ -8,18 +8,19 @@ is that of Gemma 2, with 256,000 pieces.
 
 Source: Marone et al. 2025, https://arxiv.org/abs/2509.06888, and
 https://github.com/JHU-CLSP/mmBERT, configs/mmBERT-base*.yaml; tokens of the first phase: those at
-which configs/mmBERT-small-ext.yaml begins. Theirs grows the batch over the first 60 B tokens; here
-it has its full size from the start. Their decay is a share of the parameters in each step, ours of
-the learning rate, so it is divided by the peak.
+which configs/mmBERT-small-ext.yaml begins. Batches grow over the first 60 B tokens, from a
+microbatch of each of 8 devices, as in the ModernBERT recipe. Their decay is a share of the
+parameters in each step, ours of the learning rate, so it is divided by the peak.
 
 Cost: 3.4e21 FLOPs (`bert_jax.report.flops`, full rows).
 """
 
 from bert import set_phases
 from ml_collections import ConfigDict
-from modernbert import ROWS, SIZES, blocks
+from modernbert import ROWS, SIZES, begin, blocks, growing_batches, steps_of
 
 PEAK = 8e-4
+GROWTH = (384, 60e9)  # rows of the first batch, tokens in which batches grow
 
 
 def get_config() -> ConfigDict:
@@ -40,8 +41,8 @@ def get_config() -> ConfigDict:
     set_phases(
         config,
         {
-            "steps": round(2_300e9 / batch),
-            "data": {"batch_size": ROWS, "max_seq_length": 1_024},
+            "steps": round(steps_of(2_300e9, *GROWTH)),
+            "data": growing_batches(*GROWTH),
             "masking": {"masked_lm_prob": 0.25},
             "optimizer": constant,
         },
@@ -59,7 +60,7 @@ def get_config() -> ConfigDict:
         },
     )
     first, *others = config.phases
-    first.optimizer.warmup_steps = first.get_oneway_ref("steps") * round(3e9 / batch) // first.steps
+    begin(first, 3e9, GROWTH)
     for phase in others:
         phase.optimizer.warmup_steps = 0
     for phase, percent in zip(config.phases, (25, 15, 5)):

@@ -9,9 +9,11 @@ Source: Warner et al. 2024, https://arxiv.org/abs/2412.13663, and
 https://github.com/AnswerDotAI/ModernBERT, yamls/modernbert/modernbert-base-pretrain.yaml (blocks,
 first phase). Later phases: https://github.com/JHU-CLSP/ettin-encoder-vs-decoder,
 pretraining/configs/standard/base (their rows have 7,999 tokens). The paper's large model was
-restarted at a tenth of its rate after 900 B tokens, which this recipe does not repeat. Theirs
-grows the batch over the first 50 B tokens; here it has its full size from the start. Their decay is
-a share of the parameters in each step, ours of the learning rate, so it is divided by the peak.
+restarted at a tenth of its rate after 900 B tokens, which this recipe does not repeat. Batches
+grow over the first 50 B tokens (10 B in large), from a microbatch of each of 8 devices; theirs by a
+row a device, ours by 256 rows at a time. Their warmup is linear in tokens, ours in steps, and as
+long. Their decay is a share of the parameters in each step, ours of the learning rate, so it is
+divided by the peak.
 
 Cost: 1.8e21 FLOPs for base (`bert_jax.report.flops`, full rows).
 """
@@ -27,6 +29,8 @@ SIZES = {  # layers, hidden, heads, features inside the gated feed-forward
 PEAK = {"base": 8e-4, "large": 5e-4}
 WARMUP = {"base": 3e9, "large": 2e9}  # tokens
 ROWS = 4_608  # of 1,024 tokens; later phases have as many tokens in a batch
+GROWTH = {"base": (768, 50e9), "large": (448, 10e9)}  # rows of the first batch, tokens until ROWS
+GROWTH_ROWS = 256
 
 
 def get_config(size: str = "base") -> ConfigDict:
@@ -37,6 +41,7 @@ def get_config(size: str = "base") -> ConfigDict:
         config,
         peak=PEAK[size],
         warmup_tokens=WARMUP[size],
+        growth=GROWTH[size],
         decay=1e-5,
         long_local_theta=10_000.0,
     )
@@ -80,8 +85,42 @@ def blocks(layers: int, hidden: int, heads: int, inner: int) -> ConfigDict:
     return config
 
 
+def growing_batches(start: int, tokens: float) -> dict[str, int]:
+    """Fields of a phase whose batches grow from `start` rows to `ROWS` in so many tokens."""
+    return {
+        "batch_size": ROWS,
+        "max_seq_length": 1_024,
+        "start_batch_size": start,
+        "growth_steps": round(steps_of(tokens, start, tokens)),
+        "growth_rows": GROWTH_ROWS,
+    }
+
+
+def steps_of(tokens: float, start: int, growth_tokens: float) -> float:
+    """The steps that so many tokens take, if batches grow from `start` rows in a line."""
+    rows, growth_rows = tokens / 1_024, growth_tokens / 1_024
+    growth_steps = growth_rows / ((start + ROWS) / 2)
+    if rows > growth_rows:
+        return growth_steps + (rows - growth_rows) / ROWS
+    slope = (ROWS - start) / growth_steps
+    return ((start**2 + 2 * slope * rows) ** 0.5 - start) / slope
+
+
+def begin(first: ConfigDict, warmup_tokens: float, growth: tuple[int, float]) -> None:
+    """Lets warmup and growth of the first phase follow its number of steps."""
+    steps, warmup = first.get_oneway_ref("steps"), round(steps_of(warmup_tokens, *growth))
+    first.optimizer.warmup_steps = steps * warmup // first.steps
+    first.data.growth_steps = steps * first.data.growth_steps // first.steps
+
+
 def train(
-    config: ConfigDict, *, peak: float, warmup_tokens: float, decay: float, long_local_theta: float
+    config: ConfigDict,
+    *,
+    peak: float,
+    warmup_tokens: float,
+    growth: tuple[int, float],
+    decay: float,
+    long_local_theta: float,
 ) -> None:
     """Sets the optimizer and the three phases.
 
@@ -89,6 +128,7 @@ def train(
       config: config to change.
       peak: learning rate of the first two phases.
       warmup_tokens: tokens in which it is reached.
+      growth: rows of the first batch, and the tokens in which batches grow to `ROWS`.
       decay: share of the parameters that a step at the peak takes away.
       long_local_theta: RoPE base of local layers when rows are long.
     """
@@ -104,8 +144,8 @@ def train(
     set_phases(
         config,
         {
-            "steps": round(1_719e9 / batch),
-            "data": {"batch_size": ROWS, "max_seq_length": 1_024},
+            "steps": round(steps_of(1_719e9, *growth)),
+            "data": growing_batches(*growth),
             "optimizer": {"learning_rate": peak, "schedule": {"name": "constant"}},
         },
         {
@@ -127,8 +167,7 @@ def train(
         },
     )
     first, second, third = config.phases
-    warmup = round(warmup_tokens / batch)
-    first.optimizer.warmup_steps = first.get_oneway_ref("steps") * warmup // first.steps
+    begin(first, warmup_tokens, growth)
     second.optimizer.warmup_steps = third.optimizer.warmup_steps = 0
     for phase, percent in zip(config.phases, (30, 30, 15)):
         length = phase.data.get_oneway_ref("max_seq_length")

@@ -151,10 +151,10 @@ def test_only_whole_checkpoints_are_averaged(copied, tmp_path):
 
 @pytest.mark.parametrize("weights", ["", "average", "average:0", "average:-1", "mean:3", "EMA"])
 def test_other_names_are_refused(weights, run, sotu_store):
-    message = rf"--weights='{weights}': use trained, ema or average:N"
+    message = rf"weights='{weights}': use trained, ema or average:N"
     with pytest.raises(UserError, match=message):
         read(run, weights=weights)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=f"--{message}"):
         convert_verb.main([str(run), "target", "--to=bert_jax", f"--weights={weights}"])
     with pytest.raises(UserError, match=r"config\.init_weights=.*: use trained"):
         recipe(sotu_store, init_weights=weights)

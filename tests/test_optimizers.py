@@ -1,4 +1,4 @@
-"""LAMB, StableAdamW and Muon against NumPy, and every optimizer on several meshes."""
+"""Every optimizer against NumPy in float64, and on several meshes."""
 
 import jax
 import jax.numpy as jnp
@@ -194,17 +194,115 @@ def test_muon_is_what_a_loop_over_single_parameters_computes(problem):
         np.testing.assert_allclose(found[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+def reference_adamw(params: dict, gradients: list[dict], rate: float, corrected: bool) -> dict:
+    """Steps on a flat dict of single parameters in float64."""
+    params = {name: value.astype(np.float64) for name, value in params.items()}
+    first, second = dict.fromkeys(params, 0.0), dict.fromkeys(params, 0.0)
+    for step, gradient in enumerate(gradients, start=1):
+        for name, g in gradient.items():
+            g = g.astype(np.float64)
+            first[name] = LAMB["b1"] * first[name] + (1 - LAMB["b1"]) * g
+            second[name] = LAMB["b2"] * second[name] + (1 - LAMB["b2"]) * g**2
+            m = first[name] / ((1 - LAMB["b1"] ** step) if corrected else 1)
+            v = second[name] / ((1 - LAMB["b2"] ** step) if corrected else 1)
+            update = m / (np.sqrt(v) + LAMB["eps"])
+            if not name.endswith(("bias", "scale")):
+                update = update + LAMB["weight_decay"] * params[name]
+            params[name] = params[name] - rate * update
+    return params
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_adamw_is_what_a_loop_over_single_parameters_computes(corrected, problem):
+    model, params, gradients = problem
+    expected = reference_adamw(unstacked(params), list(map(unstacked, gradients)), RATE, corrected)
+    adamw = optimizer("adamw", model, clip_norm=0.0, bias_correction=corrected)
+    assert_close(train(adamw, *problem), expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize(("value", "norm"), [(0.005, 0.0), (0.005, 0.5), (0.0, 0.5)])
+def test_gradients_are_clipped_by_value_and_then_by_norm(value, norm, problem):
+    """With momentum, without decay."""
+    model, params, gradients = problem
+    params = {name: x.astype(np.float64) for name, x in unstacked(params).items()}
+    trace = dict.fromkeys(params, 0.0)
+    for gradient in map(unstacked, gradients):
+        clipped = {
+            name: np.clip(g, -value, value) if value else g.astype(np.float64)
+            for name, g in gradient.items()
+        }
+        total = np.sqrt(sum(np.sum(np.float64(g) ** 2) for g in clipped.values()))
+        for name, g in clipped.items():
+            trace[name] = 0.9 * trace[name] + g * (min(1.0, norm / total) if norm else 1.0)
+            params[name] = params[name] - RATE * trace[name]
+    sgd = optimizer("sgd", model, clip_value=value, clip_norm=norm, weight_decay=0.0)
+    assert_close(train(sgd, *problem), params, rtol=2e-5)
+
+
+def reference_adafactor(params: dict, gradients: list[dict], rate: float) -> dict:
+    """Steps on a flat dict of stacked parameters in float64, from algorithms 4 and 5 of the paper.
+
+    Of matrices with two sides of at least 128 it keeps the means of squares by row and by column.
+    """
+    params = {name: value.astype(np.float64) for name, value in params.items()}
+    squares = {}
+    for step, gradient in enumerate(gradients, start=1):
+        decay = 1 - step**-0.8
+        for name, g in gradient.items():
+            square = g.astype(np.float64) ** 2 + 1e-30
+            last, wide = (
+                (np.argsort(g.shape)[-1], np.argsort(g.shape)[-2]) if g.ndim > 1 else (0, 0)
+            )
+            is_factored = g.ndim > 1 and g.shape[wide] >= 128
+            new = [square.mean(axis, keepdims=True) for axis in (last, wide)]
+            new = new if is_factored else [square]
+            old = squares.get(name, [0.0] * len(new))
+            squares[name] = [decay * a + (1 - decay) * b for a, b in zip(old, new)]
+            if is_factored:
+                rows, columns = squares[name]
+                v = rows * columns / rows.mean(wide, keepdims=True)
+            else:
+                (v,) = squares[name]
+            update = g / np.sqrt(v)
+            update = update / max(1.0, np.sqrt(np.mean(update**2)))
+            update = update * max(1e-3, np.sqrt(np.mean(params[name] ** 2)))
+            params[name] = params[name] - rate * update
+    return params
+
+
+@pytest.mark.parametrize("layout", [None, (2, 2, 2)])
+def test_adafactor_is_what_a_loop_over_stacks_computes(layout):
+    model = make_model(hidden_size=128, intermediate_size=256, num_heads=2)
+    params = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(0)))
+    random = np.random.default_rng(0)
+    gradients = [
+        jax.tree.map(lambda x: random.normal(0, 0.01, x.shape).astype(np.float32), params)
+        for _ in range(3)
+    ]
+
+    def flat(tree):
+        leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+        return {"/".join(key.key for key in path): np.asarray(leaf) for path, leaf in leaves}
+
+    expected = reference_adafactor(flat(params), list(map(flat, gradients)), RATE)
+    adafactor = optimizer("adafactor", model, clip_norm=0.0, weight_decay=0.0)
+    found = train(adafactor, model, params, gradients, layout)
+    for name, values in expected.items():
+        layers = enumerate(values) if "/layers/" in name else [(None, values)]
+        for index, each in layers:
+            key = name if index is None else f"layer {index}: {name}"
+            np.testing.assert_allclose(found[key], each, rtol=1e-4, atol=1e-6, err_msg=key)
+
+
 LAYOUTS = [("lamb", sizes) for sizes in ((8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4))]
+OTHERS = ("adamw", "stable_adamw", "adafactor", "sgd", "muon")
 
 
 @pytest.mark.parametrize(
     ("name", "layout"),
     [
         *LAYOUTS,
-        ("stable_adamw", (2, 2, 2)),
-        ("adafactor", (2, 2, 2)),
-        ("sgd", (2, 2, 2)),
-        ("muon", (2, 2, 2)),
+        *((name, layout) for name in OTHERS for layout in ((2, 2, 2), (1, 8, 1))),
     ],
 )
 def test_every_layout_takes_the_same_steps(name, layout, problem):

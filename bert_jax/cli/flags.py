@@ -130,7 +130,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     """Adds --weights, which of a workdir's weights to read."""
 
     def checked(text: str) -> str:
-        parse_weights(text)
+        parse_weights(text, "--weights")
         return text
 
     parser.add_argument(

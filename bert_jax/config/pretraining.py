@@ -149,7 +149,7 @@ class PretrainConfig(PretrainingRun):
         for rows in BatchSizes(data).sizes[:-1]:
             name = "data.start_batch_size with data.growth_rows, a batch"
             check_microbatches(path, name, rows, self.optimizer)
-        if self.optimizer.warmup_steps > self.steps:
+        if self.optimizer.warmup_steps > self.steps and not self.branch_from:
             raise UserError(
                 f"{path}.optimizer.warmup_steps={self.optimizer.warmup_steps} exceeds "
                 f"{path}.steps={self.steps}"

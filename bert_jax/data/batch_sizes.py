@@ -9,7 +9,8 @@ from bert_jax.data.sampling import Sampling
 class BatchSizes:
     """The batches of a run or phase, which may grow: in a line over the steps, some rows at a time.
 
-    Every answer takes the same time at any step.
+    Each batch has the size that is nearest to the line, so together they have its rows. Every
+    answer takes the same time at any step.
 
     Attributes:
       sizes: the different numbers of rows, ascending.
@@ -21,12 +22,13 @@ class BatchSizes:
         first_row: row of the stream with which the first batch begins.
         """
         start, full = sampling.start_batch_size or sampling.batch_size, sampling.batch_size
+        start = min(start, full)
         sizes = [*range(start, full, sampling.rows_of_growth), full]
-        # The first step at which the line has reached a size; of two at the same step the larger.
-        steps = [
-            -(-(size - start) * sampling.growth_steps // max(full - start, 1)) for size in sizes
-        ]
-        begins = dict(zip(steps, sizes))
+        # The line reaches the middle between two sizes where the larger begins. Of two sizes that
+        # begin at the same step it is the larger one.
+        doubled = (before + size - 2 * start for before, size in itertools.pairwise(sizes))
+        steps = [-(-x * sampling.growth_steps // (2 * (full - start))) for x in doubled]
+        begins = dict(zip([0, *steps], sizes))
         self._steps, self.sizes = [*begins], [*begins.values()]
         spans = zip(self.sizes, itertools.pairwise(self._steps))
         rows = (size * (stop - begin) for size, (begin, stop) in spans)

@@ -44,7 +44,8 @@ class Sampling:
     batch_size: int = field(256, "rows of the global batch", bounds=POSITIVE)
     start_batch_size: int = field(
         0,
-        "rows of the first batch of a run or phase whose batches grow; 0: all have batch_size",
+        "rows of the first batch of a run or phase whose batches grow; if it is 0, or not below "
+        "batch_size, all have batch_size",
         bounds=NOT_NEGATIVE,
     )
     growth_steps: int = field(
@@ -84,17 +85,7 @@ class Sampling:
         return self.growth_rows or max(self.batch_size // 16, 1)
 
     def check(self, path: str) -> None:
-        """Raises UserError if a row is too short for an example, or batches cannot grow."""
-        if bool(self.start_batch_size) != bool(self.growth_steps):
-            raise UserError(
-                f"{path}.start_batch_size={self.start_batch_size} and {path}.growth_steps="
-                f"{self.growth_steps}: batches grow if both are positive"
-            )
-        if self.start_batch_size >= self.batch_size:
-            raise UserError(
-                f"{path}.start_batch_size={self.start_batch_size} must be below "
-                f"{path}.batch_size={self.batch_size}, to which batches grow"
-            )
+        """Raises UserError if a row is too short for an example."""
         if self.max_seq_length < SHORTEST_ROW:
             raise UserError(
                 f"{path}.max_seq_length={self.max_seq_length} is too short: at least {SHORTEST_ROW}"

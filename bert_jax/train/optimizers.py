@@ -23,8 +23,8 @@ from bert_jax.train.schedules import Linear, Schedule
 class Optimizer(Choice):
     """An optimizer and its learning rate. All kinds share these fields.
 
-    Every kind clips the gradients by their global norm, applies its `core`, and adds decoupled
-    weight decay, except to biases and norms unless `decay_all`.
+    Every kind clips the gradients by value and by their global norm, applies its `core`, and adds
+    decoupled weight decay, except to biases and norms unless `decay_all`.
     """
 
     learning_rate: float = field(1e-4, "peak learning rate", bounds=POSITIVE, resume=True)
@@ -36,6 +36,11 @@ class Optimizer(Choice):
     decay_all: bool = field(False, "decay biases and scales of norms, too")
     clip_norm: float = field(
         1.0, "global norm that gradients are clipped to; 0 for no clipping", bounds=NOT_NEGATIVE
+    )
+    clip_value: float = field(
+        0.0,
+        "largest absolute value of each element of a gradient, before clip_norm; 0 for no limit",
+        bounds=NOT_NEGATIVE,
     )
     gradient_accumulation: int = field(1, "microbatches per batch", bounds=POSITIVE)
     ema_decay: float = field(
@@ -58,8 +63,12 @@ class Optimizer(Choice):
 
     def transformation(self, axes: Axes) -> optax.GradientTransformation:
         """Turns gradients into a direction, without the learning rate."""
+        clips = [optax.clip(self.clip_value)] if self.clip_value else []
+        clips += [optax.clip_by_global_norm(self.clip_norm)] if self.clip_norm else []
+        # They are one element of the chain: checkpoints name moments by their place in it.
+        first, *others = clips or [optax.identity()]
         return optax.chain(
-            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
+            optax.chain(first, *others) if others else first,
             self.core(axes),
             optax.add_decayed_weights(self.weight_decay, None if self.decay_all else decay_mask),
         )

@@ -25,7 +25,7 @@ class Weights(NamedTuple):
     checkpoints: int = 1
 
 
-def parse_weights(text: str, path: str = "--weights") -> Weights:
+def parse_weights(text: str, path: str = "weights") -> Weights:
     """What "trained", "ema" or "average:N" means.
 
     Raises:
