@@ -16,7 +16,9 @@ from bert_jax.fields import build, to_plain
 from bert_jax.interop.formats import casing, read, read_architecture
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
+from bert_jax.interop.tiling import SIZES, check_tiles, tiled
 from bert_jax.model.heads import parts_of
+from bert_jax.model.model import build_model
 from bert_jax.model.parameters import Params
 from bert_jax.train.checkpoints import DamagedCheckpoint
 from bert_jax.train.run import parse_origin
@@ -77,10 +79,13 @@ def initial_params(
             f"prepare the data with `bert-jax prepare --vocab={config.init_from}`"
         )
     theirs, ours = flatten(to_plain(source.architecture)), flatten(to_plain(config.model))
-    changed = [name for name in theirs if name not in FREE and theirs[name] != ours.get(name)]
+    free = (*FREE, *(SIZES if config.init_tiled else ()))
+    changed = [name for name in theirs if name not in free and theirs[name] != ours.get(name)]
     if changed:
         overrides = " ".join(f"--config.model.{name}={theirs[name]}" for name in changed)
         raise UserError(f"config.init_from={config.init_from} is another model: set {overrides}")
+    if config.init_tiled:
+        check_tiles(f"config.init_from={config.init_from}", source.architecture, config.model)
     found = parts_of(source.params)
     missing = [part for part in parts if part not in found]
     if missing and not config.init_missing_heads:
@@ -91,7 +96,11 @@ def initial_params(
     unused = [part for part in found if part not in parts]
     lines += [f"{part}: not in {config.init_from}, starts at random" for part in missing]
     lines += [f"{part}: in {config.init_from}, not used" for part in unused]
-    return without_parts(source.params, unused), lines
+    params = without_parts(source.params, unused)
+    if config.init_tiled:
+        axes = build_model(config.model, config.numerics, parts=parts).axes
+        params = tiled(params, axes, source.architecture, config.model)
+    return params, lines
 
 
 def follow_weights(
@@ -99,7 +108,8 @@ def follow_weights(
 ) -> tuple[PretrainConfig, list[str]]:
     """The config with the architecture of the weights that `config.init_from` names.
 
-    Fields of `config.model` that a user sets are left as they are. A run that is in `workdir`
+    Fields of `config.model` that a user sets are left as they are, and so are the sizes of a model
+    that is tiled from a smaller one. A run that is in `workdir`
     keeps its architecture, so its first weights may be gone.
 
     Args:
@@ -128,6 +138,7 @@ def follow_weights(
         name: value
         for name, value in theirs.items()
         if fields["model"][name] != value
+        and not (config.init_tiled and name in SIZES)
         and not any(path == f"model.{name}" or path.startswith(f"model.{name}.") for path in given)
     }
     if not changed:

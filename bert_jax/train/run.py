@@ -50,6 +50,10 @@ class PretrainingRun(Run):
         "RUN@STEP: begin with the state of the run in workdir RUN after STEP steps; RUN alone "
         "takes its newest checkpoint; steps and schedule are those of the branch",
     )
+    init_tiled: bool = field(
+        False,
+        "init_from is a smaller model: repeat its weights to the width and the layers of this one",
+    )
     init_missing_heads: bool = field(False, "start heads that init_from lacks at random")
     steps: int = field(
         1_000_000,
