@@ -16,6 +16,7 @@ from bert_jax.report.suites import draw_suite
 from bert_jax.storage import write_json, write_text
 from bert_jax.terminal import json_line, progress
 from bert_jax.train.checkpoints import latest_step
+from bert_jax.train.weights import TRAINED
 
 
 def evaluate_suite(
@@ -24,6 +25,7 @@ def evaluate_suite(
     *,
     method: str = "pll",
     step: int | None = None,
+    weights: str = TRAINED,
     output: epath.PathLike | None = None,
 ) -> dict[str, Any]:
     """Scores the sentences of a suite, and says how often the right one of a pair scores higher.
@@ -33,6 +35,7 @@ def evaluate_suite(
       suite: "blimp:PATH", "zorro:PATH", "pairs:PATH" or "cola:PATH"; see `bert_jax.data.suites`.
       method: how a sentence is scored; see `TrainedBert.score`.
       step: checkpoint of a run; None for the newest.
+      weights: which of a run, "trained", "ema" or "average:N"; see `bert_jax.train.weights`.
       output: directory for `scores.json`, which holds the result; `sentences.jsonl`, the score of
         each sentence; and, for pairs, `paradigms.png`.
 
@@ -48,7 +51,7 @@ def evaluate_suite(
         found = open_suite(name)
         if output is not None and epath.Path(output).is_file():
             raise UserError(f"{output}: is a file; name a directory")
-        bert = load(model, step)
+        bert = load(model, step, weights=weights)
         mine = _scores(bert, found.texts[jax.process_index() :: jax.process_count()], method)
     scored = np.empty((len(found.texts), 2))
     for process, some in enumerate(hosts.gather(json.dumps(mine))):

@@ -138,6 +138,7 @@ def _evaluate_suite(
         arguments.suite,
         method=arguments.method or "pll",
         step=arguments.step,
+        weights=arguments.weights,
         output=arguments.output,
     )
     if not is_primary():
