@@ -1,6 +1,5 @@
 """Branches: runs that begin with the state of another run."""
 
-import dataclasses
 import json
 import shutil
 
@@ -8,14 +7,14 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from test_averages import stored
 from test_phases import stop_at
 from test_training import deterministic, recipe
 
 from bert_jax.api.plan import planned_step
-from bert_jax.api.pretrain import pretrain
+from bert_jax.api.pretrain import check_origin, pretrain
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.saved import read_pretrain_config
+from bert_jax.data.stores import open_store
 from bert_jax.errors import UserError
 from bert_jax.fields import build
 from bert_jax.parallel import rules
@@ -101,34 +100,41 @@ def test_its_schedule_is_over_its_own_steps_and_a_resume_is_exact(
     jax.tree.map(np.testing.assert_array_equal, *states)
 
 
-def rows_of(config, workdir, monkeypatch):
-    """The input_ids of all training batches."""
+@pytest.fixture(scope="module")
+def branch(run, sotu_store, tmp_path_factory):
+    """One step of twice as many rows after the sixth of the run, and the rows of its batch."""
+    workdir = tmp_path_factory.mktemp("branch") / "branch"
+    config = larger_batches(sotu_store, branch_from=f"{run}@6", steps=1)
     put_batch, seen = rules.put_batch, []
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            rules, "put_batch", lambda b, m: seen.append(b["input_ids"]) or put_batch(b, m)
-        )
-        assert pretrain(config, workdir)
-    return np.concatenate(seen)
+
+    def put_and_note(batch, mesh):
+        seen.append(batch["input_ids"])
+        return put_batch(batch, mesh)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rules, "put_batch", put_and_note)
+        assert pretrain(config, epath.Path(workdir))
+    return workdir, np.concatenate(seen)
 
 
-def test_rows_go_on_in_batches_of_another_size(run, sotu_store, tmp_path, monkeypatch):
+def larger_batches(store, **changes):
+    return stable(store, **{"data.batch_size": 32, "eval_every": 0} | changes)
+
+
+def test_rows_go_on_in_batches_of_another_size(run, branch, sotu_store):
     """In a branch of a branch, too; a phase with rows of another length begins with the first."""
-    expected = rows_of(stable(sotu_store, steps=9), epath.Path(tmp_path / "run"), monkeypatch)
-    config = stable(
-        sotu_store, branch_from=f"{run}@6", steps=1, **{"data.batch_size": 32, "eval_every": 0}
-    )
-    branch = epath.Path(tmp_path / "branch")
-    np.testing.assert_array_equal(
-        rows_of(config, branch, monkeypatch), expected[6 * 16 : 6 * 16 + 32]
-    )
-    again = stable(sotu_store, branch_from=str(branch), steps=1, eval_every=0)
-    np.testing.assert_array_equal(
-        rows_of(again, epath.Path(tmp_path / "again"), monkeypatch), expected[8 * 16 : 9 * 16]
-    )
-    short = {"steps": 1, "data": {"max_seq_length": 32}, "optimizer": {"warmup_steps": 1}}
-    fields = again.to_dict() | {"phases": (short,)}
-    assert build(PretrainConfig, fields).stages()[0].config.optimizer.warmup_steps == 1
+    workdir, rows = branch
+    config, store = stable(sotu_store), open_store(sotu_store)
+    stream = store.training_batches(config.data, seed=config.seed, host_rows=np.arange)
+    expected = [stream.batch(step)["input_ids"] for step in (6, 7)]
+    np.testing.assert_array_equal(rows, np.concatenate(expected))
+    for origin, first_row in ((f"{run}@2", 2 * 16), (f"{workdir}@7", 8 * 16)):
+        again = larger_batches(sotu_store, branch_from=origin, steps=1)
+        assert check_origin(again, store) == first_row
+        phase = {"steps": 1, "data": {"max_seq_length": 32}, "optimizer": {"warmup_steps": 1}}
+        phased = build(PretrainConfig, again.to_dict() | {"phases": (phase,)})
+        assert check_origin(phased, store) == 0
+        assert phased.stages()[0].config.optimizer.warmup_steps == 1
 
 
 def test_another_model_or_other_data_are_refused(run, sotu_store, tmp_path):
@@ -164,16 +170,14 @@ def test_a_damaged_checkpoint_names_the_whole_ones(run, sotu_store, tmp_path):
         pretrain(config, epath.Path(tmp_path / "branch"))
 
 
-def test_the_run_in_a_workdir_stays_that_of_its_origin(run, sotu_store, tmp_path):
+def test_the_run_in_a_workdir_stays_that_of_its_origin(run, branch, sotu_store, tmp_path):
     """Of another step it would be another run; steps may be added."""
-    branch = epath.Path(tmp_path / "branch")
-    assert pretrain(stable(sotu_store, branch_from=f"{run}@4", steps=1, eval_every=0), branch)
-    with pytest.raises(UserError, match=r"branch_from: '.*@4' -> '.*@6'"):
-        pretrain(stable(sotu_store, branch_from=f"{run}@6", steps=1), branch)
-    assert pretrain(stable(sotu_store, branch_from=str(run), steps=2, eval_every=0), branch)
+    workdir = epath.Path(tmp_path / "branch")
+    shutil.copytree(branch[0], workdir)
+    with pytest.raises(UserError, match=r"branch_from: '.*@6' -> '.*@4'"):
+        pretrain(larger_batches(sotu_store, branch_from=f"{run}@4", steps=1), workdir)
+    assert pretrain(larger_batches(sotu_store, branch_from=str(run), steps=2), workdir)
     with pytest.raises(UserError, match=r"config\.steps=1, but .*branch has 2 steps already"):
-        pretrain(stable(sotu_store, branch_from=str(run), steps=1), branch)
-    assert json.loads((branch / "data.json").read_text())["first_row"] == 4 * 16
-    config = read_pretrain_config(branch / "config.json")
-    assert dataclasses.replace(config, steps=4).stages()[0].last_step == 8
-    assert stored(branch, 6).keys() == stored(run, 6).keys()
+        pretrain(larger_batches(sotu_store, branch_from=str(run), steps=1), workdir)
+    assert json.loads((workdir / "data.json").read_text())["first_row"] == 6 * 16
+    assert saved_steps(workdir) == [7, 8]
