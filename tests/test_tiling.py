@@ -91,7 +91,7 @@ def test_weights_are_those_of_loops(small):
 
 def test_the_sizes_are_those_of_the_recipe(small):
     path, architecture, _, _ = small
-    config = larger(path, architecture, hidden_act="relu")
+    config = larger(path, architecture, hidden_act="silu")
     followed, lines = follow_weights(config, [])
     assert followed.model.hidden_act == architecture.hidden_act
     assert (followed.model.num_layers, followed.model.hidden_size) == (3, 32)
@@ -106,8 +106,8 @@ def test_the_sizes_are_those_of_the_recipe(small):
             r"has num_layers=2, which cannot be tiled to config\.model\.num_layers=1",
         ),
         ({"intermediate_size": 16}, r"intermediate_size=24, which cannot be tiled"),
-        ({"num_heads": 2}, r"heads of 8 features, and .* of 16: set --config\.model\.num_heads=4"),
-        ({"hidden_act": "relu"}, r"is another model: set --config\.model\.hidden_act="),
+        ({"num_heads": 2}, r"heads of 8 features, and .* of 16: set config\.model\.num_heads=4"),
+        ({"hidden_act": "silu"}, r"is another model: set --config\.model\.hidden_act="),
         ({"max_position_embeddings": 128}, r"set --config\.model\.max_position_embeddings=64"),
     ],
 )

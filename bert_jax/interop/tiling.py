@@ -31,7 +31,7 @@ def check_tiles(name: str, source: Architecture, target: Architecture) -> None:
     if small != large:
         raise UserError(
             f"{name} has attention heads of {small} features, and config.model of {large}: "
-            f"set --config.model.num_heads={target.hidden_size // small}"
+            f"set config.model.num_heads={target.hidden_size // small}"
         )
     if target.layer_mixing and source.num_layers != target.num_layers:
         raise UserError(
