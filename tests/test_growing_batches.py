@@ -70,7 +70,7 @@ def test_growing_batches_are_cut_from_the_same_stream():
         expected = np.concatenate([single.batch(row)[name] for row in range(len(rows))])
         np.testing.assert_array_equal(rows, expected)
     shifted = Batches(tiny_split(), seed=0, first_row=4, **options, **fields)
-    np.testing.assert_array_equal(shifted.batch(0)["input_ids"], grown.batch(1)["input_ids"])
+    np.testing.assert_array_equal(shifted.batch(0)["input_ids"], grown.batch(1)["input_ids"][:4])
 
 
 GROWTH = {"data.start_batch_size": 16, "data.growth_steps": 6, "data.growth_rows": 16}
