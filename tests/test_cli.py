@@ -185,6 +185,24 @@ def test_from_text_to_words(tmp_path, capsys):
     scores = json.loads(capsys.readouterr().out)
     assert {"step": 2, "split": "heldout"} | scores["heldout"] == last
     assert {"step": 0, "split": "baseline"} | scores["baseline"] == baseline
+    # Several stores by name; here the same one.
+    stores = [f"--store=own={store}", f"--store=again={store}"]
+    assert main(["evaluate", f"--workdir={workdir}", *stores, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] == 2
+    assert found["stores"]["own"] == found["stores"]["again"]
+    tokens = found["stores"]["own"]["heldout"].pop("tokens")
+    assert found["stores"]["own"] == {name: scores[name] for name in ("heldout", "baseline")}
+    assert main(["evaluate", f"--workdir={workdir}", *stores]) == 0
+    header, own, again = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert header == ["step", "2", "mlm", "loss", "unigram", "perplexity", "accuracy", "tokens"]
+    assert own[1:] == again[1:]
+    shown = f"{scores['heldout']['mlm_loss']:.4f} {scores['baseline']['mlm_loss']:.4f}"
+    assert " ".join(own).startswith(f"own {shown} ")
+    assert own[-1] == f"{tokens:,.0f}"
+    for wrong in ([f"--store={store}", stores[0]], [stores[0], stores[0]]):
+        assert main(["evaluate", f"--workdir={workdir}", *wrong]) == 2
+        assert "give each of several stores its own name, NAME=DIR" in capsys.readouterr().err
 
     masked = "The [MASK] is [MASK]."
     assert main(["predict", "fill-mask", f"--model={workdir}", "--top-k=3", masked]) == 0

@@ -13,7 +13,7 @@ from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.recipes import with_overrides
 from bert_jax.config.saved import is_finetuning, read_finetune_config, read_pretrain_config
-from bert_jax.data.stores import open_store
+from bert_jax.data.stores import Store, open_store
 from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluation.heldout import HeldOut
@@ -96,6 +96,45 @@ def evaluate(
     return _evaluate_pretraining(workdir, step, weights, store)
 
 
+def evaluate_stores(
+    workdir: epath.PathLike,
+    stores: Mapping[str, str],
+    *,
+    step: int | None = None,
+    weights: str = "trained",
+) -> dict[str, Evaluated]:
+    """Scores a checkpoint of pretraining on the held-out documents of several stores, by name.
+
+    Args:
+      workdir: directory of a pretraining run.
+      stores: name -> store.
+      step: checkpoint to score; None for the newest.
+      weights: as for `evaluate`.
+
+    Returns:
+      Name -> scores, whose `split` is "heldout". They have `tokens`, the number of tokens, too.
+
+    Raises:
+      UserError: there is no such checkpoint or store, or a store has another vocabulary.
+    """
+    workdir = epath.Path(workdir)
+    with hosts.agreement():
+        if "data" not in read_json(workdir / "config.json"):
+            raise UserError(f"{workdir}: not a pretraining run, so it has no held-out documents")
+        config = read_pretrain_config(workdir / "config.json")
+        opened = {name: _open(workdir, path) for name, path in stores.items()}
+    for store in opened.values():
+        check_same(config, store)
+    mesh = make_mesh()
+    trained = load_trained(workdir, mesh, step, weights)
+    found = {}
+    for name, store in opened.items():
+        heldout = HeldOut(trained.config, store, trained.model, mesh)
+        scores = heldout(trained.params) | {"tokens": heldout.tokens}
+        found[name] = Evaluated("heldout", trained.step, scores, heldout.baselines())
+    return found
+
+
 def _evaluate_pretraining(
     workdir: epath.Path, step: int | None, weights: str, store_path: str | None
 ) -> Evaluated:
@@ -105,17 +144,20 @@ def _evaluate_pretraining(
             raise UserError(
                 f"{config.data.store}, the store of the run, is not there: pass --store"
             )
-        store = open_store(store_path or config.data.store)
-        if store.tokenizer.vocab_hash != load_tokenizer(workdir).vocab_hash:
-            raise UserError(
-                f"{store.path} has another vocabulary than {workdir}: "
-                f"prepare it with `bert-jax prepare --vocab={workdir}`"
-            )
-    check_same(config, store)
-    mesh = make_mesh()
-    trained = load_trained(workdir, mesh, step, weights)
-    heldout = HeldOut(trained.config, store, trained.model, mesh)
-    return Evaluated("heldout", trained.step, heldout(trained.params), heldout.baselines())
+    stores = {"": store_path or config.data.store}
+    (found,) = evaluate_stores(workdir, stores, step=step, weights=weights).values()
+    return found._replace(scores={n: x for n, x in found.scores.items() if n != "tokens"})
+
+
+def _open(workdir: epath.Path, path: str) -> Store:
+    """Opens a store whose vocabulary is that of a run."""
+    store = open_store(path)
+    if store.tokenizer.vocab_hash != load_tokenizer(workdir).vocab_hash:
+        raise UserError(
+            f"{store.path} has another vocabulary than {workdir}: "
+            f"prepare it with `bert-jax prepare --vocab={workdir}`"
+        )
+    return store
 
 
 def _evaluate_task(

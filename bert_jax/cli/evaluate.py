@@ -1,11 +1,16 @@
 """`bert-jax evaluate`: scores a checkpoint."""
 
 import argparse
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from bert_jax.cli import flags, hosts
 from bert_jax.errors import UserError
 from bert_jax.terminal import say, say_json
+
+if TYPE_CHECKING:
+    from bert_jax.api.evaluate import Evaluated
 
 
 def main(argv: Sequence[str]) -> None:
@@ -19,6 +24,7 @@ def main(argv: Sequence[str]) -> None:
         formatter_class=flags.HelpFormatter,
         epilog="--config.task.FIELD=VALUE reads the examples with another field of the task, as in "
         "finetune.\n\nexamples:\n  bert-jax evaluate --workdir=runs/base\n"
+        "  bert-jax evaluate --workdir=runs/base --store=law=stores/law --store=news=stores/news\n"
         "  bert-jax evaluate --workdir=runs/sst2 --data=test --json\n"
         "  bert-jax evaluate --workdir=runs/base --suite=blimp:blimp/data --output=blimp-base\n"
         "  bert-jax evaluate --workdir=downloaded-tagger --data=dev.conll "
@@ -33,8 +39,10 @@ def main(argv: Sequence[str]) -> None:
     flags.add_weights(parser)
     parser.add_argument(
         "--store",
-        metavar="DIR",
-        help="token store whose held-out documents to score on (default: that of the training run)",
+        action="append",
+        metavar="[NAME=]DIR",
+        help="token store whose held-out documents to score on (default: that of the training "
+        "run); NAME=DIR, given several times, prints a table by name",
     )
     parser.add_argument(
         "--data",
@@ -67,6 +75,7 @@ def main(argv: Sequence[str]) -> None:
     arguments, overrides = parser.parse_known_args(argv)
     if wrong := [flag for flag in overrides if not flag.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    stores = _stores(arguments.store or [])
     if arguments.suite:
         _evaluate_suite(parser, arguments, overrides)
         return
@@ -74,22 +83,30 @@ def main(argv: Sequence[str]) -> None:
         parser.error("--method and --output are for a --suite")
     if hosts.is_alone(arguments):
         flags.check_run(arguments.workdir)
-        if arguments.store and flags.is_missing(arguments.store):
-            raise UserError(f"--store={arguments.store}: {flags.FILES['data.store']}")
+        for path in stores.values():
+            if flags.is_missing(path):
+                raise UserError(f"--store={path}: {flags.FILES['data.store']}")
         if arguments.data not in ("train", "dev", "test") and flags.is_missing(arguments.data):
             raise UserError(f"--data={arguments.data}: no such file, and none of train, dev, test")
     hosts.connect(arguments)
 
-    from bert_jax.api.evaluate import evaluate
+    from bert_jax.api.evaluate import evaluate, evaluate_stores
     from bert_jax.parallel.hosts import is_primary
     from bert_jax.report.metrics_file import finite
     from bert_jax.report.units import shown
 
+    if stores and "" not in stores:
+        by_name = evaluate_stores(
+            arguments.workdir, stores, step=arguments.step, weights=arguments.weights
+        )
+        if is_primary():
+            _print_by_name(by_name, as_json=arguments.json)
+        return
     split, step, scores, baselines = evaluate(
         arguments.workdir,
         step=arguments.step,
         weights=arguments.weights,
-        store=arguments.store,
+        store=stores.get(""),
         data=arguments.data,
         predictions=arguments.predictions,
         overrides=overrides,
@@ -107,6 +124,50 @@ def main(argv: Sequence[str]) -> None:
     for name, value in scores.items():
         baseline = shown(name, baselines[name]) if name in baselines else ""
         say(f"{name:<20}{shown(name, value):>10}{baseline:>10}".rstrip())
+
+
+def _stores(given: Sequence[str]) -> dict[str, str]:
+    """Name -> path of each --store; the name of one without is empty.
+
+    Raises:
+      UserError: there are several, and one has no name, or two have the same.
+    """
+    stores: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or not re.fullmatch(r"[\w.-]+", name):
+            name, path = "", text
+        if name in stores or (len(given) > 1 and not name):
+            raise UserError(f"--store={text}: give each of several stores its own name, NAME=DIR")
+        stores[name] = path
+    return stores
+
+
+def _print_by_name(found: Mapping[str, "Evaluated"], *, as_json: bool) -> None:
+    from bert_jax.report.metrics_file import finite
+
+    step = next(iter(found.values())).step
+    if as_json:
+        stores = {
+            name: {each.split: finite(each.scores), "baseline": finite(each.baselines)}
+            for name, each in found.items()
+        }
+        say_json({"step": step, "stores": stores})
+        return
+    perplexities = dict.fromkeys(
+        name for each in found.values() for name in each.scores if name.endswith("_perplexity")
+    )
+    for head in (name.removesuffix("_perplexity") for name in perplexities):
+        numbers = f"{'unigram':>9}{'perplexity':>12}{'accuracy':>10}{'tokens':>12}"
+        say(f"{f'step {step}':<27}{head + ' loss':>10}{numbers}")
+        for name, each in found.items():
+            loss, accuracy, perplexity = (
+                each.scores[f"{head}_{metric}"] for metric in ("loss", "accuracy", "perplexity")
+            )
+            say(
+                f"{name:<27.27}{loss:>10.4f}{each.baselines[f'{head}_loss']:>9.4f}"
+                f"{perplexity:>12,.2f}{accuracy:>10.1%}{each.scores['tokens']:>12,}"
+            )
 
 
 def _evaluate_suite(

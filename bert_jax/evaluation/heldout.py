@@ -35,6 +35,9 @@ class HeldOut:
     """Scores on held-out documents, always with the same examples and masks.
 
     A batch has as many rows as in training, rounded up to a multiple of `row_devices`.
+
+    Attributes:
+      tokens: number of tokens that the last call scored, those that were not masked included.
     """
 
     def __init__(self, config: PretrainConfig, store: Store, model: Model, mesh: Mesh):
@@ -58,6 +61,7 @@ class HeldOut:
             num_batches=config.eval_batches,
             host_rows=hosts.local_rows(rules.batch_sharding(mesh), rows),
         )
+        self.tokens = 0
         self._objective = objective
         self._token_counts = store.token_counts
         self._mesh = mesh
@@ -68,9 +72,10 @@ class HeldOut:
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Means over all held-out examples; see `means`."""
-        sums = [self._step(params, batch) for batch in self._device_batches()]
-        heads, factors = self._objective.heads, self._objective.factors
-        return means(add_sums(jax.device_get(sums)), heads, factors)
+        batches = [self._step(params, batch) for batch in self._device_batches()]
+        sums = add_sums(jax.device_get(batches))
+        self.tokens = round(sums["tokens"])
+        return means(sums, self._objective.heads, self._objective.factors)
 
     def baselines(self) -> dict[str, float]:
         """See `pretraining_baselines`; those of heads that the objective has."""
