@@ -61,7 +61,9 @@ def plain_loop(torch, model, words, method) -> list[float]:
         row = torch.tensor([[0, *masked, 2]])
         with torch.no_grad():
             logits = model(input_ids=row, attention_mask=torch.ones_like(row)).logits
-        found.append(logits[0, 1 + index].log_softmax(-1)[ids[index]].item())
+        found.append(
+            logits[0, index if method == "mntp" else 1 + index].log_softmax(-1)[ids[index]].item()
+        )
     return found
 
 
@@ -86,6 +88,10 @@ def test_every_lineage_scores_as_torch_does(torch, wordpiece, tmp_path, name, he
             expected = plain_loop(torch, model, words, method)
             np.testing.assert_allclose(score.log_probs, expected, rtol=0, atol=1e-4)
             assert score.total == pytest.approx(sum(expected), abs=1e-4)
+    # The masked token is read one place earlier.
+    (found,) = bert.score(SPELLED[:1], "mntp")
+    expected = plain_loop(torch, model, TEXTS[0], "mntp")
+    np.testing.assert_allclose(found.log_probs, expected, rtol=0, atol=1e-4)
     # Only the first pieces of words of several pieces differ.
     different = [np.abs(a.log_probs - b.log_probs) > 1e-4 for a, b in zip(*scores.values())]
     assert [*map(list, different)] == [
@@ -144,7 +150,7 @@ def test_iterators_empty_and_long_texts(bert, caplog):
     np.testing.assert_allclose(
         found[4].log_probs, bert.score(["word1 " * 126])[0].log_probs, atol=1e-5
     )
-    with pytest.raises(UserError, match="method='mask': use one of pll, within-word"):
+    with pytest.raises(UserError, match="method='mask': use one of pll, within-word, mntp"):
         bert.score(texts, "mask")
     with pytest.raises(UserError, match="text number 1 must be a string, not"):
         bert.score([("a", "b")])

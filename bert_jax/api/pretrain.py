@@ -247,10 +247,10 @@ class Part(NamedTuple):
             )
             model = stage_model(config, mesh, parts)
             heldout = HeldOut(config, store, model, mesh)
+            objective = bound_objective(config, store, model, config.seed, stage.first_step)
             suites = None
             if config.eval_suites:
-                suites = suite_scores(config, store.tokenizer, mesh, parts)
-        objective = bound_objective(config, store, model, config.seed, stage.first_step)
+                suites = suite_scores(config, store.tokenizer, mesh, parts, objective.word_heads)
         optimizer = config.optimizer.transformation(model.axes)
         rate = learning_rate(config, stage.first_step)
         timed = config.budget_hours > 0
@@ -362,15 +362,26 @@ def stage_model(config: PretrainConfig, mesh: Mesh, parts: Sequence[str]) -> Mod
 
 
 def suite_scores(
-    config: PretrainConfig, tokenizer: Tokenizer, mesh: Mesh, parts: Sequence[str]
+    config: PretrainConfig,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    parts: Sequence[str],
+    word_heads: Sequence[str],
 ) -> SuiteScores:
     """The evaluation on the suites of a run or stage.
 
+    Args:
+      config: configuration of the run or stage.
+      tokenizer: tokenizer of its data.
+      mesh: devices to compute on.
+      parts: parts of the model.
+      word_heads: those of its objective.
+
     Raises:
-      UserError: a suite cannot be read, or the model has no masked_lm.
+      UserError: a suite cannot be read, or the objective predicts no masked words.
     """
-    if MASKED_LM.part not in parts:
-        raise UserError(f"config.eval_suites: the model has no {MASKED_LM.part} to score them")
+    if MASKED_LM.part not in parts or not {"mlm", "mntp"} & {*word_heads}:
+        raise UserError("config.eval_suites: the objective predicts no masked words; set it to ()")
     with hosts.agreement():
         suites = {
             name.label: open_suite(name, config.eval_suite_pairs)
@@ -385,6 +396,7 @@ def suite_scores(
         mesh,
         longest_row=config.model.max_position_embeddings,
         batch_tokens=config.data.batch_size * config.data.max_seq_length,
+        from_before="mntp" in word_heads,
     )
 
 

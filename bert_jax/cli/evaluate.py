@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         "words: minimal pairs of blimp:FOLDER, zorro:FOLDER or pairs:FILE.tsv (good, bad), or "
         "the sentences of cola:FILE.tsv",
     )
-    flags.add_method(parser, default=None)
+    flags.add_method(parser)
     parser.add_argument(
         "--output",
         metavar="DIR",
@@ -197,7 +197,7 @@ def _evaluate_suite(
     scores = evaluate_suite(
         arguments.workdir,
         arguments.suite,
-        method=arguments.method or "pll",
+        method=arguments.method,
         step=arguments.step,
         weights=arguments.weights,
         output=arguments.output,

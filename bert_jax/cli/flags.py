@@ -115,14 +115,14 @@ def add_step(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--step", type=int, metavar="N", help=help)
 
 
-def add_method(parser: argparse.ArgumentParser, default: str | None = "pll") -> None:
+def add_method(parser: argparse.ArgumentParser) -> None:
     """Adds --method, how texts are scored."""
     parser.add_argument(
         "--method",
         choices=METHODS,
-        default=default,
         help="what is masked to score a token: pll, the token alone (Salazar et al. 2020), or "
-        "within-word, also the later pieces of its word (Kauf and Ivanova 2023) (default: pll)",
+        "within-word, also the later pieces of its word (Kauf and Ivanova 2023); mntp is pll for a "
+        "model that predicts next tokens (default: mntp for runs of the hybrid, else pll)",
     )
 
 

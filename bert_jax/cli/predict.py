@@ -131,8 +131,12 @@ def _add_score(tasks: Any) -> None:
 def _score(arguments: argparse.Namespace) -> None:
     lines, bert = inputs.read(arguments), _load(arguments)
 
+    from bert_jax.inference.scores import default_method
+
+    method = arguments.method or default_method(arguments.model)
+
     def score(texts: Iterator[str]) -> Iterator["Score"]:
-        return bert.score(texts, arguments.method)
+        return bert.score(texts, method)
 
     for line, found in _with_results(lines, score):
         say_json(

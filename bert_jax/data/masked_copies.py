@@ -4,6 +4,7 @@ The score of a text is its pseudo-log-likelihood: the sum over its tokens of the
 each, read from a copy in which it is masked (Salazar et al. 2020, https://arxiv.org/abs/1910.14659).
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,8 @@ class Copy(NamedTuple):
 
     Attributes:
       ids: int32 [length], `[CLS] text [SEP]`.
-      position: index of the token in `ids`, which is masked.
+      position: index in `ids` from which the token is predicted: its own, where there is a mask, or
+        the one before it.
       target: id of the token.
     """
 
@@ -49,7 +51,9 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> Tokens:
     return Tokens(np.array(found, np.int32), continues(text, offsets))
 
 
-def masked_copies(tokenizer: Tokenizer, tokens: Tokens, *, within_word: bool) -> Iterator[Copy]:
+def masked_copies(
+    tokenizer: Tokenizer, tokens: Tokens, *, within_word: bool = False, from_before: bool = False
+) -> Iterator[Copy]:
     """A copy for each token of a text, in their order.
 
     Args:
@@ -57,6 +61,8 @@ def masked_copies(tokenizer: Tokenizer, tokens: Tokens, *, within_word: bool) ->
       tokens: the text.
       within_word: whether the later pieces of the word are masked, too: they would give it away
         (Kauf and Ivanova 2023, https://arxiv.org/abs/2305.10588).
+      from_before: whether a masked token is predicted from the position before it, as models do
+        that were trained to predict the next token (MNTP).
     """
     count = len(tokens.ids)
     index = np.arange(count)
@@ -67,7 +73,7 @@ def masked_copies(tokenizer: Tokenizer, tokens: Tokens, *, within_word: bool) ->
     copies = np.empty((count, count + 2), np.int32)
     copies[:, 0], copies[:, -1] = tokenizer.cls_id, tokenizer.sep_id
     copies[:, 1:-1] = np.where(masked, tokenizer.mask_id, tokens.ids)
-    return map(Copy, copies, range(1, count + 1), tokens.ids.tolist())
+    return map(Copy, copies, itertools.count(0 if from_before else 1), tokens.ids.tolist())
 
 
 def pack_copies(
@@ -80,7 +86,7 @@ def pack_copies(
       pack: makes batches of examples.
 
     Returns:
-      The batches; their rows also have `positions`, columns of the masked tokens, and `targets`,
+      The batches; their rows also have `positions`, columns from which to predict, and `targets`,
       their ids, both int32 [rows, slots]; 0 in slots that hold no copy.
     """
     positions, targets = np.array([copy[1:] for copy in copies], np.int32).reshape(-1, 2).T
@@ -89,7 +95,11 @@ def pack_copies(
 
 
 def _with_targets(batch: Batch, positions: np.ndarray, targets: np.ndarray) -> Batch:
-    more = {name: np.zeros_like(batch.rows["cls_positions"]) for name in ("positions", "targets")}
+    # Rows of long copies have few; an even number gives few shapes.
+    used = int(batch.slot.max(initial=0)) + 1
+    slots = min(used + used % 2, batch.rows["cls_positions"].shape[1])
+    shape = len(batch.rows["input_ids"]), slots
+    more = {name: np.zeros(shape, np.int32) for name in ("positions", "targets")}
     more["positions"][batch.row, batch.slot] = batch.start + positions[batch.examples]
     more["targets"][batch.row, batch.slot] = targets[batch.examples]
     return batch._replace(rows=batch.rows | more)

@@ -51,6 +51,7 @@ class SuiteScores:
         *,
         longest_row: int,
         batch_tokens: int,
+        from_before: bool = False,
     ):
         """Makes the masked copies of all sentences; compiles at the first call.
 
@@ -62,6 +63,7 @@ class SuiteScores:
           mesh: devices to compute on.
           longest_row: number of positions of the model; longer sentences are cut.
           batch_tokens: tokens of a batch, roughly.
+          from_before: see `masked_copies`.
         """
         self._suites, self._pad_id, self._mesh = suites, tokenizer.pad_id, mesh
         texts = [text for suite in suites.values() for text in suite.texts]
@@ -69,7 +71,7 @@ class SuiteScores:
         kept = [Tokens(ids[: longest_row - 2], word[: longest_row - 2]) for ids, word in whole]
         if cut := sum(map(lambda before, after: len(before.ids) > len(after.ids), whole, kept)):
             _log.warning(f"{cut} of {len(texts)} sentences cut to {longest_row} tokens")
-        copies = (masked_copies(tokenizer, tokens, within_word=False) for tokens in kept)
+        copies = (masked_copies(tokenizer, tokens, from_before=from_before) for tokens in kept)
         self._copies = list(itertools.chain.from_iterable(copies))
         self._counts = np.array([len(tokens.ids) for tokens in kept])
         longest = max((len(copy.ids) for copy in self._copies), default=1)

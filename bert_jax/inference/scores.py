@@ -6,9 +6,20 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
 from bert_jax.data.masked_copies import Tokens
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.objective.hybrid import Hybrid
+from bert_jax.storage import read_json
+
+
+def default_method(path: epath.PathLike) -> str:
+    """The method of scoring that fits a model: "mntp" for runs that predict the next token."""
+    file = epath.Path(path) / "config.json"
+    objective = read_json(file).get("objective") if file.exists() else None
+    is_hybrid = isinstance(objective, dict) and objective.get("name") == Hybrid.called()
+    return "mntp" if is_hybrid else "pll"
 
 
 class Score(NamedTuple):

@@ -318,7 +318,8 @@ class TrainedBert:
           texts: strings.
           method: what is masked to score a token: "pll", the token alone (Salazar et al. 2020,
             https://arxiv.org/abs/1910.14659), or "within-word", also the later pieces of its word
-            (Kauf and Ivanova 2023, https://arxiv.org/abs/2305.10588).
+            (Kauf and Ivanova 2023, https://arxiv.org/abs/2305.10588). "mntp" is "pll" for models
+            that were trained to predict the next token: the masked one is read one place earlier.
 
         Returns:
           For each text, its sum and the log probability of each token.
@@ -330,13 +331,13 @@ class TrainedBert:
             raise UserError(f"method={method!r}: use one of {', '.join(METHODS)}")
         self.require(*MASKED_LM.parts(self.architecture))
         log_probabilities, tokenizer = self._log_probabilities, self.tokenizer
-        within_word = method == "within-word"
+        masks = {"within_word": method == "within-word", "from_before": method == "mntp"}
         waiting: deque[Tokens] = deque()
 
         def copies() -> Iterator[Copy]:
             for tokens in self._scored(checked(texts, pair=False)):
                 waiting.append(tokens)
-                yield from masked_copies(tokenizer, tokens, within_word=within_word)
+                yield from masked_copies(tokenizer, tokens, **masks)
 
         def pack(some: Sequence[Copy]) -> list[Batch]:
             return pack_copies(some, self._devices.batches)
