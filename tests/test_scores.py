@@ -61,9 +61,8 @@ def plain_loop(torch, model, words, method) -> list[float]:
         row = torch.tensor([[0, *masked, 2]])
         with torch.no_grad():
             logits = model(input_ids=row, attention_mask=torch.ones_like(row)).logits
-        found.append(
-            logits[0, index if method == "mntp" else 1 + index].log_softmax(-1)[ids[index]].item()
-        )
+        read = logits[0, index if method == "mntp" else 1 + index]
+        found.append(read.log_softmax(-1)[ids[index]].item())
     return found
 
 
