@@ -205,7 +205,10 @@ def _in_blocks(
     dropout_key: jax.Array | None,
     drop: Callable[..., jax.Array],
 ) -> jax.Array:
-    """`attention` for one block of queries after another; the scores of one are in memory."""
+    """`attention` for one block of queries after another; the scores of one are in memory.
+
+    A block computes scores with the keys of its own examples, up to a power of two.
+    """
     length = query.shape[1]
     block = WHOLE_LENGTH // 2
     blocks = -(-length // block)
@@ -213,19 +216,50 @@ def _in_blocks(
     padded = [_pad(x, 0, blocks * block - length) for x in of_queries]
     keys = None if dropout_key is None else jax.random.split(dropout_key, blocks)
 
+    # The keys that a block sees are those of its examples, which lie together in packed rows.
+    widths = [2 * block]
+    while widths[-1] < length:
+        widths.append(min(2 * widths[-1], length))
+
     @jax.checkpoint
     def one(block_and_key: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         index, own_key = block_and_key
         part, ids, *causal = (
             jax.lax.dynamic_slice_in_dim(x, index * block, block, axis=1) for x in padded
         )
-        places = (index * block + jnp.arange(block)[None], jnp.arange(length)[None])
         own = reach._replace(causal=causal[0] if causal else None)
-        found = _probabilities(part, key, (ids, segment_ids), places, value.dtype, own)
-        return jnp.einsum("bhkq,bkhd->bqhd", drop(found, key=own_key), value)
+        first, last = _seen(ids, segment_ids)
+
+        def within(width: int) -> jax.Array:
+            start = jnp.minimum(first, length - width)
+            keys, values, key_ids = (
+                jax.lax.dynamic_slice_in_dim(x, start, width, axis=1)
+                for x in (key, value, segment_ids)
+            )
+            places = (index * block + jnp.arange(block)[None], start + jnp.arange(width)[None])
+            found = _probabilities(part, keys, (ids, key_ids), places, value.dtype, own)
+            return jnp.einsum("bhkq,bkhd->bqhd", drop(found, key=own_key), values)
+
+        smallest = jnp.searchsorted(jnp.asarray(widths), last + 1 - first)
+        return jax.lax.switch(smallest, [functools.partial(within, width) for width in widths])
 
     found = jax.lax.map(one, (jnp.arange(blocks), keys))
     return found.swapaxes(0, 1).reshape(padded[0].shape)[:, :length]
+
+
+def _seen(ids: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """int32: the first and the last place with a segment of a block, in any row; 0, 0 if none.
+
+    Args:
+      ids: segment ids of the block, [batch, queries].
+      segment_ids: of the rows, [batch, length].
+    """
+    # Padding, segment 0, is at the end of a row; what its queries see does not matter.
+    lowest = jnp.min(jnp.where(ids > 0, ids, jnp.iinfo(ids.dtype).max), axis=1, keepdims=True)
+    highest = jnp.max(ids, axis=1, keepdims=True)
+    seen = jnp.any((lowest <= segment_ids) & (segment_ids <= highest), axis=0)
+    last = seen.size - 1 - jnp.argmax(seen[::-1])
+    return jnp.argmax(seen), jnp.where(jnp.any(seen), last, 0)
 
 
 def _in_windows(
