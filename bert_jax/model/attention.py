@@ -221,7 +221,6 @@ def _in_blocks(
     while widths[-1] < length:
         widths.append(min(2 * widths[-1], length))
 
-    @jax.checkpoint
     def one(block_and_key: tuple[jax.Array, jax.Array | None]) -> jax.Array:
         index, own_key = block_and_key
         part, ids, *causal = (
@@ -230,6 +229,7 @@ def _in_blocks(
         own = reach._replace(causal=causal[0] if causal else None)
         first, last = _seen(ids, segment_ids)
 
+        @functools.partial(jax.checkpoint, static_argnums=0)
         def within(width: int) -> jax.Array:
             start = jnp.minimum(first, length - width)
             keys, values, key_ids = (
