@@ -23,13 +23,18 @@ from bert_jax.train.checkpoints import Checkpoints
 
 DECAY = 0.75
 LAYOUT = {"mesh.data": 2, "mesh.fsdp": 2, "mesh.tensor": 2, "mesh.zero1": True}
-OPTIMIZER = {"optimizer.ema_decay": DECAY, "optimizer.schedule": "constant"}
+OPTIMIZER = {
+    "optimizer.ema_decay": DECAY,
+    "optimizer.schedule": "constant",
+    "optimizer.gradient_accumulation": 1,
+}
+PLAIN = {"numerics.hidden_dropout": 0.0, "numerics.attention_dropout": 0.0}
 
 
 def averaging(store, **changes):
     """Six steps, each with a checkpoint, on eight devices."""
     fields = {"steps": 6, "eval_every": 3, "checkpoint_every": 1, "keep_checkpoints": 6}
-    return recipe(store, **fields | LAYOUT | OPTIMIZER | changes)
+    return recipe(store, **fields | LAYOUT | OPTIMIZER | PLAIN | changes)
 
 
 @pytest.fixture(scope="module")

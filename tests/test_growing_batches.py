@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 from test_batches import Batches, tiny_split
-from test_phases import stop_at
-from test_training import assert_same_run, recipe
+from test_training import recipe
 
 from bert_jax.api.plan import abstract_batch, planned_step
 from bert_jax.api.pretrain import pretrain
@@ -80,24 +79,6 @@ def grown(store, **changes):
     """Eight steps of 16, 16, 32, 32, 32, 48, 48 and 48 rows."""
     fields = {"steps": 8, "eval_every": 0, "checkpoint_every": 3, "data.batch_size": 48}
     return recipe(store, **fields | GROWTH | changes)
-
-
-@pytest.fixture(scope="module")
-def run(sotu_store, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("growing") / "run"
-    assert pretrain(grown(sotu_store), epath.Path(workdir))
-    return workdir
-
-
-@pytest.mark.parametrize("step", [2, 4])
-def test_stopped_and_resumed_is_the_same_run(step, run, sotu_store, tmp_path, monkeypatch):
-    """With the last batch of a size, and amid them."""
-    workdir = epath.Path(tmp_path / "run")
-    stop_at(monkeypatch, step)
-    assert not pretrain(grown(sotu_store), workdir)
-    monkeypatch.undo()
-    assert pretrain(grown(sotu_store), workdir)
-    assert_same_run(run, workdir, 8)
 
 
 def test_what_is_told(sotu_store, tmp_path, monkeypatch, capsys):

@@ -71,6 +71,9 @@ def poisoned(store, **changes):
         "optimizer.guard.spike": 10.0,
         "optimizer.guard.memory": 0.5,
         "optimizer.ema_decay": 0.5,
+        "numerics.hidden_dropout": 0.0,
+        "numerics.attention_dropout": 0.0,
+        "optimizer.gradient_accumulation": 1,
     }
     return recipe(store, **fields | changes)
 
