@@ -72,7 +72,13 @@ def test_growing_batches_are_cut_from_the_same_stream():
     np.testing.assert_array_equal(shifted.batch(0)["input_ids"], grown.batch(1)["input_ids"][:4])
 
 
-GROWTH = {"data.start_batch_size": 16, "data.growth_steps": 6, "data.growth_rows": 16}
+GROWTH = {
+    "data.start_batch_size": 16,
+    "data.growth_steps": 6,
+    "data.growth_rows": 16,
+    "numerics.hidden_dropout": 0.0,
+    "numerics.attention_dropout": 0.0,
+}
 
 
 def grown(store, **changes):

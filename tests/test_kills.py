@@ -24,15 +24,15 @@ class Killed(BaseException):
 
 
 def whole(store, **changes):
-    """Averages, a guard, skipped steps and a large one, batches of 16, 32 and 48 rows."""
-    growth = {"data.start_batch_size": 16, "data.growth_steps": 5, "data.growth_rows": 16}
+    """Averages, a guard, skipped steps, a large one, and three batches of 16 rows before 32."""
+    growth = {"data.start_batch_size": 16, "data.growth_steps": 6, "data.growth_rows": 16}
     fields = {"log_every": 3, "checkpoint_every": 2, "keep_checkpoints": 2}
-    return poisoned(store, **growth | fields | {"data.batch_size": 48} | changes)
+    return poisoned(store, **growth | fields | {"data.batch_size": 32} | changes)
 
 
 def test_a_branch_that_is_killed_at_random_is_the_same_run(sotu_store, tmp_path, monkeypatch):
     run = epath.Path(tmp_path / "run")
-    assert pretrain(poisoned(sotu_store, steps=2), run)
+    assert pretrain(whole(sotu_store, steps=2), run)
     config = whole(sotu_store, branch_from=f"{run}@2", steps=7)
     # What each start would trace anew is the same.
     build = functools.cache(lambda first_row: Part.build(config.stages()[0], *given, first_row))
