@@ -29,3 +29,12 @@ def sotu_store(tmp_path_factory):
     path = tmp_path_factory.mktemp("sotu") / "store"
     main(["corpus:sotu", f"--output={path}", "--vocab-size=1000", "--workers=1"])
     return path
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """PyTorch, for references of transformers; without both, the test is skipped."""
+    library = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    library.set_num_threads(1)
+    return library

@@ -82,14 +82,6 @@ MASKED = [
 
 
 @pytest.fixture(scope="module")
-def torch():
-    library = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    library.set_num_threads(1)
-    return library
-
-
-@pytest.fixture(scope="module")
 def wordpiece() -> WordPiece:
     return WordPiece(VOCAB, lowercase=True)
 

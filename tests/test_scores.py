@@ -36,14 +36,6 @@ SPELLED = [
 
 
 @pytest.fixture(scope="module")
-def torch():
-    library = pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    library.set_num_threads(1)
-    return library
-
-
-@pytest.fixture(scope="module")
 def wordpiece():
     return WordPiece(VOCAB, lowercase=True)
 

@@ -101,7 +101,7 @@ def evaluate_stores(
     stores: Mapping[str, str],
     *,
     step: int | None = None,
-    weights: str = "trained",
+    weights: str = TRAINED,
 ) -> dict[str, Evaluated]:
     """Scores a checkpoint of pretraining on the held-out documents of several stores, by name.
 

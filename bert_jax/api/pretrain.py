@@ -55,6 +55,7 @@ from bert_jax.train.workdirs import (
     claim_workdir,
     has_run,
     held,
+    other_data,
     start_of,
     starting_step,
     way_back,
@@ -283,12 +284,12 @@ class Part(NamedTuple):
 
     def log(self, writer: MetricsWriter) -> Log:
         """The hook that writes lines of metrics."""
-        config = self.stage.config
+        config, sizes = self.stage.config, BatchSizes(self.stage.config.data)
         return Log(
             writer,
             self.objective.heads,
             self.objective.factors,
-            first_row=lambda step: BatchSizes(config.data).first_row(step - self.stage.first_step),
+            first_row=lambda step: sizes.first_row(step - self.stage.first_step),
             flops_per_token=flops_per_row(config) / config.data.max_seq_length,
             peak_flops=peak_flops(self.mesh),
         )
@@ -550,8 +551,7 @@ def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -
     if step > config.last_step:
         raise UserError(
             f"config.steps={config.steps}, but {workdir} has {step - config.first_step} steps "
-            f"already: "
-            f"choose another --workdir or more steps"
+            "already: choose another --workdir or more steps"
         )
     return done
 
@@ -595,12 +595,7 @@ def check_origin(config: PretrainConfig, store: Store) -> int:
         raise UserError(f"config.branch_from={origin}: {run} has no checkpoint of that step")
     before, after = saved.stage_of(config.first_step), config.stages()[0]
     changed = differences(before.config.to_dict(), after.config.to_dict())
-    known = read_json(run / "data.json")
-    changed += [
-        f"{name}: {known.get(name)!r} -> {value!r}"
-        for name, value in identity(store).items()
-        if known.get(name) != value
-    ]
+    changed += other_data(read_json(run / "data.json"), identity(store))
     of_phase = [f"{path}{end}" for path in flatten(after.phase) for end in ":."]
     refused = [x for x in changed if not x.startswith((*resumable(config), *BRANCH, *of_phase))]
     if refused:

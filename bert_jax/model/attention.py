@@ -68,9 +68,9 @@ def attention(
     """Attends from every position to the positions with the same segment id.
 
     Several examples can share a row: their segment ids differ, so attention is block-diagonal.
-    Padding has segment id 0 and attends to itself, so no row of the mask is empty. Rows of more
-    than `WHOLE_LENGTH` tokens, and local attention in rows of more than two windows, are computed
-    in blocks of queries, which never stores length x length scores.
+    Padding has segment id 0; its results have no meaning, but are finite. Rows of more than
+    `WHOLE_LENGTH` tokens, and local attention in rows of more than two windows, are computed in
+    blocks of queries, which never stores length x length scores.
 
     Args:
       query, key, value: [batch, length, heads, head_dim] in the compute dtype.

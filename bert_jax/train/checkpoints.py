@@ -14,7 +14,7 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
@@ -506,10 +506,15 @@ def _check_fits(path: epath.Path, stored: Any, abstract_state: Any) -> None:
             )
 
 
-def _read_state(path: epath.Path, groups: Iterable[str] = ()) -> dict[str, Any]:
+def _read_state(path: epath.Path, groups: Collection[str] = ()) -> dict[str, Any]:
     """All of a state, or some groups of it, as numpy arrays, checked."""
     _, arrays = _read_progress(path)
     tree = _stored_arrays(path, arrays)
+    if missing := [group for group in groups if group not in tree]:
+        raise UserError(
+            f"{path}: has no {missing[0]}: a run keeps a running average of its weights if "
+            "config.optimizer.ema_decay is set"
+        )
     with _reading(), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
         tree = {group: tree[group] for group in groups or tree}
         arguments = ocp.args.PyTreeRestore(
@@ -529,11 +534,6 @@ def _read_tree(path: epath.Path) -> Any:
 
 
 def _read_group(path: epath.Path, name: str) -> dict[str, Any]:
-    if name not in _stored_arrays(path, {}):
-        raise UserError(
-            f"{path}: has no {name}: a run keeps a running average of its weights if "
-            "config.optimizer.ema_decay is set"
-        )
     params: dict[str, Any] = _read_state(path, [name])[name]
     return params
 

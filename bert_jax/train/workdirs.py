@@ -126,7 +126,7 @@ def check_same_run(
     if moved and WEIGHTS in known:
         now[WEIGHTS] = weights()
         free += moved if now[WEIGHTS] == known[WEIGHTS] else []
-    changed += [f"{k}: {known.get(k)!r} -> {v!r}" for k, v in now.items() if known.get(k) != v]
+    changed += other_data(known, now)
     refused = [line for line in changed if not line.startswith(tuple(free))]
     if refused:
         raise UserError(
@@ -135,6 +135,11 @@ def check_same_run(
         )
     for line in changed:
         hosts.print_once(f"changed since the last start: {line}")
+
+
+def other_data(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Lines "name: old -> new" of the entries of `now` that differ from those of a `data.json`."""
+    return [f"{k}: {known.get(k)!r} -> {v!r}" for k, v in now.items() if known.get(k) != v]
 
 
 def start_of(workdir: epath.Path) -> dict[str, Any]:
