@@ -92,6 +92,14 @@ def test_rows_beyond_the_vocabulary_are_left_out_and_told(tmp_path, capsys):
         read(path)
 
 
+@pytest.mark.parametrize("more", [6, 8 - len(VOCAB) % 8])
+def test_rows_that_nobody_rounded_up_to_are_doubted(tmp_path, more):
+    rows, lines = len(VOCAB) + more, []
+    read(write_model(tmp_path / "model", rows=rows), report=lines.append)
+    doubt = f"{rows} is no multiple of 8: is the end of the vocabulary missing?"
+    assert [doubt in line for line in lines] == [rows % 8 != 0] * 2
+
+
 def test_blank_lines_after_the_last_word_are_left_out_and_told(plain, tmp_path, caplog):
     path = shutil.copytree(plain, tmp_path / "model")
     words = (path / "vocab.txt").read_text()

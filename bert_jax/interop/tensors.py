@@ -221,9 +221,16 @@ def _without_spare_rows(
             found[name] = stored[name].first_rows(tokens)
             report(
                 f"left out: the last {rows - tokens} of {rows} rows of {name}, which stand for "
-                f"no token of the vocabulary"
+                f"no token of the vocabulary{_doubt(rows)}"
             )
     return found
+
+
+def _doubt(rows: int) -> str:
+    """What speaks against spare rows. They come from rounding up, at least to a multiple of 8."""
+    if rows % 8 == 0:
+        return ""
+    return f"; {rows} is no multiple of 8: is the end of the vocabulary missing?"
 
 
 def _within(shape: Sequence[int]) -> tuple[slice, ...]:
