@@ -1,7 +1,7 @@
 # The commands of CONTRIBUTING.md. `make test` sets up .venv-test; the others use it.
 BIN = .venv-test/bin
 
-.PHONY: test lint format types docs
+.PHONY: test lint format types docs site
 
 test:
 	bash launch/test.sh
@@ -19,3 +19,6 @@ types:
 
 docs:
 	$(BIN)/python -m bert_jax.config.reference > docs/config.md
+
+site:
+	$(BIN)/mkdocs build

@@ -3,8 +3,10 @@
 import argparse
 import ast
 import importlib
+import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from bert_jax.config.recipes import load_config
 pytestmark = pytest.mark.core
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CONFIGS = {"pretrain": PretrainConfig, "plan": PretrainConfig, "finetune": FinetuneConfig}
 TRAINING_SCRIPTS = ("quickstart.sh", "babysit.sh", "run.sh", "xpk.sh")
 
@@ -134,6 +136,21 @@ def test_documented_scripts_exist():
     named = {script for script in scripts if "/" in script}
     assert len(named) > 10
     assert [script for script in named if not (ROOT / script).exists()] == []
+
+
+def test_site(tmp_path):
+    """Built strictly: a broken link or a page that nothing leads to is an error."""
+    pytest.importorskip("mkdocs")
+    command = [sys.executable, "-m", "mkdocs", "build", f"--site-dir={tmp_path}"]
+    environment = {**os.environ, "REPOSITORY": "https://example.org/bert_jax"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "commands" / "index.html").read_text(encoding="utf-8")
+    assert re.findall(r'<h2 id="([\w-]+)"', page)[:2] == ["prepare", "pretrain"]
+    assert "usage: bert-jax predict next-sentence" in page
+    page = (tmp_path / "extending" / "index.html").read_text(encoding="utf-8")
+    assert "https://example.org/bert_jax/blob/main/tests/extensions" in page
+    assert "init_from" in (tmp_path / "config" / "index.html").read_text(encoding="utf-8")
 
 
 def help_of(verb: str, capsys) -> str:
