@@ -51,6 +51,7 @@ ONLY_IN = {
     "google_crc32c": {"bert_jax.data.tfrecords"},
     "tensorflow_datasets": {"bert_jax.data.tfds", "bert_jax.corpora.sotu"},
     "huggingface_hub": {"bert_jax.data.hub"},
+    "datasets": {"bert_jax.data.hub"},
     "tokenizers": {
         "bert_jax.data.wordpiece",
         "bert_jax.data.tokenizer_json",
@@ -66,7 +67,7 @@ ONLY_IN = {
     "sklearn": {"bert_jax.tasks.classification.metrics"},
     "scipy": {"bert_jax.tasks.classification.metrics"},
     "safetensors": {"bert_jax.interop.huggingface"},
-    "pyarrow": {"bert_jax.data.parquet"},
+    "pyarrow": {"bert_jax.data.columnar"},
     "jieba": {"bert_jax.data.words"},
     "tensorflow": {"bert_jax.interop.google_tf"},
     "torch": {"bert_jax.interop.huggingface"},

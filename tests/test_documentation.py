@@ -196,6 +196,7 @@ SPEAKS_TO = {
     "interop.google_tf": ("convert",),
     "interop.huggingface": ("convert",),
     "data.documents": ("prepare",),
+    "data.limits": ("prepare",),
     "data.sampling": ("pretrain",),
     "parallel.hosts": ("pretrain", "finetune", "evaluate"),
     # Those that train catch its error, and say how to go on.

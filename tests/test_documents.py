@@ -3,11 +3,15 @@
 import bz2
 import dataclasses
 import gzip
+import io
 import json
 import logging
 import lzma
+import re
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -18,12 +22,14 @@ from bert_jax.data.documents import (
     read_documents,
     source_fingerprint,
 )
+from bert_jax.data.limits import SOURCES
 from bert_jax.data.lines import zstd
 from bert_jax.errors import UserError
 from bert_jax.tasks import AnsweringTask, TaggingTask
 from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.classification.glue import Mnli, Sst2
 
+ROOT = Path(__file__).parents[1]
 TEXTS = ["One.\nTwo.", "Três, 四。", "Five."]
 
 
@@ -117,8 +123,8 @@ def test_carried_corpus_has_its_licence():
     ("name", "content", "message"),
     [
         ("none.txt", None, "no such file or folder"),
-        ("*.csv", None, "no file with documents there: .txt, .jsonl, .csv or .tsv"),
-        ("a.pdf", b"%PDF", "documents come as .txt, .jsonl, .csv or .tsv, plain or .gz"),
+        ("*.csv", None, "no file with documents there: .txt, .jsonl, .csv, .tsv, .tar"),
+        ("a.pdf", b"%PDF", "documents come as .txt, .jsonl, .csv, .tsv, .tar, .json, plain or .gz"),
         ("a.parquet.gz", b"", "documents come as .txt"),
         ("a.txt", b"good\nbad \xff\n", r"a\.txt, line 2: byte 5 of the line is not UTF-8"),
         ("a.txt", "Wörter".encode("utf-16"), "line 1: UTF-16, as its byte order mark says"),
@@ -150,6 +156,13 @@ def test_carried_corpus_has_its_licence():
         ("a.csv", b'id,text\n1,"cut\nshort', "line 2: not CSV"),
         ("a.csv", b"id,text\n1,caf\xe9\n", "line 2: byte 6 of the line is not UTF-8"),
         ("a.parquet", b"PAR1", "a.parquet: not Parquet, or damaged"),
+        ("a.arrow", b"ARROW1\0\0", "a.arrow: not Arrow, or damaged"),
+        ("a.feather", b"text", "a.feather: not Arrow, or damaged"),
+        ("a.arrow.gz", b"", "documents come as .txt"),
+        ("a.tar", b"text", "a.tar: not tar, damaged or cut short"),
+        ("a.tar", gzip.compress(b"x"), "holds .gz data"),
+        ("a.tgz", b"text", "a.tgz: not tar, damaged or cut short"),
+        ("a.json", b'[{"text": "x"}, 1]', "item 2: int, not an object"),
         ("corpus:moby-dick", None, "no such corpus"),
     ],
 )
@@ -267,6 +280,163 @@ def test_tables(tmp_path):
     assert len(find_sources([str(tmp_path / "*.[ct]sv*")])) == 3
 
 
+def test_nested_fields_by_dots_or_slashes(tmp_path):
+    """As in corpora made from WARC files, where names have dots, dashes and colons, too."""
+    record = {"metadata": {"WARC-Type": "a", "v1.0": {"text": "One."}}, "raw.text": "Two."}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(f"[{json.dumps(record)}]".encode()))
+    write_parquet(tmp_path / "a.parquet", {name: [value] for name, value in record.items()})
+    for name in ("a.jsonl", "a.json.gz", "a.parquet"):
+        for field in ("metadata.v1.0.text", "metadata/v1.0/text", "metadata.v1.0/text"):
+            assert read(tmp_path / name, text_field=field) == ["One."]
+        assert read(tmp_path / name, text_field="raw.text") == ["Two."]
+        with pytest.raises(UserError, match=r"no text field 'metadata.v2.text' in \[WARC-Type, v1"):
+            read(tmp_path / name, text_field="metadata.v2.text")
+
+
+def arrow_stream(path, columns):
+    pyarrow = pytest.importorskip("pyarrow")
+    table = pyarrow.table(columns)
+    with pyarrow.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+
+
+def test_arrow_files(tmp_path, caplog):
+    pytest.importorskip("pyarrow")
+    from pyarrow import feather, table
+
+    columns = {"id": [1, 2, 3], "page": [{"body": text} for text in TEXTS]}
+    arrow_stream(tmp_path / "a.arrow", columns)
+    feather.write_feather(table(columns), str(tmp_path / "b.feather"), compression="lz4")
+    for name in ("a.arrow", "b.feather"):
+        sources = find_sources([str(tmp_path / name)], text_field="page.body")
+        advanced = []
+        assert [text.strip() for text in read_documents(sources, advanced.append)] == TEXTS
+        assert 0.9 < sum(advanced) / sources[0].size <= 1
+        with pytest.raises(UserError, match=r"row 1: no text field 'text' in \[id, page\]"):
+            read(tmp_path / name)
+    assert read(tmp_path, text_field="page.body") == [*TEXTS, *TEXTS]
+
+    content = (tmp_path / "a.arrow").read_bytes()
+    (tmp_path / "a.arrow").write_bytes(content[:-8])
+    assert read(tmp_path / "a.arrow", text_field="page.body") == TEXTS
+    assert "a.arrow: has no end mark; it may be cut short" in caplog.text
+    (tmp_path / "a.arrow").write_bytes(content[:-40])
+    with pytest.raises(UserError, match=r"a.arrow: not Arrow, or damaged after row 2 \("):
+        read(tmp_path / "a.arrow", text_field="page.body")
+
+
+def test_datasets_that_were_saved_to_disk(tmp_path):
+    """The files that `save_to_disk` writes, in the order in which it names them."""
+    train = tmp_path / "saved" / "train"
+    train.mkdir(parents=True)
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    names = [f"data-0000{i}-of-00002.arrow" for i in range(2)]
+    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    (train / "state.json").write_text(json.dumps(state))
+    arrow_stream(train / names[0], {"text": TEXTS[:2]})
+    arrow_stream(train / names[1], {"text": TEXTS[2:]})
+    arrow_stream(train / "cache-0123.arrow", {"text": ["of a map"]})
+    assert read(tmp_path / "saved") == read(train) == TEXTS
+    (train / names[1]).unlink()
+    with pytest.raises(UserError, match=r"arrow: missing, but state.json names"):
+        read(train)
+    (train / "state.json").write_text(json.dumps(state | {"_indices_data_files": [{}]}))
+    with pytest.raises(UserError, match=r"a selection of rows; save `dataset\.flatten_indices"):
+        read(train)
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["dev", "test"]}')
+    with pytest.raises(UserError, match="saved: no split train; name one of dev, test in it"):
+        read(tmp_path / "saved")
+
+
+def write_tar(path, files, *, compress=None):
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name, data in files.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+        folder = tarfile.TarInfo("a folder.txt")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    data = content.getvalue()
+    path.write_bytes(compress(data) if compress else data)
+    return data
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst"])
+def test_tar(tmp_path, caplog, suffix):
+    compressors = {"gz": gzip, "tgz": gzip, "xz": lzma, "bz2": bz2, "zst": zstd}
+    compressor = compressors.get(suffix.rpartition(".")[2])
+    files = {
+        "b/2.txt": "\n\n".join(TEXTS[:2]).encode(),
+        "b/._2.txt": b"\0\5\26\7" * 20,
+        "/b/1.jsonl.zst": zstd.compress(json.dumps({"text": TEXTS[2]}).encode()),
+        "b/notes.pdf": b"%PDF",
+        "b/big.txt": b"word " * 30_000 + b"\n",
+        "../a.txt": b"Four.",
+    }
+    path = tmp_path / f"a{suffix}"
+    write_tar(path, files, compress=compressor and compressor.compress)
+    big = ("word " * 30_000).strip()
+    assert read(path) == [*TEXTS, big, "Four."]
+    assert read(path, document_per_file=True)[0] == "\n\n".join(TEXTS[:2])
+    assert find_sources([str(tmp_path)])[0].fingerprint()["name"] == f"a{suffix}"
+    assert [record.message for record in caplog.records] == [
+        f"{path}: files without a blank line are one document each; pass --document-per-file if "
+        "all are"
+    ]
+
+
+def test_damaged_tar(tmp_path):
+    files = {f"{i}.txt": f"Text {i}.\n\nMore.".encode() * 60 for i in range(3)}
+    path = tmp_path / "a.tar"
+    content = write_tar(path, files)
+    texts = read(path)
+    for size in range(0, 5120, 256):  # every cut is noticed, at the edge of a file, too
+        path.write_bytes(content[:size])
+        with pytest.raises(UserError, match=r"a.tar.* damaged or cut short"):
+            read(path)
+    second = content.index(b"1.txt")
+    path.write_bytes(content[:second] + b"?" + content[second + 1 :])
+    with pytest.raises(UserError, match=rf"at byte {second:,}: bad checksum"):
+        read(path)
+    path.write_bytes(content)
+    assert read(path) == texts
+    write_tar(path, files | {"1.txt": b"\xff"})
+    with pytest.raises(UserError, match=r"a.tar/1.txt, line 1: byte 1 of the line is not UTF-8"):
+        read(path)
+    write_tar(path, {"a.pdf": b""})
+    with pytest.raises(UserError, match=r"a.tar: no .txt or .jsonl file in it"):
+        read(path)
+
+
+@pytest.mark.parametrize("compress", [None, gzip.compress, zstd.compress])
+@pytest.mark.parametrize("is_jsonl", [True, False])
+def test_standard_input_is_read_as_often_as_needed(monkeypatch, compress, is_jsonl):
+    records = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    content = ("\n" + records if is_jsonl else "\n\n".join(["{a brace}", *TEXTS])).encode()
+    stream = io.TextIOWrapper(io.BytesIO(compress(content) if compress else content))
+    monkeypatch.setattr(sys, "stdin", stream)
+    sources = find_sources(["-"])
+    for _ in range(2):
+        texts = [text.strip() for text in read_documents(sources)]
+        assert texts == (TEXTS if is_jsonl else ["{a brace}", *TEXTS])
+    assert sources[0].fingerprint()["name"] == "-"
+
+
+def test_no_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="-: standard input is closed"):
+        find_sources(["-"])
+
+
+def test_kinds_of_sources_are_documented():
+    table = (ROOT / "docs" / "data.md").read_text(encoding="utf-8").partition("## Sources")[2]
+    names = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)[: len(SOURCES)]
+    assert [name.replace("`", "") for name in names] == [name for name, _, _ in SOURCES]
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A cache of the Hugging Face Hub with a dataset of two folders; there is no network."""
@@ -330,6 +500,26 @@ def test_what_the_cache_of_the_hub_lacks(hub, name, message):
     with pytest.raises(UserError, match=message) as error:
         find_sources([name])
     assert "\n" not in str(error.value)
+
+
+def test_datasets_of_other_forms_are_read_through_the_library(tmp_path, monkeypatch):
+    """The library takes a folder of that name for the dataset: there is no network."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    pytest.importorskip("huggingface_hub")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "allenai" / "c4"
+    folder.mkdir(parents=True)
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    (folder / "train.json.gz").write_bytes(gzip.compress(lines.encode()))
+    assert read("hf:allenai/c4") == TEXTS
+    (source,) = find_sources(["hf:allenai/c4:train"])
+    assert re.fullmatch(r"hf:allenai/c4/.*train.*\.arrow", source.fingerprint()["name"])
+    with pytest.raises(UserError, match="nor does `datasets` load it"):
+        find_sources(["hf:allenai/c4:dev"])
 
 
 def test_half_a_download_is_not_a_dataset(hub, monkeypatch):

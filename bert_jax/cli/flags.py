@@ -38,6 +38,21 @@ class HelpFormatter(argparse.HelpFormatter):
         )
 
 
+def table(rows: Sequence[tuple[str, str, str]], width: int = 78) -> str:
+    """Indented lines of a help text for names, their meanings and what they need, if anything."""
+    indent = 20
+    lines = []
+    for name, meaning, needs in rows:
+        text = f"{meaning}; needs {needs}" if needs else meaning
+        wrapped = textwrap.wrap(text, width - indent)
+        if len(name) > indent - 4:
+            lines.append(f"  {name}")
+        else:
+            lines.append(f"  {name:<{indent - 2}}{wrapped.pop(0)}")
+        lines += [" " * indent + line for line in wrapped]
+    return "\n".join(lines)
+
+
 FIELDS_HELP = (
     "All fields, with defaults and meanings: docs/config.md, or python -m "
     "bert_jax.config.reference, which prints it. "

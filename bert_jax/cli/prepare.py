@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from etils import epath
 
 from bert_jax.cli import flags
-from bert_jax.data.limits import TOKENIZERS, check_heldout, check_workers
+from bert_jax.data.limits import (
+    COMPRESSIONS,
+    FORMATS,
+    SOURCES,
+    TOKENIZERS,
+    check_heldout,
+    check_workers,
+)
 from bert_jax.errors import UserError
 from bert_jax.terminal import say
 
@@ -18,23 +25,18 @@ if TYPE_CHECKING:
     from bert_jax.data.store import TokenStore
     from bert_jax.data.tokenizer import Tokenizer
 
-_DESCRIPTION = """\
+_DESCRIPTION = f"""\
 Tokenise a corpus once, into a folder that `bert-jax pretrain` reads.
 
-A source is
-  a .txt file       documents separated by blank lines; a line break ends a sentence
-  a .jsonl file     one JSON object a line, its text in the field --text-field
-  .csv, .tsv        a document a row, in the column --text-field of the header
-  .parquet          the same; needs pyarrow
-  a folder or glob  all its .txt and .jsonl files, sorted by path, or else its .parquet files,
-                    or else its .csv and .tsv files; text also as .gz, .xz, .bz2 and .zst
-  hf:OWNER/DATASET[/FOLDER][:SPLIT]
-                    Parquet files of the Hugging Face Hub, from its cache on this machine, or
-                    downloaded by huggingface_hub, if that is installed
-  tfds:NAME[:SPLIT] a dataset of TensorFlow Datasets in ArrayRecord format
-  MODULE:NAME       a source of your own (docs/extending.md)
-  gs://...          any of these in Google Cloud Storage; --output may be there, too
-  corpus:sotu       State of the Union 1790-2026, 2 million words, which comes with bert_jax
+A source is, and a document in it:
+{flags.table(SOURCES)}
+
+All but Parquet and Arrow may be compressed: {", ".join(COMPRESSIONS)}. \
+A folder or glob gives all its {" and ".join(FORMATS[0])} files, sorted by path, or else those of \
+the first of these groups that it has any of: \
+{"; ".join(" ".join(group) for group in FORMATS[1:])}. \
+Files and --output may be in Google Cloud Storage (gs://...). A field within another is named \
+outer.inner.
 """
 
 _VOCAB_SIZE = 30522
@@ -45,6 +47,8 @@ _EXAMPLES = """\
 examples:
   bert-jax prepare corpus:sotu --output data/sotu --vocab-size 8192
   bert-jax prepare 'books/*.txt.gz' --document-per-file --unwrap --output data/books
+  zcat dump.txt.gz | bert-jax prepare - --output data/dump
+  bert-jax prepare 'crawl/*.json.gz' --text-field content.text --output data/crawl
   bert-jax prepare more.jsonl --tokenizer data/books --output data/more
   bert-jax prepare books.jsonl --tokenizer bpe --vocab-size 50368 --output data/books
   bert-jax prepare hf:wikimedia/wikipedia/20231101.en --output data/wiki

@@ -4,6 +4,7 @@ One document is in memory at a time. A newline inside a document ends a sentence
 line; `bert_jax.data.sentences` finds the ends of sentences within a line.
 """
 
+import atexit
 import functools
 import glob
 import hashlib
@@ -12,15 +13,20 @@ import inspect
 import json
 import logging
 import re
+import shutil
+import sys
+import tarfile
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, Self, cast
 
 from etils import epath
 
+from bert_jax.data.columnar import columnar_rows, saved_dataset
 from bert_jax.data.hub import dataset_files
-from bert_jax.data.lines import decoded_lines, suffixes
-from bert_jax.data.parquet import parquet_rows
+from bert_jax.data.limits import COMPRESSIONS, FORMATS
+from bert_jax.data.lines import DAMAGED, advancing, decoded_lines, decompressed, format_of, suffixes
 from bert_jax.data.tables import read_rows
 from bert_jax.data.tfds import TfdsExamples, dataset_and_split, tfds_examples
 from bert_jax.errors import UserError, throw
@@ -28,10 +34,9 @@ from bert_jax.fields import import_object
 from bert_jax.json_values import parse_json
 from bert_jax.storage import files_below, glob_files
 
-# A folder gives its files of the first of these groups that it has any of: beside texts there may
-# be a table about them, and a dataset may hold the same rows twice.
-_FORMATS = ((".txt", ".jsonl"), (".parquet",), (".csv", ".tsv"))
-_KNOWN = ".txt, .jsonl, .csv or .tsv, plain or .gz, .xz, .bz2, .zst; or .parquet"
+_COLUMNAR = FORMATS[1]
+_PLAIN = [suffix for group in FORMATS if group != _COLUMNAR for suffix in group]
+_KNOWN = f"{', '.join(_PLAIN)}, plain or {', '.join(COMPRESSIONS)}; or {', '.join(_COLUMNAR)}"
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")  # MODULE:NAME
 _NUM_LOGGED = 3
 
@@ -98,14 +103,15 @@ class TextFile(_File):
     separator: re.Pattern[str] | None = None
 
     def documents(self, advance: Advance) -> Iterator[str]:
-        is_jsonl = suffixes(self.path)[0] == ".jsonl"
         with self.path.open("rb") as file:
-            lines = decoded_lines(self.path, file, refuse=self.refuse)
-            position = 0
-            for text in self._records(lines) if is_jsonl else self._texts(lines):
-                advance(file.tell() - position)
-                position = file.tell()
-                yield _unwrap(text) if self.unwrap else text
+            yield from advancing(self.read(file), file, advance)
+
+    def read(self, file: BinaryIO) -> Iterator[str]:
+        """The documents in `file`, which is this file, opened for reading bytes."""
+        lines = decoded_lines(self.path, file, refuse=self.refuse)
+        is_jsonl = suffixes(self.path)[0] == ".jsonl"
+        for text in self._records(lines) if is_jsonl else self._texts(lines):
+            yield _unwrap(text) if self.unwrap else text
 
     def _texts(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
         if self.document_per_file:
@@ -122,13 +128,16 @@ class TextFile(_File):
             else:
                 document.append(line)
         if document and not separators:
-            _warn(
-                f"{self.path}: no {'separator' if self.separator else 'blank line'}, so the whole "
-                "file is one document. Put a blank line between documents, name what separates "
-                "them with --document-separator, or pass --document-per-file if it really is one."
-            )
+            self._warn_of_one_document()
         if document:
             yield "".join(document)
+
+    def _warn_of_one_document(self) -> None:
+        _warn(
+            f"{self.path}: no {'separator' if self.separator else 'blank line'}, so the whole "
+            "file is one document. Put a blank line between documents, name what separates "
+            "them with --document-separator, or pass --document-per-file if it really is one."
+        )
 
     def _is_separator(self, line: str) -> bool:
         return bool(self.separator.fullmatch(line)) if self.separator else not line
@@ -148,27 +157,96 @@ class TextFile(_File):
 
 
 @dataclass(frozen=True)
+class _Member(TextFile):
+    """A text file in an archive, which says once for all of them what is odd."""
+
+    archive: str = ""
+
+    def _warn_of_one_document(self) -> None:
+        _warn(
+            f"{self.archive}: files without a blank line are one document each; pass "
+            "--document-per-file if all are"
+        )
+
+
+@dataclass(frozen=True)
+class TarFile(_File):
+    """A `.tar` file, plain or compressed, whose `.txt` and `.jsonl` files are read in its order."""
+
+    document_per_file: bool
+    unwrap: bool
+    refuse: Refuse = throw
+    separator: re.Pattern[str] | None = None
+
+    def documents(self, advance: Advance) -> Iterator[str]:
+        with self.path.open("rb") as file:
+            try:
+                content = decompressed(self.path, file)
+                with tarfile.open(fileobj=content, mode="r|", tarinfo=_Header) as archive:
+                    yield from advancing(self._texts(archive), file, advance)
+            except (tarfile.TarError, *DAMAGED) as error:
+                raise UserError(f"{self.path}: not tar, damaged or cut short ({error})") from error
+
+    def _texts(self, archive: tarfile.TarFile) -> Iterator[str]:
+        count = 0
+        for entry in archive:
+            path = self.path / entry.name.lstrip("/")
+            # macOS adds a file of attributes, ._NAME, to every file.
+            if not entry.isfile() or path.name.startswith("._") or not _is_of(path, FORMATS[0]):
+                continue
+            content = archive.extractfile(entry)
+            assert content is not None  # it is a file
+            count += 1
+            member = _Member(
+                path,
+                entry.name,
+                self.text_field,
+                self.document_per_file,
+                self.unwrap,
+                self.refuse,
+                self.separator,
+                str(self.path),
+            )
+            yield from member.read(cast(BinaryIO, content))
+        if not count:
+            raise UserError(f"{self.path}: no {' or '.join(FORMATS[0])} file in it")
+
+
+class _Header(tarfile.TarInfo):
+    """What tells one file from the next in an archive; a damaged one does not end it silently."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"at byte {archive.offset:,}: {error}") from error
+
+
+@dataclass(frozen=True)
 class TableFile(_File):
-    """A `.csv`, `.tsv` or `.parquet` file, one document a row; see `bert_jax.data.tables`."""
+    """A file with one document a row; see `bert_jax.data.tables`."""
 
     unwrap: bool
     refuse: Refuse = throw
 
     def documents(self, advance: Advance) -> Iterator[str]:
-        for place, values in self._rows():
+        for place, values in self._rows(advance):
             try:
                 text = _field(values, self.text_field, place)
             except UserError as error:
                 self.refuse(error)
             else:
                 yield _unwrap(text) if self.unwrap else text
-        advance(self.size)
 
-    def _rows(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        if self.path.suffix != ".parquet":
-            yield from read_rows(str(self.path), [self.text_field], refuse=self.refuse)
+    def _rows(self, advance: Advance) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        columns = [self.text_field]
+        if self.path.suffix not in _COLUMNAR:
+            yield from read_rows(str(self.path), columns, refuse=self.refuse, advance=advance)
             return
-        for number, values in enumerate(parquet_rows(self.path, [self.text_field]), 1):
+        for number, values in enumerate(columnar_rows(self.path, columns, advance), 1):
             yield f"{self.path}, row {number}", values
 
 
@@ -222,15 +300,13 @@ def find_sources(
     """The sources that `names` stand for, in order; files of a folder or glob sorted by path.
 
     Args:
-      names: files ending in .txt, .jsonl, .csv or .tsv, optionally with .gz, .xz, .bz2 or .zst, or
-        in .parquet; folders, searched at any depth, and globs, which give their .txt and .jsonl
-        files, or without any their .parquet files, or else their .csv and .tsv files; all of them
-        local or gs://; `hf:NAME[/FOLDER][:SPLIT]`, the Parquet files of a dataset of the Hugging
-        Face Hub; `tfds:NAME[:SPLIT]`; `corpus:sotu`, the corpus that comes with the package;
-        `MODULE:NAME`, your own `Source` or a callable that returns one; or a `Source` itself. The
-        split is `train` by default.
-      text_field: column of the text, or key in JSONL objects and TFDS features; `outer/inner` if
-        nested.
+      names: what `bert_jax.data.limits.SOURCES` lists: files, local or gs://, text and .tar also
+        with .gz, .xz, .bz2 or .zst; folders, searched at any depth, and globs, which give their
+        files of the first group of `FORMATS` that they have any of; `hf:`, `tfds:` and `corpus:`
+        names, of the split `train` by default; "-"; `MODULE:NAME`, your own `Source` or a callable
+        that returns one. Or a `Source` itself.
+      text_field: column of the text, or key in JSONL objects and TFDS features; `outer.inner` or
+        `outer/inner` if nested.
       document_per_file: a .txt file is one document and its blank lines end paragraphs; otherwise
         they end documents.
       document_separator: regular expression; in a .txt file lines that match it as a whole, white
@@ -252,14 +328,18 @@ def find_sources(
         ) from error
 
     def of_file(path: epath.Path, name: str) -> Source:
-        if suffixes(path)[0] in _FORMATS[0]:
-            return TextFile(path, name, text_field, document_per_file, unwrap, refuse, separator)
+        suffix = suffixes(path)[0]
+        if suffix in FORMATS[0] or suffix == ".tar":
+            kind = TarFile if suffix == ".tar" else TextFile
+            return kind(path, name, text_field, document_per_file, unwrap, refuse, separator)
         return TableFile(path, name, text_field, unwrap, refuse)
 
     sources: list[Source] = []
     for name in names:
         if not isinstance(name, str):
             sources.append(name)
+        elif name == "-":
+            sources.append(of_file(_standard_input(), name))
         elif found := dataset_and_split(name):
             sources.append(TfdsSplit(*found, text_field, unwrap, data_dir, refuse))
         elif name.startswith("hf:"):
@@ -356,17 +436,19 @@ def _not_text(text: Any) -> str:
 
 def _find_files(name: str) -> list[tuple[epath.Path, str]]:
     path = epath.Path(name).expanduser()
+    if path.is_dir() and (saved := saved_dataset(path)):
+        return [(file, str(file.relative_to(path))) for file in saved]
     if path.is_dir():
         found = [(file, str(file.relative_to(path))) for file in files_below(path)]
     elif glob.has_magic(name) and not path.exists():
         found = [(file, file.name) for file in glob_files(path)]
     elif not path.exists():
         raise UserError(f"{name}: no such file or folder")
-    elif not _is_of(path, sum(_FORMATS, ())):
+    elif not _is_of(path, sum(FORMATS, ())):
         raise UserError(f"{name}: documents come as {_KNOWN}")
     else:
         found = [(path, path.name)]
-    for formats in _FORMATS:
+    for formats in FORMATS:
         if these := sorted(item for item in found if _is_of(item[0], formats)):
             return these
     raise UserError(f"{name}: no file with documents there: {_KNOWN}")
@@ -374,15 +456,43 @@ def _find_files(name: str) -> list[tuple[epath.Path, str]]:
 
 def _is_of(path: epath.Path, formats: Sequence[str]) -> bool:
     suffix, compression = suffixes(path)
-    return suffix in formats and not (suffix == ".parquet" and compression)
+    return suffix in formats and not (suffix in _COLUMNAR and compression)
+
+
+def _standard_input() -> epath.Path:
+    """A temporary file with standard input, which can be read only once."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise UserError("-: standard input is closed")
+    directory = tempfile.TemporaryDirectory(prefix="bert_jax_")
+    atexit.register(directory.cleanup)
+    path = epath.Path(directory.name) / "standard input"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    with path.open("rb") as file:
+        found = format_of(file.read(10))
+    compression = found if found in COMPRESSIONS else ""
+    path = path.rename(path.with_name(f"{path.name}.txt{compression}"))
+    with path.open("rb") as file:
+        lines = decoded_lines(path, file, refuse=lambda error: None)
+        first = next((line for _, line in lines if line.strip()), "")
+    try:
+        is_jsonl = isinstance(parse_json(first, "-"), dict)
+    except UserError:
+        is_jsonl = False
+    return path.rename(path.with_name(f"standard input.jsonl{compression}")) if is_jsonl else path
 
 
 def _field(record: Any, field: str, place: str) -> str:
-    for key in [field] if isinstance(record, Mapping) and field in record else field.split("/"):
+    """The text in a field, `outer.inner` or `outer/inner` if nested; names may have such marks."""
+    rest = field
+    while rest:
+        key = rest
+        while isinstance(record, Mapping) and key not in record and re.search("[./]", key):
+            key = re.sub(r"[./][^./]*\Z", "", key)
         if not isinstance(record, Mapping) or key not in record:
             keys = ", ".join(record) if isinstance(record, Mapping) else type(record).__name__
             raise UserError(f"{place}: no text field {field!r} in [{keys}]; pass --text-field")
-        record = record[key]
+        record, rest = record[key], rest[len(key) + 1 :]
     if isinstance(record, bytes):
         try:
             record = record.decode("utf-8")

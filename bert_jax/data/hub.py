@@ -1,4 +1,4 @@
-"""Parquet files of datasets of the Hugging Face Hub, from its cache on this machine."""
+"""Files of datasets of the Hugging Face Hub, from its cache on this machine."""
 
 import os
 import re
@@ -14,10 +14,12 @@ _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})")
 
 
 def dataset_files(name: str) -> list[tuple[epath.Path, str]]:
-    """The Parquet files of a split, sorted, each with a name that is the same on all machines.
+    """The files of a split, in order, each with a name that is the same on all machines.
 
-    They are taken from the cache of the library huggingface_hub. If they are not there, that
-    library downloads them, where it is installed.
+    They are Parquet files from the cache of the library huggingface_hub. If they are not there,
+    that library downloads them, where it is installed. If there are none, or they cannot be
+    downloaded, they are the Arrow files that the library `datasets` has of the split, or makes from
+    files of any form, where it is installed.
 
     Args:
       name: 'hf:wikimedia/wikipedia/20231101.en:train': a repository, a folder in it, a split. The
@@ -33,7 +35,10 @@ def dataset_files(name: str) -> list[tuple[epath.Path, str]]:
     snapshot = _cached(repository)
     files = _of_split(_files(snapshot), folder, split, name) if snapshot else []
     if not snapshot or not files or not _is_whole(files):
-        snapshot, files = _downloaded(repository, folder, split, name)
+        try:
+            snapshot, files = _downloaded(repository, folder, split, name)
+        except UserError as error:
+            return _of_datasets(repository, folder, split, error)
     return [(snapshot / file, f"hf:{repository}/{file}") for file in files]
 
 
@@ -101,3 +106,21 @@ def _downloaded(
             f"network, {fetch}"
         ) from error
     return epath.Path(path), files
+
+
+def _of_datasets(
+    repository: str, folder: str, split: str, missing: UserError
+) -> list[tuple[epath.Path, str]]:
+    """The Arrow files of a split, which `datasets` makes if they are missing, and their names."""
+    try:
+        import datasets
+    except ImportError:
+        raise missing from None
+    try:
+        found = datasets.load_dataset(repository, folder or None, split=split)
+    except Exception as error:  # of many kinds, as above
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"{missing}; nor does `datasets` load it ({reason})") from error
+    files = [epath.Path(each["filename"]) for each in found.cache_files]
+    place = f"hf:{repository}/{folder}".rstrip("/")
+    return [(file, f"{place}/{file.name}") for file in files]

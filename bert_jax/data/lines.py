@@ -2,15 +2,17 @@
 
 import bz2
 import gzip
+import io
 import lzma
 import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar, cast
 
 from etils import epath
 
+from bert_jax.data.limits import COMPRESSIONS
 from bert_jax.errors import UserError, throw
 
 if sys.version_info >= (3, 14):
@@ -18,13 +20,13 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-_DECOMPRESS: dict[str, Callable[[BinaryIO], Iterable[bytes]]] = {
-    ".gz": gzip.open,
-    ".xz": lzma.open,
-    ".bz2": bz2.open,
-    ".zst": zstd.open,
-}
-_DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
+T = TypeVar("T")
+
+_DECOMPRESS: dict[str, Callable[[BinaryIO], Iterable[bytes]]] = dict(
+    zip(COMPRESSIONS, (gzip.open, lzma.open, bz2.open, zstd.open), strict=True)
+)
+_SHORT = {".tgz": (".tar", ".gz"), ".txz": (".tar", ".xz"), ".tbz2": (".tar", ".bz2")}
+DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstd.ZstdError)
 # How files begin that hold no text; the rest of bzip2's tells it from a word.
 _BEGINNINGS = {
     ".gz": re.compile(rb"\x1f\x8b"),
@@ -32,6 +34,7 @@ _BEGINNINGS = {
     ".bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
     ".zst": re.compile(rb"\x28\xb5\x2f\xfd"),
     ".parquet": re.compile(rb"PAR1"),
+    ".arrow": re.compile(rb"ARROW1\0\0"),
     ".zip": re.compile(rb"PK\x03\x04"),
 }
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its byte order marks
@@ -53,10 +56,9 @@ def decoded_lines(
     Raises:
       UserError: the file is damaged or not what its suffix says, or `refuse` raises.
     """
-    number, compression = 0, suffixes(path)[1]
-    _check_beginning(path, file, compression)
+    number, content = 0, decompressed(path, file)
     try:
-        for number, line in enumerate(_DECOMPRESS[compression](file) if compression else file, 1):
+        for number, line in enumerate(content, 1):
             try:
                 text = line.decode(encoding)
             except UnicodeDecodeError as error:
@@ -74,24 +76,53 @@ def decoded_lines(
                 refuse(UserError(f"{path}, line {number}: {reason}; {remedy}"))
                 continue
             yield number, text.removeprefix("\ufeff" if number == 1 else "")
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise UserError(f"{path}: damaged or cut short after line {number} ({error})") from error
 
 
-def _check_beginning(path: epath.Path, file: BinaryIO, compression: str) -> None:
+def advancing(items: Iterator[T], file: BinaryIO, advance: Callable[[int], object]) -> Iterator[T]:
+    """The items, read from `file`; `advance` is called with its bytes read since the last one."""
     if not file.seekable():  # a pipe
+        yield from items
         return
-    start = file.read(10)
-    file.seek(0)
+    position = file.tell()
+    for item in items:
+        advance(file.tell() - position)
+        position = file.tell()
+        yield item
+
+
+def _check_beginning(path: epath.Path, file: BinaryIO, compression: str) -> None:
+    if isinstance(file, io.BufferedReader):  # even of what cannot seek: a pipe, a part of a stream
+        start = file.peek(10)[:10]
+    else:
+        start = file.read(10)
+        file.seek(0)
     if compression and not start:
         raise UserError(f"{path}: damaged or cut short: an empty file is no {compression} file")
-    found = [kind for kind, beginning in _BEGINNINGS.items() if beginning.match(start)]
-    if found and found[0] != compression:
-        raise UserError(f"{path}: holds {found[0]} data; unpack it, or give it that suffix")
+    found = format_of(start)
+    if found and found != compression:
+        raise UserError(f"{path}: holds {found} data; unpack it, or give it that suffix")
+
+
+def format_of(start: bytes) -> str:
+    """The suffix of files that are no text, by their first bytes; empty for text."""
+    return next((kind for kind, beginning in _BEGINNINGS.items() if beginning.match(start)), "")
+
+
+def decompressed(path: epath.Path, file: BinaryIO) -> BinaryIO:
+    """The content of `file`, which is `path` opened for reading bytes, by its suffix.
+
+    Raises:
+      UserError: the file is not what its suffix says.
+    """
+    compression = suffixes(path)[1]
+    _check_beginning(path, file, compression)
+    return cast(BinaryIO, _DECOMPRESS[compression](file)) if compression else file
 
 
 def suffixes(path: epath.Path) -> tuple[str, str]:
-    """('.jsonl', '.gz') for 'a.jsonl.gz'."""
+    """('.jsonl', '.gz') for 'a.jsonl.gz', ('.tar', '.gz') for 'a.tgz'."""
     if path.suffix in _DECOMPRESS:
         return path.with_suffix("").suffix, path.suffix
-    return path.suffix, ""
+    return _SHORT.get(path.suffix, (path.suffix, ""))

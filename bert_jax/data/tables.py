@@ -1,4 +1,4 @@
-"""Tables: rows with named columns, from TSV, CSV, JSON and Parquet files and TensorFlow Datasets.
+"""Tables: rows with named columns, from TSV, CSV, JSON, Parquet, Arrow and TensorFlow Datasets.
 
 Rows are streamed. Files may be local or gs://; text is plain or compressed (.gz, .xz, .bz2, .zst).
 """
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from bert_jax.data.columnar import SUFFIXES, columnar_rows
 from bert_jax.data.hub import dataset_files
-from bert_jax.data.lines import decoded_lines, suffixes
-from bert_jax.data.parquet import parquet_rows
+from bert_jax.data.lines import advancing, decoded_lines, suffixes
 from bert_jax.data.tfds import dataset_and_split, tfds_examples
 from bert_jax.errors import UserError, throw
 from bert_jax.json_values import parse_json
@@ -72,6 +72,7 @@ def read_rows(
     encoding: str = "utf-8",
     data_dir: str = "",
     refuse: Refuse = throw,
+    advance: Callable[[int], object] = lambda size: None,
 ) -> Iterator[Row]:
     """The rows of `source`, in order.
 
@@ -81,7 +82,7 @@ def read_rows(
       csv: separated by commas and quoted where needed; a quoted field may have line breaks.
       jsonl: one JSON object per line.
       json: a list of JSON objects, or one object per line.
-      parquet: see `bert_jax.data.parquet.parquet_rows`.
+      parquet, arrow, feather: see `bert_jax.data.columnar.columnar_rows`.
       label_first: one `LABEL text` per line, with columns `label`, `text` and `coarse_label`, which
         is the label up to its first colon (`NUM` of TREC's `NUM:date`).
 
@@ -99,6 +100,7 @@ def read_rows(
       data_dir: where TFDS keeps its datasets; empty for its default.
       refuse: called with the error of a row that cannot be read, by default to raise it; if it
         returns, the row is left out.
+      advance: called with about the bytes of a file read since the last call.
 
     Raises:
       UserError: no such file or dataset, another format or encoding, a header without any of
@@ -108,7 +110,9 @@ def read_rows(
         yield from _tfds_rows(*found, data_dir)
         return
     for path in find_files(source):
-        yield from _without_errors(_rows_of(path, columns, format, encoding, refuse), refuse)
+        yield from _without_errors(
+            _rows_of(path, columns, format, encoding, refuse, advance), refuse
+        )
 
 
 def parse_rows(
@@ -120,7 +124,7 @@ def parse_rows(
       name: where the lines come from, for messages.
       lines: the lines, with their ends.
       columns, refuse: as in `read_rows`.
-      format: a format of `read_rows` other than parquet.
+      format: a format of `read_rows` for text.
 
     Raises:
       UserError: as `read_rows`.
@@ -156,11 +160,14 @@ def find_files(source: str) -> list[epath.Path]:
 
 
 def read_lines(
-    path: epath.Path, encoding: str, refuse: Refuse = throw
+    path: epath.Path,
+    encoding: str,
+    refuse: Refuse = throw,
+    advance: Callable[[int], object] = lambda size: None,
 ) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of each line of a file, plain or compressed.
 
-    A line in another encoding goes to `refuse`; see `read_rows`.
+    A line in another encoding goes to `refuse`; `advance` gets the bytes read; see `read_rows`.
 
     Raises:
       UserError: an unknown encoding, or the file is damaged.
@@ -173,25 +180,30 @@ def read_lines(
         raise UserError(f"encoding: cannot read lines of {encoding!r}; convert {path} to utf-8")
     with path.open("rb") as file:
         remedy = "set `encoding` (latin-1?) or convert the file, for example with iconv -t utf-8"
-        yield from decoded_lines(path, file, encoding, remedy, refuse)
+        yield from advancing(decoded_lines(path, file, encoding, remedy, refuse), file, advance)
 
 
 def _rows_of(
-    path: epath.Path, columns: Collection[str], format: str, encoding: str, refuse: Refuse
+    path: epath.Path,
+    columns: Collection[str],
+    format: str,
+    encoding: str,
+    refuse: Refuse,
+    advance: Callable[[int], object],
 ) -> Iterator[Row | UserError]:
     """The rows of a file, and the errors of those that cannot be read."""
     kind = format or suffixes(path)[0].removeprefix(".").lower()
-    if kind == "parquet":
-        for number, values in enumerate(parquet_rows(path), 1):
+    if f".{kind}" in SUFFIXES:
+        for number, values in enumerate(columnar_rows(path, advance=advance), 1):
             yield Row(f"{path}, row {number}", values)
         return
     if kind not in _TEXT_FORMATS:
-        known = ", ".join((*_TEXT_FORMATS, "parquet"))
+        known = ", ".join((*_TEXT_FORMATS, *(each.removeprefix(".") for each in SUFFIXES)))
         raise UserError(f"{path}: format {kind!r} is none of {known}; set `format`")
     if not format and kind == "tsv":
         lines = read_lines(path, encoding, refuse=lambda error: None)  # is reported when read
         kind = "quoted_tsv" if _is_quoted(path, lines, columns) else "tsv"
-    yield from _TEXT_FORMATS[kind](path, read_lines(path, encoding, refuse), columns)
+    yield from _TEXT_FORMATS[kind](path, read_lines(path, encoding, refuse, advance), columns)
 
 
 def _tsv_rows(

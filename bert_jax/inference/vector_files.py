@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from bert_jax.data.parquet import import_pyarrow
+from bert_jax.data.columnar import import_pyarrow
 from bert_jax.errors import UserError
 from bert_jax.inference.text_lines import Line
 from bert_jax.storage import whole_file
