@@ -68,6 +68,8 @@ ONLY_IN = {
     "scipy": {"bert_jax.tasks.classification.metrics"},
     "safetensors": {"bert_jax.interop.huggingface"},
     "pyarrow": {"bert_jax.data.columnar"},
+    "datasketch": {"bert_jax.data.filters"},
+    "py3langid": {"bert_jax.data.filters"},
     "jieba": {"bert_jax.data.words"},
     "tensorflow": {"bert_jax.interop.google_tf"},
     "torch": {"bert_jax.interop.huggingface"},

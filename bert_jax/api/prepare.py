@@ -14,6 +14,7 @@ from bert_jax.data.documents import (
     read_documents,
     source_fingerprint,
 )
+from bert_jax.data.filters import Filter, Filtering, describe, find_filters
 from bert_jax.data.limits import TOKENIZERS, check_heldout, check_workers
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.store import (
@@ -53,6 +54,7 @@ def prepare(
     workers: int | None = None,
     skip_bad_lines: bool = False,
     segmenter: str | None = None,
+    filters: Sequence[str | Filter] = (),
 ) -> TokenStore:
     """Tokenises a corpus into a store; opens the store if it already exists.
 
@@ -82,6 +84,8 @@ def prepare(
         sources. The first few are logged; the manifest has their number.
       segmenter: says where the words of Chinese are, for whole-word and span masking: "jieba", or
         MODULE:NAME of a function that cuts a text into words. None: each ideograph is a word.
+      filters: what to leave out, and how to clean texts, in order; see `bert_jax.data.filters`. The
+        manifest has what each left out (`filtered`).
 
     Raises:
       UserError: sources or vocabulary cannot be read, a number is out of range, or `output` holds
@@ -95,6 +99,7 @@ def prepare(
     if segmenter is not None:
         load_segmenter(segmenter)
     output = epath.Path(output)
+    filtering = Filtering(each_filter := find_filters(filters))
     skipped = SkippedRecords()
     refuse: Refuse = skipped if skip_bad_lines else _refuse
     found = find_sources(
@@ -129,7 +134,10 @@ def prepare(
         # Stores that were made before there were these options lack them.
         | ({"skip_bad_lines": True} if skip_bad_lines else {})
         | ({"document_separator": document_separator} if document_separator else {})
-        | ({"segmenter": segmenter} if segmenter else {}),
+        | ({"segmenter": segmenter} if segmenter else {})
+        | ({"filter": [describe(each) for each in each_filter]} if each_filter else {}),
+        # Complete when all documents are read, before the manifest is written.
+        **({"filtered": filtering.counts} if each_filter else {}),
     }
     if is_store(output):
         store = open_token_store(output)
@@ -137,10 +145,11 @@ def prepare(
         return store
 
     check_unused(output)  # before the vocabulary is trained, which can take long
-    bound = heldout_bound(read_documents(found, refuse=refuse), heldout)
-    tail = heldout if is_single_document(read_documents(found, refuse=refuse)) else 0.0
+    bound = heldout_bound(filtering(read_documents(found, refuse=refuse)), heldout)
+    is_single = is_single_document(filtering(read_documents(found, refuse=refuse)))
+    tail = heldout if is_single else 0.0
     if given is None:
-        documents = _with_progress(found, "vocabulary", refuse)
+        documents = filtering(_with_progress(found, "vocabulary", refuse), workers)
         given = train_tokenizer(
             tokenizer,
             (_without_tail(text, tail) for text in documents if document_hash(text) >= bound),
@@ -151,7 +160,7 @@ def prepare(
     skipped.count = 0
     return write_store(
         output,
-        _with_progress(found, "tokens", refuse),
+        filtering(_with_progress(found, "tokens", refuse), workers),
         given,
         heldout_bound=bound,
         workers=workers,

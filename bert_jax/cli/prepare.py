@@ -11,6 +11,7 @@ from etils import epath
 from bert_jax.cli import flags
 from bert_jax.data.limits import (
     COMPRESSIONS,
+    FILTERS,
     FORMATS,
     SOURCES,
     TOKENIZERS,
@@ -49,6 +50,7 @@ examples:
   bert-jax prepare 'books/*.txt.gz' --document-per-file --unwrap --output data/books
   zcat dump.txt.gz | bert-jax prepare - --output data/dump
   bert-jax prepare 'crawl/*.json.gz' --text-field content.text --output data/crawl
+  bert-jax prepare web.jsonl --filter length:minimum=200 --filter near_duplicates --output data/web
   bert-jax prepare more.jsonl --tokenizer data/books --output data/more
   bert-jax prepare books.jsonl --tokenizer bpe --vocab-size 50368 --output data/books
   bert-jax prepare hf:wikimedia/wikipedia/20231101.en --output data/wiki
@@ -163,6 +165,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         " MODULE:NAME for a function of yours from a text to its words; without one each ideograph"
         " is a word",
     )
+    add(
+        "--filter",
+        action="append",
+        default=[],
+        dest="filters",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="leave documents out, or clean texts; several work in the order given:"
+        f" {', '.join(FILTERS)}; or MODULE:NAME, a function of yours from a text to what is kept of"
+        " it, or None. docs/data.md has the options",
+    )
     add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its datasets")
     add(
         "--workers",
@@ -226,6 +238,11 @@ def _print_summary(store: "TokenStore") -> None:
         say(f"{empty:,} documents without text were left out.")
     if skipped := store.manifest.get("skipped_records"):
         say(f"{skipped:,} records that could not be read were left out.")
+    for each in store.manifest.get("filtered", []):
+        say(
+            f"filter {each['filter']}: {each['documents']:,} documents were left out, "
+            f"{each['characters']:,} characters in all."
+        )
     if epoch := store.manifest.get("epoch"):
         counts = store.manifest["splits"]["train"]
         single = (counts.get("single_sentence_documents") or 0) / max(1, counts["documents"])

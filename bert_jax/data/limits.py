@@ -36,6 +36,7 @@ FORMATS = (
     (".json",),
 )
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")  # of text and .tar
+FILTERS = ("exact_duplicates", "near_duplicates", "length", "language")
 TOKENIZERS = ("wordpiece", "bpe", "unigram", "characters")  # kinds that can be trained
 
 
