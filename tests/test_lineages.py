@@ -388,6 +388,15 @@ def test_the_class_that_computes_a_model(changes, lineage):
     assert lineage_of(Architecture(**changes)).model_type == lineage
 
 
+def test_without_a_pooler_its_kind_does_not_matter():
+    assert lineage_of(Architecture(), ("replaced_token",)).model_type == "electra"
+    assert lineage_of(Architecture(embedding_size=128), ("masked_lm",)).model_type == "electra"
+    assert lineage_of(Architecture(), ("masked_lm",)).model_type == "bert"
+    assert lineage_of(Architecture(pooler="gelu"), ("masked_lm",)).model_type == "electra"
+    with pytest.raises(UserError, match=r"model\.embedding_size is 128; no class"):
+        lineage_of(Architecture(embedding_size=128), ("pooler", "masked_lm"))
+
+
 def test_no_class_computes_this_model():
     with pytest.raises(UserError, match=r"model\.norm_scale is False; no class of transformers"):
         lineage_of(Architecture(norm_scale=False))

@@ -11,7 +11,7 @@ import pytest
 from configured import configured
 
 from bert_jax.api.plan import abstract_batch, planned_step
-from bert_jax.api.pretrain import learning_rate
+from bert_jax.api.pretrain import flops_per_row, learning_rate
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import Stage
 from bert_jax.config.recipes import load_config
@@ -236,6 +236,21 @@ SCHEDULES = {
             153.2: 0.05,
         }.items()
     },
+    "electra.py:small": {
+        128 * 128 / 1e6 * thousands: (rate, 128, 128, 0.15, 0.0)
+        for thousands, rate in {
+            0: 0.0,
+            5: 2.5e-4,
+            10: 4.95e-4,
+            100: 4.5e-4,
+            250: 3.75e-4,
+            500: 2.5e-4,
+            750: 1.25e-4,
+            900: 5e-5,
+            990: 5e-6,
+            999: 5e-7,
+        }.items()
+    },
     "esm2.py:8m": {
         2.097152 * thousands: (4e-4 * share, 2_048, 1_024, 0.15, 1e4)
         for thousands, share in {
@@ -305,11 +320,33 @@ def test_gptbert_learns_what_its_source_does():
     assert objective == build(Objective, {"name": "hybrid", "causal_share": 0.0625, "z_loss": 1e-4})
 
 
+@pytest.mark.parametrize(
+    ("size", "generator", "masked"),
+    [("small", 64, 0.15), ("base", 256, 0.15), ("large", 256, 0.25)],
+)
+def test_electra_learns_what_its_source_does(size, generator, masked):
+    config = load(f"electra.py:{size}")
+    assert (config.objective.called(), config.objective.weight) == ("replaced_token", 50.0)
+    assert config.objective.embeddings == "shared"
+    smaller = config.objective.encoders(config.model)[1]
+    assert (smaller.hidden_size, smaller.intermediate_size) == (generator, 4 * generator)
+    assert (smaller.num_layers, smaller.num_heads) == (config.model.num_layers, generator // 64)
+    assert config.masking.masked_lm_prob == masked
+    if size == "small":
+        total = config.steps * config.data.batch_size * flops_per_row(config)
+        assert total == pytest.approx(1.1e18, rel=0.05)
+
+
 # What the sources say of masking, besides the share of the predicted tokens.
 MASKING = {
     "babyberta.py": {"mask_share": 0.9, "random_share": 0.1},
     "crammed.py": {"mask_share": 0.8, "random_share": 0.1},
     "neobert.py": {"mask_share": 1.0, "random_share": 0.0},
+    "electra.py:small": {
+        "mask_share": 0.85,
+        "random_share": 0.0,
+        "max_predictions_per_seq": 19,
+    },
     "gptbert.py": {
         "lengths": "uniform",
         "max_words": 3,

@@ -85,7 +85,7 @@ def test_weights_are_those_of_loops(small):
     model = build_model(config.model, config.numerics, parts=PARTS)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     assert jax.tree.map(np.shape, found) == jax.tree.map(lambda x: x.shape, shapes)
-    same = tiled(params, model.axes, architecture, architecture)
+    same = tiled(params, architecture, architecture)
     jax.tree.map(np.testing.assert_array_equal, same, params)
 
 

@@ -28,7 +28,7 @@ from bert_jax.evaluation.suites import open_suite
 from bert_jax.fields import resumable
 from bert_jax.interop.initial import initial_params, replace_params, without_parts
 from bert_jax.model.heads import MASKED_LM, parts_of
-from bert_jax.model.model import Model, build_model
+from bert_jax.model.model import Model
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
@@ -355,7 +355,7 @@ def stage_model(config: PretrainConfig, mesh: Mesh, parts: Sequence[str]) -> Mod
     """
     parallel = parallelism(mesh, config.numerics)
     whole, model = (
-        build_model(config.model, config.numerics, parallel, parts=chosen)
+        config.objective.model(config.model, config.numerics, parallel, chosen)
         for chosen in (config.objective.parts, parts)
     )
     others = [part for part in config.objective.parts if part not in parts]
@@ -422,7 +422,11 @@ def flops_per_row(config: PretrainConfig) -> float:
     """Training FLOPs of a full row that holds one example."""
     length = config.data.max_seq_length
     predictions = config.objective.predicted(config.masking.masked_lm_prob) * length
-    return pretraining_flops_per_example(config.model, length=length, predictions=predictions)
+    *others, last = config.objective.encoders(config.model)
+    return sum(
+        pretraining_flops_per_example(encoder, length=length, predictions=number)
+        for encoder, number in [*((other, 0.0) for other in others), (last, predictions)]
+    )
 
 
 def configured_store(config: PretrainConfig) -> Store:
@@ -467,6 +471,8 @@ def check_same(config: PretrainConfig, store: Store) -> None:
 def check_devices(config: PretrainConfig, mesh: Mesh) -> None:
     """Raises UserError if rows or parameters cannot be split over the mesh."""
     check_divides(mesh, config.model)
+    for other in config.objective.encoders(config.model)[1:]:
+        check_divides(mesh, other, "the generator's ")
     for size in BatchSizes(config.data).sizes[::-1]:
         rows = size // config.optimizer.gradient_accumulation
         if rows % row_devices(mesh):

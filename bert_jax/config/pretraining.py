@@ -15,7 +15,7 @@ from bert_jax.errors import UserError
 from bert_jax.fields import Plain, build, field, to_plain
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.attention import SPLASH_MULTIPLE
-from bert_jax.objective import hybrid as _hybrid  # a kind of objective  # noqa: F401
+from bert_jax.objective import hybrid, replaced_token  # noqa: F401  kinds of objectives
 from bert_jax.objective.masking import BoundMasking, Masking, TokenMasking
 from bert_jax.objective.pretraining import MlmNsp
 from bert_jax.objective.protocol import Objective

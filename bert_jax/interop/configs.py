@@ -102,16 +102,26 @@ def write_fields(architecture: Architecture, numerics: Numerics, lineage: Lineag
     return {**fields, **lineage.write(architecture)}
 
 
-def lineage_of(architecture: Architecture) -> Lineage:
+def lineage_of(architecture: Architecture, parts: Sequence[str] = ("pooler",)) -> Lineage:
     """The lineage whose classes in transformers compute a model.
+
+    Args:
+      architecture: architecture of the model.
+      parts: its parts; without a pooler, the lineage may have another one.
 
     Raises:
       UserError: there is none; the message names a block that the nearest one lacks.
     """
-    differing = {name: _differences(architecture, lineage) for name, lineage in LINEAGES.items()}
-    nearest = min(LINEAGES, key=lambda name: len(differing[name]))
-    if differing[nearest]:
-        name = differing[nearest][0]
+    unused = () if "pooler" in parts else ("pooler",)
+    differing = {
+        name: _differences(architecture, lineage)
+        for name, lineage in LINEAGES.items()
+        if name == "electra" or "replaced_token" not in parts  # which no other has
+    }
+    lost = {name: [x for x in fields if x not in unused] for name, fields in differing.items()}
+    nearest = min(lost, key=lambda name: (len(lost[name]), len(differing[name])))
+    if lost[nearest]:
+        name = lost[nearest][0]
         raise UserError(
             f"model.{name} is {_shown(architecture, name)}; no class of transformers has these "
             f"blocks ({nearest} is nearest)"

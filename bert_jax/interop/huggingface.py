@@ -136,8 +136,8 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
       UserError: no class has exactly these parts, or the positions are not one vector each.
     """
     model = with_learned_positions(model, report)
-    lineage = lineage_of(model.architecture)
     parts = parts_of(model.params)
+    lineage = lineage_of(model.architecture, parts)
     class_name = class_of(parts, lineage)
     if "pooler" in lineage.classes[class_name] and not parts:
         report("missing: pooler; transformers adds a random one, unless add_pooling_layer=False")

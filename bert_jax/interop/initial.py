@@ -17,8 +17,9 @@ from bert_jax.interop.formats import casing, read, read_architecture
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
 from bert_jax.interop.tiling import SIZES, check_tiles, tiled
+from bert_jax.model.architecture import Architecture
+from bert_jax.model.generator import GENERATOR
 from bert_jax.model.heads import parts_of
-from bert_jax.model.model import build_model
 from bert_jax.model.parameters import Params
 from bert_jax.train.checkpoints import DamagedCheckpoint
 from bert_jax.train.run import parse_origin
@@ -88,19 +89,42 @@ def initial_params(
         check_tiles(f"config.init_from={config.init_from}", source.architecture, config.model)
     found = parts_of(source.params)
     missing = [part for part in parts if part not in found]
+    generator = None
+    for architecture in config.objective.encoders(config.model)[1:]:
+        if source.generator:
+            generator = _generator(config, source.generator, architecture)
+        else:
+            missing.append(GENERATOR)
     if missing and not config.init_missing_heads:
         raise UserError(
             f"config.init_from={config.init_from} has no {', '.join(missing)}: "
             f"--config.init_missing_heads=True starts with random ones"
         )
     unused = [part for part in found if part not in parts]
+    if source.generator and generator is None:
+        lines.append(f"{GENERATOR}: in {config.init_from}, not used")
     lines += [f"{part}: not in {config.init_from}, starts at random" for part in missing]
     lines += [f"{part}: in {config.init_from}, not used" for part in unused]
     params = without_parts(source.params, unused)
     if config.init_tiled:
-        axes = build_model(config.model, config.numerics, parts=parts).axes
-        params = tiled(params, axes, source.architecture, config.model)
-    return params, lines
+        params = tiled(params, source.architecture, config.model)
+    return config.objective.initial(params, generator), lines
+
+
+def _generator(config: PretrainConfig, source: Portable, architecture: Architecture) -> Params:
+    """The parameters of a run's generator, from those of another generator."""
+    name = f"the generator of config.init_from={config.init_from}"
+    if config.init_tiled:
+        check_tiles(name, source.architecture, architecture)
+        return tiled(source.params, source.architecture, architecture)
+    for size in SIZES:
+        theirs, ours = getattr(source.architecture, size), getattr(architecture, size)
+        if theirs != ours:
+            raise UserError(
+                f"{name} has {size}={theirs}, where this run's has {ours}: set "
+                "config.objective.generator_size as it was there"
+            )
+    return source.params
 
 
 def follow_weights(

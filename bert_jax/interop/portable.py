@@ -52,6 +52,7 @@ class Portable(NamedTuple):
       problem_type: what the outputs of a sequence classifier mean; None = classes of which a text
         has one, or a score if there are no labels.
       vectors: how its authors make vectors of texts; None if they do not say.
+      generator: the generator that was trained beside it, a masked LM; None if there was none.
     """
 
     architecture: Architecture
@@ -62,6 +63,7 @@ class Portable(NamedTuple):
     task: Plain | None = None
     problem_type: ProblemType | None = None
     vectors: VectorSettings | None = None
+    generator: "Portable | None" = None
 
     @property
     def outputs(self) -> int:

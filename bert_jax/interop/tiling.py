@@ -7,13 +7,16 @@ with them from the other end, and layers are repeated evenly. Attention heads st
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
 from bert_jax.errors import UserError
-from bert_jax.model.architecture import Architecture
-from bert_jax.model.parameters import Axes, Params, path_of
+from bert_jax.model.architecture import Architecture, Numerics
+from bert_jax.model.heads import parts_of
+from bert_jax.model.model import build_model
+from bert_jax.model.parameters import Params, path_of
 
 SIZES = ("num_layers", "hidden_size", "num_heads", "intermediate_size")  # those that may grow
 
@@ -40,12 +43,11 @@ def check_tiles(name: str, source: Architecture, target: Architecture) -> None:
         )
 
 
-def tiled(params: Params, axes: Axes, source: Architecture, target: Architecture) -> Params:
+def tiled(params: Params, source: Architecture, target: Architecture) -> Params:
     """The parameters of the larger model.
 
     Args:
       params: nested dict of numpy arrays, of the smaller model.
-      axes: names of the axes of each parameter.
       source: architecture of the smaller model.
       target: that of the larger one; see `check_tiles`.
     """
@@ -60,13 +62,16 @@ def tiled(params: Params, axes: Axes, source: Architecture, target: Architecture
         "mlp": middle(source.intermediate_size, target.intermediate_size),
     }
 
-    def tile(keys: tuple[object, ...], array: np.ndarray) -> np.ndarray:
-        for axis, name in enumerate(axes[path_of(keys)]):
-            if name in taken:
+    model = build_model(target, Numerics(), parts=parts_of(params))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+
+    def tile(keys: tuple[object, ...], array: np.ndarray, larger: jax.ShapeDtypeStruct) -> Any:
+        for axis, name in enumerate(model.axes[path_of(keys)]):
+            if array.shape[axis] != larger.shape[axis]:  # embeddings may keep their own size
                 array = np.take(array, taken[name], axis)
         return array
 
-    grown: Params = jax.tree_util.tree_map_with_path(tile, params)
+    grown: Params = jax.tree_util.tree_map_with_path(tile, params, shapes)
     return grown
 
 

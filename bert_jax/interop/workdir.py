@@ -2,12 +2,13 @@
 
 from etils import epath
 
-from bert_jax.config.saved import read_model_config, read_task
+from bert_jax.config.saved import read_model_config, read_pretrain_config, read_task
 from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.fields import to_plain
 from bert_jax.interop.configs import check_labels, check_vocabulary
 from bert_jax.interop.portable import HeadFields, Portable
 from bert_jax.interop.shapes import check_shapes, parameter_shapes
+from bert_jax.model.generator import GENERATOR, split_generator
 from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Params
@@ -44,11 +45,22 @@ def read_workdir(
     task = read_task(path / CONFIG_FILE)
     head = read_json(path / CONFIG_FILE, HeadFields)
     meaning = (head.problem_type, head.vectors)
-    model = Portable(architecture, numerics, tokenizer, params, labels, task, *meaning)
+    generator = None
+    if GENERATOR in params:
+        params, of_generator = split_generator(params)
+        objective = read_pretrain_config(path / CONFIG_FILE).objective
+        smaller = objective.encoders(architecture)[-1]
+        generator = Portable(smaller, numerics, tokenizer, of_generator)
+        check_params(path, _structure(generator), of_generator)
+    model = Portable(architecture, numerics, tokenizer, params, labels, task, *meaning, generator)
     check_labels(path / CONFIG_FILE, labels, model.outputs)
-    structure = build_model(architecture, numerics, parts=parts_of(params), outputs=model.outputs)
-    check_params(path, structure, params)
+    check_params(path, _structure(model), params)
     return model
+
+
+def _structure(model: Portable) -> Model:
+    parts = parts_of(model.params)
+    return build_model(model.architecture, model.numerics, parts=parts, outputs=model.outputs)
 
 
 def write_workdir(path: epath.Path, model: Portable) -> None:

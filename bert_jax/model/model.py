@@ -81,8 +81,15 @@ def build_model(
     layouts follow from its arguments.
     """
 
-    def make(rngs: nnx.Rngs) -> BertWithHeads:
-        return BertWithHeads(architecture, numerics, parallel, rngs, parts=parts, outputs=outputs)
+    return model_of(
+        lambda rngs: BertWithHeads(
+            architecture, numerics, parallel, rngs, parts=parts, outputs=outputs
+        )
+    )
+
+
+def model_of(make: Callable[[nnx.Rngs], BertWithHeads]) -> Model:
+    """The `Model` of the module that a function makes; computes nothing yet."""
 
     def init(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.split(make(nnx.Rngs(params=key)))[1])

@@ -25,7 +25,7 @@ from bert_jax.objective.masking import (
     of_example,
 )
 from bert_jax.objective.pretraining import MlmNsp, PreTraining
-from bert_jax.objective.protocol import Batch, Sums
+from bert_jax.objective.protocol import Batch, Sums, own_masks
 
 # Masks fold an epoch into the key of the seed, and dropout 2^31.
 _CAUSAL_STREAM = 2**31 + 1
@@ -152,9 +152,5 @@ class Hybrid(MlmNsp, name="hybrid"):
     def bind(
         self, graphdef: nnx.GraphDef[Any], masking: BoundMasking | None, seed: int
     ) -> MaskedAndCausal:
-        if masking is None:
-            raise UserError(
-                "config.objective='hybrid' chooses the tokens to predict, but those of "
-                "config.data.store are masked already: use mlm_nsp"
-            )
+        masking = own_masks("hybrid", masking)
         return MaskedAndCausal(graphdef, masking, seed, self.z_loss, self.causal_share)

@@ -1,15 +1,18 @@
 """Objectives, as a training step sees them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
 from flax import nnx
 
+from bert_jax.errors import UserError
 from bert_jax.fields import Choice
-from bert_jax.model.architecture import Architecture, Numerics
+from bert_jax.model.architecture import Architecture, Numerics, Parallel
 from bert_jax.model.heads import PRETRAINING
+from bert_jax.model.model import Model, build_model
+from bert_jax.model.parameters import Params
 from bert_jax.objective.masking import BoundMasking
 
 Batch = dict[str, jax.Array]
@@ -46,6 +49,16 @@ class BoundObjective(Protocol):
         """Per head, fp32 "<head>_loss" (nats), "<head>_count" and perhaps "<head>_correct"."""
 
 
+def own_masks(name: str, masking: BoundMasking | None) -> BoundMasking:
+    """Raises UserError if the examples are masked already, but an objective masks them itself."""
+    if masking is None:
+        raise UserError(
+            f"config.objective={name!r} chooses the tokens to predict, but those of "
+            "config.data.store are masked already: use mlm_nsp"
+        )
+    return masking
+
+
 @dataclass(frozen=True)
 class Objective(Choice):
     """What a pretraining run learns. Each kind has its own fields."""
@@ -76,6 +89,30 @@ class Objective(Choice):
           model: architecture of the model.
           numerics: how it is computed.
         """
+
+    def encoders(self, model: Architecture) -> tuple[Architecture, ...]:
+        """Those that it trains: the model first; the last predicts words."""
+        return (model,)
+
+    def model(
+        self,
+        architecture: Architecture,
+        numerics: Numerics,
+        parallel: Parallel,
+        parts: Sequence[str],
+    ) -> Model:
+        """The model with some of `parts`, and what is trained beside it."""
+        return build_model(architecture, numerics, parallel, parts=parts)
+
+    def initial(self, params: Params, generator: Params | None) -> Params:
+        """The first parameters of training.
+
+        Args:
+          params: nested dict of numpy arrays, those of a model that are given.
+          generator: those of the generator that was trained beside it; None if there was none.
+        """
+        del generator
+        return params
 
     def predicted(self, masked: float) -> float:
         """The share of tokens whose words it predicts, where masking chooses a share."""

@@ -47,8 +47,14 @@ def row_devices(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def check_divides(mesh: Mesh, architecture: Architecture) -> None:
-    """Raises UserError if parameters cannot be split over the mesh."""
+def check_divides(mesh: Mesh, architecture: Architecture, owner: str = "config.model.") -> None:
+    """Raises UserError if parameters cannot be split over the mesh.
+
+    Args:
+      mesh: mesh to split over.
+      architecture: architecture of the model.
+      owner: what the names of its fields begin with in the message.
+    """
     vocab_size = architecture.padded_vocab_size
     for axis, name, size in (
         ("fsdp", "hidden_size", architecture.hidden_size),
@@ -58,7 +64,7 @@ def check_divides(mesh: Mesh, architecture: Architecture) -> None:
     ):
         if size % mesh.shape[axis]:
             raise UserError(
-                f"config.mesh.{axis}={mesh.shape[axis]} must divide config.model.{name}, {size}"
+                f"config.mesh.{axis}={mesh.shape[axis]} must divide {owner}{name}, {size}"
                 + (" with its padding" if name == "vocab_size" else "")
             )
 

@@ -25,6 +25,10 @@ PRETRAINING = {  # metric -> title
     "mntp_accuracy": "Masked next-token accuracy (%)",
     "clm_loss": "Causal LM loss (nats)",
     "clm_accuracy": "Causal LM accuracy (%)",
+    "rtd_loss": "Replaced-token loss (nats)",
+    "rtd_accuracy": "Replaced-token accuracy (%)",
+    "rtd_precision": "Replaced-token precision (%)",
+    "rtd_recall": "Replaced-token recall (%)",
     "nsp_loss": "Sentence pair loss (nats)",
     "nsp_accuracy": "Sentence pair accuracy (%)",
 }

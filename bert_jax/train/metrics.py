@@ -36,7 +36,9 @@ def means(
     """Means: for each head that had labels, "<head>_loss" in nats and "<head>_accuracy" in [0, 1].
 
     "loss" is the sum over heads. "<head>_perplexity" is exp of the loss of words in nats. "padding"
-    is the share of positions that hold no token.
+    is the share of positions that hold no token. Where tokens are replaced,
+    "<head>_majority_accuracy" is that of always giving the more frequent answer, "<head>_precision"
+    the share of replaced tokens among those said to be, "<head>_recall" the opposite.
 
     Args:
       sums: sums and counts by name.
@@ -52,6 +54,14 @@ def means(
         line[f"{head}_loss"] = losses[head]
         if f"{head}_correct" in sums:
             line[f"{head}_accuracy"] = sums[f"{head}_correct"] / sums[f"{head}_count"]
+        if f"{head}_replaced" in sums:
+            replaced, flagged, found = (
+                sums[f"{head}_{name}"] for name in ("replaced", "flagged", "found")
+            )
+            share = replaced / sums[f"{head}_count"]
+            line[f"{head}_majority_accuracy"] = max(share, 1 - share)
+            line[f"{head}_precision"] = found / max(flagged, 1)
+            line[f"{head}_recall"] = found / max(replaced, 1)
     for head in ("mlm", "mntp", "clm"):
         if head in losses:
             line[f"{head}_perplexity"] = math.exp(min(losses[head], 700.0))
