@@ -17,10 +17,13 @@ from tiny import ARCHITECTURE, NUMERICS, VOCAB_SIZE, make_batch, make_masking
 
 import bert_jax
 from bert_jax.__main__ import main
+from bert_jax.api.convert import convert
 from bert_jax.api.pretrain import pretrain
+from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import build
 from bert_jax.interop.formats import read
+from bert_jax.interop.initial import initial_params
 from bert_jax.model.architecture import Parallel
 from bert_jax.model.generator import join_generator, split_generator
 from bert_jax.objective.protocol import Objective
@@ -238,6 +241,7 @@ def run(sotu_store, tmp_path_factory):
     """Of the recipe, very small."""
     workdir = tmp_path_factory.mktemp("electra") / "run"
     changes = {"data.store": sotu_store, "optimizer.gradient_accumulation": 2}
+    changes |= {"optimizer.ema_decay": 0.5, "optimizer.guard.max_skips": 3}
     config = configured("electra.py", **FIELDS, **changes)
     assert pretrain(config, epath.Path(workdir))
     return workdir, config
@@ -278,7 +282,10 @@ def test_what_a_run_writes(run, capsys):
 
 def test_a_run_continues_another(run, decoupled, tmp_path):
     """Embeddings that were shared may be decoupled from now on; the scores stay."""
-    scores = [read_metrics(workdir)[-1] for workdir in (run[0], decoupled)]
+    scores = [
+        [line for line in read_metrics(workdir) if line["split"] == "heldout"][-1]
+        for workdir in (run[0], decoupled)
+    ]
     for name in ("mlm_loss", "rtd_loss"):
         assert scores[0][name] == pytest.approx(scores[1][name], rel=1e-4)
     changes = {"init_from": run[0], "data.store": run[1].data.store}
@@ -319,6 +326,32 @@ def test_transformers_reads_model_and_generator(run, decoupled, sharing, tmp_pat
     vectors = [bert_jax.load(path).encode(["of the union"]) for path in (workdir, target)]
     assert vectors[0].shape == (1, 32)
     np.testing.assert_allclose(*vectors, atol=1e-5)
+    (guesses,) = bert_jax.load(target / "generator").fill_mask(["the [MASK] of"], top_k=3)
+    assert len(guesses[0]) == 3
+
+
+@pytest.mark.parametrize("to", ["huggingface", "bert_jax"])
+def test_a_run_may_start_from_both_models(run, to, tmp_path):
+    workdir, config = run
+    target = tmp_path / "converted"
+    convert(workdir, target, to=to, report=lambda line: None)
+    tokenizer, parts = load_tokenizer(workdir), config.objective.parts
+    expected, found = (
+        initial_params(dataclasses.replace(config, init_from=str(path)), tokenizer, parts)[0]
+        for path in (workdir, target)
+    )
+    assert jax.tree.structure(expected) == jax.tree.structure(found)
+    for ours, theirs in zip(*map(jax.tree.leaves, (expected, found))):
+        # Other formats have no padding of the vocabulary.
+        np.testing.assert_array_equal(ours[:1000], theirs[:1000])
+    assert "layers" in found["generator"]["bert"]["encoder"]
+
+
+def test_suites_are_refused(run, tmp_path):
+    changes = {"data.store": run[1].data.store, "eval_suites": ("blimp:nowhere",)}
+    config = configured("electra.py", **FIELDS | changes)
+    with pytest.raises(UserError, match="eval_suites: the model predicts no masked words"):
+        pretrain(config, epath.Path(tmp_path / "run"))
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def convert(
 
     Args:
       source: workdir of bert_jax, local or gs://; Hugging Face directory; Google checkpoint.
-      target: local directory, new or empty; appears when it is complete. For Hugging Face, a
-        generator that was trained beside the model is written into its folder `generator`.
+      target: local directory, new or empty; appears when it is complete. A generator that was
+        trained beside the model is written into its folder `generator`.
       to: one of `FORMATS`.
       step: checkpoint of a workdir; None for the newest.
       weights: which of a workdir, "trained", "ema" or "average:N"; see `bert_jax.train.weights`.
@@ -90,11 +90,11 @@ def convert(
     if model.task and to != "bert_jax":
         length = model.task["max_seq_length"]
         report(f"left out: how the task was read (max_seq_length={length}, ...), no field for it")
+    if model.generator and to == "google":
+        report("left out: the generator")
+        model = model._replace(generator=None)
     if model.generator:
-        if to == "huggingface":
-            report(f"the generator is a model of its own, in {target / GENERATOR}")
-        else:
-            report("left out: the generator")
+        report(f"the generator is a model of its own, in {target / GENERATOR}")
     _write(target, model, to, report)
     return parts_of(model.params)
 
@@ -156,7 +156,7 @@ def _write(target: epath.Path, model: Portable, to: str, report: Report) -> None
         with errors_name(target, instead_of=unfinished):
             unfinished.mkdir()
             WRITERS[to](unfinished, model, report)
-            if model.generator and to == "huggingface":
+            if model.generator:
                 (unfinished / GENERATOR).mkdir()
-                write_huggingface(unfinished / GENERATOR, model.generator, report)
+                WRITERS[to](unfinished / GENERATOR, model.generator, report)
             os.replace(unfinished, target)

@@ -379,10 +379,10 @@ def suite_scores(
       word_heads: those of its objective.
 
     Raises:
-      UserError: a suite cannot be read, or the objective predicts no masked words.
+      UserError: a suite cannot be read, or the model predicts no masked words.
     """
     if MASKED_LM.part not in parts or not {"mlm", "mntp"} & {*word_heads}:
-        raise UserError("config.eval_suites: the objective predicts no masked words; set it to ()")
+        raise UserError("config.eval_suites: the model predicts no masked words; set it to ()")
     with hosts.agreement():
         suites = {
             name.label: open_suite(name, config.eval_suite_pairs)

@@ -135,7 +135,8 @@ class TrainedBert:
         limit = model.architecture.max_position_embeddings
         self._devices = Devices(model.tokenizer.pad_id, limit)
         self.params = self._devices.put_params(model.params)
-        self._model, self._is_export = model._replace(params={}), functions is not None
+        self._model = model._replace(params={}, generator=None)
+        self._is_export = functions is not None
 
         def program(function: Callable[..., Any], *static: str) -> Callable[..., Any]:
             return jax.jit(functools.partial(function, self.functions), static_argnames=static)

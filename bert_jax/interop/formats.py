@@ -15,6 +15,8 @@ from bert_jax.interop.portable import Portable
 from bert_jax.interop.tensors import Report
 from bert_jax.interop.tokenizer import read_tokenizer
 from bert_jax.model.architecture import Architecture
+from bert_jax.model.generator import GENERATOR
+from bert_jax.model.heads import REPLACED_TOKEN
 from bert_jax.storage import is_remote, read_json
 from bert_jax.train.weights import TRAINED
 
@@ -47,14 +49,21 @@ def read(
     path = epath.Path(path)
     reader = _reader(path)
     if reader is workdir.read_workdir:
-        return workdir.read_workdir(path, step, weights=weights, lowercase=lowercase)
-    if step is not None:
+        model = workdir.read_workdir(path, step, weights=weights, lowercase=lowercase)
+    elif step is not None:
         raise UserError(f"{path}: not a training workdir, so there is no step {step}")
-    if weights != TRAINED:
+    elif weights != TRAINED:
         raise UserError(f"{path}: not a training workdir, so it has no weights {weights!r}")
-    if is_remote(path):
+    elif is_remote(path):
         raise UserError(f"{path}: only workdirs are read from object storage; copy it to a disk")
-    return reader(path, lowercase=lowercase, strict=strict, report=report)
+    else:
+        model = reader(path, lowercase=lowercase, strict=strict, report=report)
+    beside = path / GENERATOR  # of a converted model
+    if REPLACED_TOKEN.part in model.params and not model.generator and beside.is_dir():
+        model = model._replace(
+            generator=read(beside, lowercase=lowercase, strict=strict, report=report)
+        )
+    return model
 
 
 def read_architecture(path: epath.PathLike) -> Architecture:

@@ -117,11 +117,11 @@ def _generator(config: PretrainConfig, source: Portable, architecture: Architect
     if config.init_tiled:
         check_tiles(name, source.architecture, architecture)
         return tiled(source.params, source.architecture, architecture)
-    for size in SIZES:
-        theirs, ours = getattr(source.architecture, size), getattr(architecture, size)
-        if theirs != ours:
+    theirs, ours = (flatten(to_plain(each)) for each in (source.architecture, architecture))
+    for field in theirs:
+        if field not in FREE and theirs[field] != ours.get(field):
             raise UserError(
-                f"{name} has {size}={theirs}, where this run's has {ours}: set "
+                f"{name} has {field}={theirs[field]}, where this run's has {ours.get(field)}: set "
                 "config.objective.generator_size as it was there"
             )
     return source.params
