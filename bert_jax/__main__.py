@@ -23,6 +23,7 @@ VERBS = {
     "convert": "convert a model between the formats of Hugging Face, Google and bert_jax",
     "plan": "compile a training step for TPUs without having any: memory, speed, collectives",
     "plot": "draw the curves of training runs",
+    "report": "describe training runs in one page",
 }
 USAGE = "\n".join(
     [

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from bert_jax import __version__, terminal
 from bert_jax.__main__ import VERBS, main
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.profiling import PROFILED_STEPS
+from bert_jax.train.starts import read_starts
 
 pytestmark = pytest.mark.core
 
@@ -37,6 +39,7 @@ HELP = {
     "predict tag": ("entities", "--max-seq-length N", "examples: bert-jax predict tag"),
     "predict answer": ("(text_a) on a context (text_b)", "--unanswerable", "--null-threshold X"),
     "plot": ("losses and accuracies", "WORKDIR", "--output FILE.png"),
+    "report": ("HTML page about training runs", "WORKDIR", "--output FILE.html", "--text TEXT"),
     "export": ("StableHLO", "--model DIR", "--output DIR", "--platforms NAMES", "example:"),
     "plan": ["--config", "--topology", "--slices", "--search", "--output"],
 }
@@ -214,3 +217,16 @@ def test_from_text_to_words(tmp_path, capsys):
         shares = [float(share.removesuffix("%")) for share in fields[1::2]]
         assert len(shares) == 3
         assert shares == sorted(shares, reverse=True)
+
+    assert main(["report", str(workdir), f"--text={masked}"]) == 0
+    path = workdir / "report.html"
+    assert capsys.readouterr().out.splitlines() == [str(path)]
+    page = path.read_text()
+    assert f"<h1>{workdir}</h1>" in page
+    assert f"<td>{last['mlm_loss']:.4g} (unigram distribution {baseline['mlm_loss']:.4g})" in page
+    words = [re.escape(line.split()[0]) for line in masks]
+    assert re.search(rf"<td>{words[0]} \d+%, [^;]*; {words[1]} \d+%, [^;]*</td>", page)
+    (start,) = read_starts(workdir)
+    assert (start["step"], start["processes"]) == (0, 1)
+    assert start["libraries"]["jax"] == version("jax")
+    assert f"Python {start['python']}" in page

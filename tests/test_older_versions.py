@@ -118,3 +118,18 @@ def test_a_killed_finetuning_goes_on_with_moved_data(old, arrays, capsys):
     assert finetune(dataclasses.replace(config, task=moved), "finetuning_killed")
     assert "changed since the last start: finetune.task.train: " in capsys.readouterr().out
     assert_same_params(arrays, "finetuning", "finetuning_killed")
+
+
+def test_described(old, capsys):
+    """A page about runs that have no record of their starts, one of them of fine-tuning."""
+    assert main(["report", "phases", "finetuning", "--output=page.html", "--text=the [MASK]"]) == 0
+    page = (old / "page.html").read_text()
+    assert "<h1>2 runs</h1>" in page
+    assert "Environment" not in page
+    dev = json.loads((old / "finetuning/results.json").read_text())["dev"]["metrics"]
+    assert f'<th scope="row">accuracy</th><td>{dev["accuracy"]:.1%}</td>' in page
+    assert "<td>&quot;lamb&quot;</td><td>&quot;adamw&quot;</td>" in page  # a field that differs
+    assert "Masks filled: phases" in page
+    assert "Masks filled: finetuning" not in page
+    assert main(["report", "store"]) == 2
+    assert "store/metrics.jsonl: no such file" in capsys.readouterr().err

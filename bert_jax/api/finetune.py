@@ -48,6 +48,7 @@ from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.optimizers import scale_by_depth
 from bert_jax.train.profiling import Profiler
 from bert_jax.train.program import Program
+from bert_jax.train.starts import record_start
 from bert_jax.train.state import TrainState
 from bert_jax.train.step import Batch
 from bert_jax.train.trainer import Trainer
@@ -252,6 +253,7 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
             described = description | {"task": settings(to_plain(task))}
             for directory in (workdir, workdir / "best"):
                 claim_workdir(directory, described, identity | started, setup.source.tokenizer)
+            record_start(workdir, done or 0)
 
     features = data["train"].features
     batches = training_batches(config, setup.source.tokenizer, task, features, setup.mesh)

@@ -45,6 +45,7 @@ from bert_jax.train.profiling import Profiler
 from bert_jax.train.program import Program
 from bert_jax.train.run import Origin, parse_origin
 from bert_jax.train.schedules import Rate
+from bert_jax.train.starts import record_start
 from bert_jax.train.state import TrainState, num_params
 from bert_jax.train.step import Batch, Metrics
 from bert_jax.train.trainer import Trainer
@@ -143,6 +144,7 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
     with hosts.agreement():
         if hosts.is_primary():
             claim_workdir(workdir, config.to_dict(), identity(store) | started, store.tokenizer)
+            record_start(workdir, done or config.first_step)
     with Checkpoints(workdir, keep=config.keep_checkpoints, last=done or 0) as checkpoints:
         trainer = Trainer(state, checkpoints, progress)
         budget = Budget(config.last_step, config.budget_hours, progress)
