@@ -1,8 +1,9 @@
 """Pretraining of BERT on TPUs with JAX.
 
 The verbs of the command line, except `predict` and `plot`, are functions here: `prepare`,
-`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `convert`, `export`, `plan`, `report`; see
-`bert_jax.api`. `bert_jax.load(path)` loads a trained model; see `bert_jax.inference.trained`.
+`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `convert`, `export`, `plan` and
+`write_report`; see `bert_jax.api`. `bert_jax.load(path)` loads a trained model; see
+`bert_jax.inference.trained`.
 """
 
 import importlib
@@ -19,7 +20,7 @@ _VERBS = (
     "convert",
     "export",
     "plan",
-    "report",
+    "write_report",
 )
 _HOMES = {verb: f"bert_jax.api.{verb}" for verb in _VERBS} | {"load": "bert_jax.inference.trained"}
 __all__ = ["__version__", *_HOMES]

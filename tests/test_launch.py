@@ -71,6 +71,33 @@ def test_every_script_explains_itself(path):
     assert "set -e" not in run.stdout
 
 
+@pytest.mark.parametrize(("code", "queued"), [(0, ""), (2, ""), (75, "requeue 7\n")])
+def test_slurm_queues_a_run_again_that_was_stopped(tmp_path, code, queued):
+    arguments = ["--config=bert_base", "--workdir=it's here"]
+    fakes = {
+        "srun": f'printf "%s\\n" "$@" > "{tmp_path}/srun.txt"; exit {code}',
+        "scontrol": f'echo "$@" >> "{tmp_path}/scontrol.txt"',
+    }
+    (tmp_path / "scontrol.txt").write_text("")
+    for name, script in fakes.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    copied = shutil.copy(ROOT / "launch/slurm.sh", tmp_path / "slurm_script")  # as Slurm does
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "7",
+    }
+    run = subprocess.run(["bash", copied, *arguments], env=environment)
+    assert run.returncode == code
+    started = (tmp_path / "srun.txt").read_text().splitlines()
+    assert started == [
+        *("--kill-on-bad-exit=1", "bert-jax", "pretrain", "--platform=gpu"),
+        *arguments,
+    ]
+    assert (tmp_path / "scontrol.txt").read_text() == queued
+
+
 @pytest.mark.parametrize("missing", ["TPU_PROJECT", "TPU_ZONE", "TPU_NAME"])
 def test_a_missing_setting_is_named(tmp_path, missing):
     path = tmp_path / "tpu.env"

@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> None:
     )
     arguments = parser.parse_args(argv)
 
-    from bert_jax.api.report import TEXTS, report
+    from bert_jax.api.write_report import TEXTS, write_report
 
     output = arguments.output or epath.Path(arguments.workdirs[0]) / "report.html"
-    report(arguments.workdirs, output, arguments.text or TEXTS)
+    write_report(arguments.workdirs, output, arguments.text or TEXTS)
     say(output)

@@ -28,7 +28,7 @@ TEXTS = (
 )
 
 
-def report(
+def write_report(
     workdirs: Sequence[epath.PathLike], output: epath.PathLike, texts: Sequence[str] = TEXTS
 ) -> None:
     """Writes a page about training runs: scores, curves, config, data, masks, environment.
