@@ -29,6 +29,12 @@ def is_remote(path: epath.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def cache_folder(name: str) -> epath.Path:
+    """A folder of this user's cache, $XDG_CACHE_HOME (default ~/.cache); it may not exist yet."""
+    caches = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return caches.expanduser() / "bert_jax" / name
+
+
 def files_below(folder: epath.Path) -> Iterator[epath.Path]:
     """All files in a folder, at any depth."""
     for path in folder.iterdir():

@@ -1,5 +1,7 @@
 """Everything on gs://, against a server that speaks its protocol (fake-gcs-server)."""
 
+import base64
+import gzip
 import hashlib
 import importlib.util
 import itertools
@@ -21,6 +23,7 @@ from configured import configured
 from etils import epath
 from etils.epath import backend
 from fsspec.registry import _registry
+from test_tfrecords import TENSORFLOW_FILE
 
 from bert_jax import __main__
 from bert_jax.api.evaluate import load_trained
@@ -29,7 +32,7 @@ from bert_jax.cli import plot, predict, prepare
 from bert_jax.data import store as stores
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.store import verify_store
-from bert_jax.data.stores import open_store
+from bert_jax.data.stores import open_store, verify
 from bert_jax.errors import UserError
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics
@@ -115,6 +118,23 @@ def other_host(tmp_path, monkeypatch):
     """One with nothing on its disk."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "bert_jax" / "stores"
+
+
+def test_premasked_records(bucket, sotu_store):
+    """They are copied once, and unpacked."""
+    data = base64.b85decode(TENSORFLOW_FILE)
+    folder = bucket / "records"
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        (folder / name).write_bytes((sotu_store / name).read_bytes())
+    (folder / "examples.tf_record.gz").write_bytes(gzip.compress(data))
+    (folder / "eval_10k").write_bytes(2 * data)
+    store = open_store(folder)
+    assert store.train.read([0])["input_ids"].tolist() == [[2, 7, 4, 3, 9, 3, 0, 0]]
+    assert len(store.heldout) == 2
+    assert open_store(folder).fingerprint == store.fingerprint
+    assert dict(verify(folder)) == {"eval_10k": "", "examples.tf_record.gz": ""}
+    copies = Path(os.environ["XDG_CACHE_HOME"]) / "bert_jax" / "records"
+    assert sorted(file.stat().st_size for file in copies.iterdir()) == [len(data), 2 * len(data)]
 
 
 def test_corpora_are_found_as_on_a_disk(bucket):

@@ -2,10 +2,11 @@
 
 import base64
 import functools
+import gzip
 import json
+import os
 import shutil
 import struct
-import zlib
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from bert_jax.api.pretrain import pretrain
 from bert_jax.cli import evaluate, prepare
 from bert_jax.data.batches import PremaskedBatches, one_epoch
 from bert_jax.data.sampling import Sampling
-from bert_jax.data.stores import open_store
+from bert_jax.data.stores import open_store, verify
 from bert_jax.data.tfrecords import Example, _masked_crc, is_premasked, open_premasked
 from bert_jax.errors import UserError
 from bert_jax.objective.pretraining import PreTraining
@@ -241,6 +242,85 @@ def test_training_resumes_exactly_and_is_evaluated(folder, tmp_path, capsys):
         assert value == pytest.approx(heldout[name], rel=1e-5)
 
 
+def test_compressed_files_hold_the_same_store(folder, tmp_path, monkeypatch):
+    """They are unpacked once, and again only if they change."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    for file in folder.iterdir():
+        is_vocabulary = file.name.startswith(("vocab", "tokenizer"))
+        if is_vocabulary or file.name.startswith("heldout"):
+            shutil.copy(file, packed)  # one that is not compressed, beside others
+        else:
+            (packed / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes(), mtime=0))
+    copies = tmp_path / "cache" / "bert_jax" / "records"
+    for _ in range(2):
+        plain, store = open_premasked(folder), open_premasked(packed)
+        assert store.fingerprint == plain.fingerprint
+        assert len(list(copies.glob("*.tfrecord"))) == 2
+        for mine, theirs in ((store.train, plain.train), (store.heldout, plain.heldout)):
+            found, expected = mine.read([0, len(mine) - 1]), theirs.read([0, len(mine) - 1])
+            for name, values in expected.items():
+                np.testing.assert_array_equal(found[name], values)
+    changed = (packed / "part-00000-of-00002.gz", packed / "part-00001-of-00002.gz")
+    contents = [file.read_bytes() for file in changed]
+    for file, content in zip(changed, reversed(contents)):
+        file.write_bytes(content)
+        os.utime(file, (1, 1))
+    assert open_premasked(packed).fingerprint != plain.fingerprint
+    assert [problem for _, problem in verify(packed)] == [""] * 3
+    changed[0].write_bytes(contents[0][:-20])
+    assert [name for name, problem in verify(packed) if problem] == [changed[0].name]
+
+
+def shortened(values: dict[str, list], length: int, slots: int) -> dict[str, list]:
+    """An example of fewer tokens and slots."""
+    changed = {name: values[name][:length] for name in ("input_ids", "input_mask", "segment_ids")}
+    positions = [position % length for position in values["masked_lm_positions"][:slots]]
+    changed |= {name: values[name][:slots] for name in ("masked_lm_ids", "masked_lm_weights")}
+    return values | changed | {"masked_lm_positions": positions}
+
+
+def test_phases_of_several_lengths(folder, masked, tmp_path, capsys):
+    """Each phase takes the files of its length; a resume in the second goes on exactly."""
+    store = tmp_path / "store"
+    shutil.copytree(folder, store)
+    for split, name in (("train", "short.tfrecord"), ("heldout", "heldout_short.tfrecord")):
+        rows = masked[split]
+        records = [encoded(shortened(features(rows, i), 32, 5)) for i in range(64)]
+        write(store / name, records)
+    opened = open_premasked(store)
+    assert opened.summary == (
+        "64 pre-masked training examples of 32 tokens, "
+        "320 pre-masked training examples of 64 tokens"
+    )
+    batch = opened.training_batches(
+        Sampling(batch_size=8, max_seq_length=64), seed=0, host_rows=lambda _: np.arange(8)
+    ).batch(0)
+    assert batch["input_ids"].shape == (8, 64)
+    rows = {row.tobytes() for row in masked["train"]["input_ids"]}
+    assert rows.issuperset(row.tobytes() for row in batch["input_ids"])
+    sampling = Sampling(batch_size=8, max_seq_length=48, packing=False)
+    with pytest.raises(UserError, match=r"=48, but .* have 32 or 64: set .* to 32 or 64$"):
+        opened.check(sampling, 10, "config")
+
+    phases = (
+        {"steps": 4, "data": {"max_seq_length": 32}, "masking": {"max_predictions_per_seq": 5}},
+        {"steps": 4},
+    )
+    straight, resumed = epath.Path(tmp_path / "straight"), epath.Path(tmp_path / "resumed")
+    config = configured(store, phases=phases, checkpoint_every=2)
+    assert pretrain(config, straight)
+    shutil.copytree(straight, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "8")
+    assert pretrain(config, resumed)
+    assert "resuming at step 6" in capsys.readouterr().out
+    assert_same_run(straight, resumed, 8)
+    (store / "heldout_short.tfrecord").unlink()
+    with pytest.raises(UserError, match="no record of 32 tokens for the heldout split"):
+        open_premasked(store)
+
+
 def test_copies_are_on_one_side(folder, tmp_path):
     """Without a held-out file one record in a hundred is held out, whatever its place."""
     for name in ("vocab.txt", "tokenizer_config.json"):
@@ -416,13 +496,21 @@ FILES = {  # what is done to a file of two records -> what is said
     "cut in the data": (lambda data: data[:-100], "record 2: the file ends within it"),
     "cut in the frame": (lambda data: data[: len(data) // 2 + 3], "record 2: the file ends within"),
     "text": (lambda data: b"The president of the United States.\n", "is this a complete TFRecord"),
-    "compressed": (lambda data: zlib.compress(data, wbits=31), "compressed, .* gunzip it"),
+    "compressed and cut": (
+        lambda data: gzip.compress(data)[:-9],
+        r"part-0.tfrecord: damaged or cut short \(Compressed file ended",
+    ),
+    "compressed and damaged": (
+        lambda data: gzip.compress(flip(-9, data)),
+        "part-0.tfrecord: record 2: damaged, its checksum is wrong",
+    ),
     "empty": (lambda data: b"", "no record for the train split"),
 }
 
 
 @pytest.mark.parametrize("how", FILES)
-def test_broken_files(folder, tmp_path, how):
+def test_broken_files(folder, tmp_path, how, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     breaks, message = FILES[how]
     record = encoded(first_record(folder))
     path = write(copied(folder, tmp_path) / "part-0.tfrecord", [record, record])

@@ -5,17 +5,24 @@ record is a `tf.train.Example` with the features in `FEATURES`, as in
 https://github.com/google-research/bert and in NVIDIA's and MLPerf's data. A file stores each as
 uint64 length, uint32 checksum of the length, the record's bytes, uint32 checksum of these, all
 little-endian (https://www.tensorflow.org/tutorials/load_data/tfrecord). TensorFlow is not needed.
+
+Records are read in place. Files that are compressed (GZIP) or in object storage are first copied,
+unpacked, below $XDG_CACHE_HOME (default ~/.cache), once for all processes of a host.
 """
 
 import array
 import bisect
+import dataclasses
 import functools
+import gzip
 import hashlib
 import itertools
 import mmap
 import pathlib
 import re
 import struct
+import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +44,9 @@ from bert_jax.data.sampling import Sampling
 from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, Tokenizer
 from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
-from bert_jax.storage import is_remote
+from bert_jax.locks import locked
+from bert_jax.storage import cache_folder, is_remote, whole_file
+from bert_jax.terminal import progress
 
 # Feature of a record -> its name in a batch.
 FEATURES = {
@@ -49,7 +58,7 @@ FEATURES = {
     "masked_lm_weights": "masked_lm_weights",
     "next_sentence_labels": "next_sentence_label",
 }
-RECORD_FILE = re.compile(r"[^.].*tf[-_]?record.*|(part|eval|heldout)[^.]*", re.IGNORECASE)
+RECORD_FILE = re.compile(r"[^.].*tf[-_]?record.*|(part|eval|heldout)[^.]*(\.gz)?", re.IGNORECASE)
 HELDOUT_FILE = re.compile(r"eval|heldout", re.IGNORECASE)
 HELDOUT_SHARE = 0.01
 # Enough for word frequencies; counting all of a large corpus would take hours.
@@ -62,6 +71,7 @@ _LENGTH_BYTES = 8
 _HEADER = struct.Struct("<QI")
 _CHECKSUM = struct.Struct("<I")
 _GZIP = b"\x1f\x8b\x08"
+_COPY_BYTES = 2**22
 # The part of tensorflow/core/example/{example,feature}.proto used here. A separate descriptor pool
 # avoids conflicts in a process that also loads TensorFlow.
 _SCHEMA = """
@@ -109,14 +119,7 @@ class PremaskedSplit:
         """
         self.name = name
         self._records, self._numbers, self._tokenizer = records, numbers, tokenizer
-        first = records.features(int(numbers[0]))
-        self.max_seq_length = len(first["input_ids"])
-        self.max_predictions_per_seq = len(first["masked_lm_positions"])
-        if not self.max_seq_length or not self.max_predictions_per_seq:
-            raise UserError(
-                f"{records.where(int(numbers[0]))}: input_ids and masked_lm_positions must be "
-                "lists of integers that are not empty"
-            )
+        self.max_seq_length, self.max_predictions_per_seq = records.shape(int(numbers[0]))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -198,17 +201,21 @@ class PremaskedStore:
     Attributes:
       path: the folder.
       tokenizer: the vocabulary in the folder.
-      train, heldout: the two splits.
+      train, heldout: the two splits; of several lengths the shortest, until `of_length` chooses.
       fingerprint: identifies the vocabulary, the records, their order and their splits.
       summary: a description, printed when a run starts.
+      longer: the splits of each other length of examples.
     """
 
-    path: pathlib.Path
+    path: epath.Path
     tokenizer: Tokenizer
     train: PremaskedSplit
     heldout: PremaskedSplit
     fingerprint: str
     summary: str
+    longer: Mapping[int, tuple[PremaskedSplit, PremaskedSplit]] = dataclasses.field(
+        default_factory=dict
+    )
 
     is_masked = True
 
@@ -216,6 +223,13 @@ class PremaskedStore:
     def token_counts(self) -> np.ndarray:
         """See `PremaskedSplit.token_counts` of the training split."""
         return self.train.token_counts
+
+    def of_length(self, max_seq_length: int) -> "PremaskedStore":
+        """The examples of that length; itself if there are none."""
+        if max_seq_length not in self.longer:
+            return self
+        train, heldout = self.longer[max_seq_length]
+        return dataclasses.replace(self, train=train, heldout=heldout)
 
     def check(self, sampling: Sampling, max_predictions_per_seq: int, path: str) -> None:
         """Raises UserError if the sampling differs from that of the examples."""
@@ -228,28 +242,32 @@ class PremaskedStore:
             "data.max_seq_length": sampling.max_seq_length,
             "masking.max_predictions_per_seq": max_predictions_per_seq,
         }
-        for split in (self.train, self.heldout):
+        chosen = self.of_length(sampling.max_seq_length)
+        for split in (chosen.train, chosen.heldout):
             for name, value in configured.items():
                 found = getattr(split, name.partition(".")[2])
                 if value != found:
+                    lengths = self.longer if name == "data.max_seq_length" else ()
+                    there = " or ".join(map(str, (found, *lengths)))
                     raise UserError(
                         f"{path}.{name}={value}, but the {split.name} examples in {self.path} are "
-                        f"masked already and have {found}: set {path}.{name} to {found}"
+                        f"masked already and have {there}: set {path}.{name} to {there}"
                     )
 
     def training_batches(
         self, sampling: Sampling, *, seed: int, host_rows: HostRows, first_row: int = 0
     ) -> BatchStream:
-        """Every example once per epoch, in random order."""
+        """Every example of the sampling's length once per epoch, in random order."""
+        train = self.of_length(sampling.max_seq_length).train
         return PremaskedBatches(
-            self.train, sampling, seed=seed, first_row=first_row, host_rows=host_rows
+            train, sampling, seed=seed, first_row=first_row, host_rows=host_rows
         )
 
     def heldout_batches(
         self, sampling: Sampling, *, num_batches: int, host_rows: np.ndarray
     ) -> Iterable[Batch]:
         stream = PremaskedBatches(
-            self.heldout,
+            self.of_length(sampling.max_seq_length).heldout,
             sampling,
             seed=HELDOUT_SEED,
             num_epochs=1,
@@ -268,43 +286,53 @@ def open_premasked(path: epath.PathLike) -> PremaskedStore:
     """Opens a folder of records after checking the framing of each.
 
     Files whose name begins with `heldout` or `eval` are held out. Without any, one record in a
-    hundred is held out, by its checksum, so that copies of a record are in the same split.
+    hundred is held out, by its checksum, so that copies of a record are in the same split. Files
+    may differ in the length of their examples, for phases of a run; a batch is of one length.
 
     Raises:
-      UserError: the folder is remote, has no usable vocabulary, has a file that is compressed,
-        truncated or of another kind, or has no record for one of the splits.
+      UserError: the folder has no usable vocabulary, has a file that is truncated or of another
+        kind, or has no record for one of the splits of a length.
     """
-    if is_remote(path):
-        raise UserError(f"{path}: TFRecords are read in place: copy the folder to a local disk")
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     tokenizer = _load_vocabulary(path)
-    records = _Records(_record_files(path))
+    records = _Records(_record_files(path), cache_folder("records"))
+    lengths = np.repeat(records.lengths, records.counts)
     heldout_files = [bool(HELDOUT_FILE.match(file.name)) for file in records.files]
-    if any(heldout_files):
-        is_heldout = np.repeat(heldout_files, records.counts)
-    else:
-        least = records.checksums.min(initial=2**32 - 1)
-        is_heldout = records.checksums <= max(least, HELDOUT_SHARE * 2**32)
-    numbers = {"train": np.flatnonzero(~is_heldout), "heldout": np.flatnonzero(is_heldout)}
-    for name in numbers:
-        if not len(numbers[name]):
-            raise UserError(f"{path}: no record for the {name} split in its TFRecord files")
-    summary = f"{len(numbers['train']):,} pre-masked training examples"
+    is_heldout = np.repeat(heldout_files, records.counts)
+    splits: dict[int, tuple[PremaskedSplit, PremaskedSplit]] = {}
+    summaries = []
+    for length in np.unique(lengths).tolist() or [0]:
+        is_here = lengths == length
+        if not any(heldout_files):
+            least = records.checksums[is_here].min(initial=2**32 - 1)
+            is_heldout |= is_here & (records.checksums <= max(least, HELDOUT_SHARE * 2**32))
+        numbers = {
+            "train": np.flatnonzero(is_here & ~is_heldout),
+            "heldout": np.flatnonzero(is_here & is_heldout),
+        }
+        of_tokens = f" of {length} tokens" if len(np.unique(lengths)) > 1 else ""
+        for name in numbers:
+            if not len(numbers[name]):
+                raise UserError(
+                    f"{path}: no record{of_tokens} for the {name} split in its TFRecord files"
+                )
+        train, heldout = (PremaskedSplit(n, records, numbers[n], tokenizer) for n in numbers)
+        splits[length] = (train, heldout)
+        summaries.append(f"{len(train):,} pre-masked training examples{of_tokens}")
+    summary = ", ".join(summaries)
     if not any(heldout_files):
         summary += (
-            f", {len(numbers['heldout']):,} more held out at random. If they were made with "
+            f", {int(is_heldout.sum()):,} more held out at random. If they were made with "
             "dupe_factor above 1, both splits share documents and held-out scores are too high: "
             "put held-out documents into files named heldout*"
         )
     fingerprint = hashlib.sha256(tokenizer.vocab_hash.encode())
     fingerprint.update(records.checksums.data)
     fingerprint.update(is_heldout.data)
+    (train, heldout), *_ = splits.values()
+    del splits[train.max_seq_length]
     return PremaskedStore(
-        path,
-        tokenizer,
-        **{name: PremaskedSplit(name, records, numbers[name], tokenizer) for name in numbers},
-        fingerprint=fingerprint.hexdigest(),
-        summary=summary,
+        path, tokenizer, train, heldout, fingerprint.hexdigest(), summary, longer=splits
     )
 
 
@@ -314,32 +342,33 @@ def damaged_record_files(path: epath.PathLike) -> Iterator[tuple[str, str]]:
     Raises:
       UserError: as `open_premasked`, but for the records of its files.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     tokenizer = _load_vocabulary(path)
     for file in _record_files(path):
         problem = ""
         try:
-            records = _Records([file])
-            if num_records := len(records.checksums):
-                split = PremaskedSplit(file.name, records, np.arange(num_records), tokenizer)
-                for first in range(0, num_records, _VERIFIED_AT_ONCE):
-                    split.read(range(first, min(num_records, first + _VERIFIED_AT_ONCE)))
+            with tempfile.TemporaryDirectory() as folder:
+                records = _Records([file], epath.Path(folder))
+                if num_records := len(records.checksums):
+                    split = PremaskedSplit(file.name, records, np.arange(num_records), tokenizer)
+                    for first in range(0, num_records, _VERIFIED_AT_ONCE):
+                        split.read(range(first, min(num_records, first + _VERIFIED_AT_ONCE)))
         except UserError as error:
             problem = str(error).removeprefix(f"{file}: ")
         yield file.name, problem
 
 
-def _record_files(path: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(f for f in path.iterdir() if RECORD_FILE.fullmatch(f.name) and f.is_file())
+def _record_files(path: epath.Path) -> list[epath.Path]:
+    return sorted(f for f in path.iterdir() if RECORD_FILE.fullmatch(f.name) and not f.is_dir())
 
 
-def _load_vocabulary(path: pathlib.Path) -> Tokenizer:
+def _load_vocabulary(path: epath.Path) -> Tokenizer:
     if not any((path / name).exists() for name in (CONFIG_FILE, TOKENIZER_FILE)):
         raise UserError(
             f"{path / CONFIG_FILE}: missing; "
             'write {"do_lower_case": true} into it if the records are uncased, false if cased'
         )
-    return load_tokenizer(epath.Path(path))
+    return load_tokenizer(path)
 
 
 class _Records:
@@ -351,13 +380,41 @@ class _Records:
       checksums: uint32 [num_records], masked CRC-32C of each record, as stored in its file.
     """
 
-    def __init__(self, files: Sequence[pathlib.Path]):
+    def __init__(self, files: Sequence[epath.Path], copies: epath.Path):
+        """Reads the frames of all records.
+
+        Args:
+          files: local or remote, plain or compressed.
+          copies: where to keep copies of files that cannot be read in place.
+        """
         self.files = files
-        self._starts, checksums = zip(*map(_index, files))
+        self._local = [_local(file, copies) for file in files]
+        self._starts, checksums = zip(*map(_index, self._local, files))
         self.checksums = np.concatenate(checksums)
         self.counts = [len(each) for each in checksums]
         self._first_numbers = [0, *itertools.accumulate(self.counts)]
         self._map = functools.lru_cache(MAX_MAPPED_FILES)(_map)
+
+    @functools.cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of the first example of each file, 0 if it has none."""
+        firsts = zip(self._first_numbers, self.counts)
+        return [self.shape(first)[0] if count else 0 for first, count in firsts]
+
+    def shape(self, number: int) -> tuple[int, int]:
+        """Tokens and prediction slots of an example.
+
+        Raises:
+          UserError: there are none, or as `features`.
+        """
+        values = self.features(number)
+        shape = len(values["input_ids"]), len(values["masked_lm_positions"])
+        if not all(shape):
+            raise UserError(
+                f"{self.where(number)}: input_ids and masked_lm_positions must be lists of "
+                "integers that are not empty"
+            )
+        return shape
 
     def features(self, number: int) -> Mapping[str, Sequence[float]]:
         """The values of each of `FEATURES` in a record.
@@ -367,7 +424,7 @@ class _Records:
         """
         file, index = self._locate(number)
         start, stop = self._starts[file][index : index + 2].tolist()
-        data = self._map(self.files[file])[start + _HEADER.size : stop - _CHECKSUM.size]
+        data = self._map(self._local[file])[start + _HEADER.size : stop - _CHECKSUM.size]
         if _masked_crc(data) != self.checksums[number]:
             raise UserError(f"{self.where(number)}: damaged, its checksum is wrong; copy it again")
         try:
@@ -397,12 +454,43 @@ class _Records:
         return file, number - self._first_numbers[file]
 
 
-def _index(file: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-    """Offsets of the records and of the end, int64 [n + 1]; their checksums, uint32 [n]."""
+def _local(file: epath.Path, copies: epath.Path) -> pathlib.Path:
+    """The file, or a copy of it in `copies` if it is remote or compressed."""
+    with file.open("rb") as opened:
+        is_compressed = opened.read(len(_GZIP)) == _GZIP
+    if not is_compressed and not is_remote(file):
+        return pathlib.Path(file)
+    stat = file.stat()
+    version = f"{file if is_remote(file) else file.resolve()}\n{stat.length}\n{stat.mtime}"
+    copy = copies / f"{hashlib.sha256(version.encode()).hexdigest()[:32]}.tfrecord"
+    copies.mkdir(parents=True, exist_ok=True)
+    with locked(copy.with_suffix(".lock"), str(file), wait=True):
+        if not copy.exists():
+            with (
+                file.open("rb") as opened,
+                whole_file(copy) as unfinished,
+                unfinished.open("wb") as writer,
+                progress(f"copying {file}", None) as bar,
+            ):
+                content = gzip.GzipFile(fileobj=opened) if is_compressed else opened
+                try:
+                    while block := content.read(_COPY_BYTES):
+                        writer.write(block)
+                        bar.update(len(block))
+                except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                    raise UserError(f"{file}: damaged or cut short ({error})") from error
+    return pathlib.Path(copy)
+
+
+def _index(data_file: pathlib.Path, file: epath.Path) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets of the records and of the end, int64 [n + 1]; their checksums, uint32 [n].
+
+    Args:
+      data_file: where the records are.
+      file: its name in messages.
+    """
     starts, checksums = array.array("q", [0]), array.array("I")
-    data = _map(file) if file.stat().st_size else b""
-    if data[: len(_GZIP)] == _GZIP:
-        raise UserError(f"{file}: compressed, but records are read in place: gunzip it")
+    data = _map(data_file) if data_file.stat().st_size else b""
     while (start := starts[-1]) < len(data):
         where = f"{file}: record {len(starts)}"
         stop = start + _HEADER.size
