@@ -266,7 +266,9 @@ COMMANDS = {
     "plot {made}/run": r"run/metrics\.jsonl: no such file; is .*/run the directory",
     # sources
     "prepare {tmp}/gone.txt --output={tmp}/new": r"gone\.txt: no such file or folder",
-    "prepare {made}/store/manifest.json --output={tmp}/new": r"manifest\.json, line 1: not JSON .*goes on",
+    "prepare {made}/store/manifest.json --output={tmp}/new": (
+        r"manifest\.json, line 1: not JSON .*goes on"
+    ),
     "prepare {tmp} --output={tmp}/new": r": no file with documents there: \.txt, \.jsonl",
     "prepare {made}/empty.txt --output={tmp}/new": r"no text .*: check the sources",
     "prepare {made}/empty.txt --vocab={made}/store --output={tmp}/new": (
