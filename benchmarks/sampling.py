@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from bert_jax.data.batches import Batches
+from bert_jax.data.rows import StoreRows
 from bert_jax.data.sampling import PAIRS, Sampling, plan_epoch
-from bert_jax.data.split import Split
+from bert_jax.data.split import Split, one_shard
 from bert_jax.data.store import open_token_store
 
 NUM_SENTENCES = 5_000_000
@@ -80,7 +81,7 @@ def measure(name, max_seq_length, pairs, packing):
     tokens = int((plan.a_length + plan.b_length + num_special).sum())
     padding = 1 - tokens / (plan.num_rows * max_seq_length)
 
-    batches = Batches(split, sampling, SPECIAL, seed=0, num_epochs=1)
+    batches = Batches(StoreRows(one_shard(split), sampling, seed=0), sampling, SPECIAL)
     batches.batch(0)
     steps = min(2000, batches.rows_per_epoch // BATCH_SIZE)
     start = time.perf_counter()

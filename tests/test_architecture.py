@@ -56,7 +56,7 @@ ONLY_IN = {
         "bert_jax.data.wordpiece",
         "bert_jax.data.tokenizer_json",
         "bert_jax.data.train_tokenizer",
-        "bert_jax.data.store",
+        "bert_jax.data.store_writer",
         "bert_jax.interop.tokenizer",
     },
     "matplotlib": {

@@ -8,8 +8,11 @@ import pytest
 from sotu_words import CLS, PAD, SEP, make_split, sotu_words
 
 from bert_jax.data import batches as batches_module
+from bert_jax.data import rows as rows_module
 from bert_jax.data.batches import READ_AHEAD, batch_shapes, one_epoch, prefetch
+from bert_jax.data.rows import StoreRows
 from bert_jax.data.sampling import Sampling, plan_epoch
+from bert_jax.data.split import Shards, one_shard
 from bert_jax.errors import UserError
 
 pytestmark = pytest.mark.core
@@ -22,9 +25,11 @@ def Batches(split, *, seed, num_epochs=None, first_row=0, host_rows=None, pad_id
     """Batches without packing, unless it is asked for."""
     sampling = Sampling(**{"packing": False, **options})
     special = SimpleNamespace(cls_id=1, sep_id=2, pad_id=pad_id)
-    rows = {"num_epochs": num_epochs, "first_row": first_row}
-    rows["host_rows"] = np.arange if host_rows is None else lambda _: host_rows
-    return batches_module.Batches(split, sampling, special, seed=seed, **rows)
+    rows = StoreRows(split if isinstance(split, Shards) else one_shard(split), sampling, seed=seed)
+    if num_epochs:
+        rows.end_after_one_round()
+    of_host = np.arange if host_rows is None else lambda _: host_rows
+    return batches_module.Batches(rows, sampling, special, first_row=first_row, host_rows=of_host)
 
 
 def heldout_batches(split, *, num_batches=0, host_rows=None, **options):
@@ -143,7 +148,7 @@ def test_each_epoch_is_planned_once_and_ahead(monkeypatch):
             ahead.set()
         return plan_epoch(*args, epoch=epoch, **options)
 
-    monkeypatch.setattr(batches_module, "plan_epoch", spy)
+    monkeypatch.setattr(rows_module, "plan_epoch", spy)
     batches = Batches(tiny_split(), seed=0, batch_size=1, max_seq_length=20)
     epoch = batches.rows_per_epoch
     # What threads read ahead must not span more epochs than are held.

@@ -15,8 +15,9 @@ import pytest
 
 from bert_jax.cli import prepare
 from bert_jax.data.documents import find_sources, read_documents
+from bert_jax.data.heldout_documents import document_hash
 from bert_jax.data.sampling import Sampling, plan_epoch
-from bert_jax.data.store import document_hash, verify_store
+from bert_jax.data.store import verify_store
 from bert_jax.data.stores import open_store
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, train_wordpiece
 from bert_jax.errors import UserError
@@ -267,9 +268,7 @@ def test_nothing_but_unknown_words(capsys, tmp_path):
     _, store = summary_of(capsys, tmp_path, text, "--vocab", tmp_path / "vocab.txt")
     store.check(Sampling(), 20, "config")
     counts = np.array([0, 9, 0, 0, 0, 0])
-    unknown = dataclasses.replace(
-        store, train=dataclasses.replace(store.train, tokens=np.ones(9, int), token_counts=counts)
-    )
+    unknown = dataclasses.replace(store, totals={"train": counts})
     with pytest.raises(UserError, match=r"store: train split: every word is \[UNK\]"):
         unknown.check(Sampling(), 20, "config")
 

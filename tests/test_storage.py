@@ -32,6 +32,7 @@ from bert_jax.cli import plot, predict, prepare
 from bert_jax.data import store as stores
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.store import verify_store
+from bert_jax.data.store_writer import append_to_store, write_store
 from bert_jax.data.stores import open_store, verify
 from bert_jax.errors import UserError
 from bert_jax.parallel.mesh import make_mesh
@@ -103,13 +104,13 @@ def remote_store(bucket, local_store):
 @pytest.fixture
 def copies(monkeypatch):
     """The copies that the test makes, as (source, target)."""
-    made, copy = [], stores._copy
+    made, copy = [], stores.copy_files
 
-    def counted(source, target, manifest):
+    def counted(source, target, files):
         made.append((source, target))
-        copy(source, target, manifest)
+        copy(source, target, files)
 
-    monkeypatch.setattr(stores, "_copy", counted)
+    monkeypatch.setattr(stores, "copy_files", counted)
     return made
 
 
@@ -189,7 +190,7 @@ def test_damage_on_the_way_is_noticed(bucket, remote_store, other_host):
 
 
 def test_damage_of_the_copy_is_noticed(bucket, remote_store, other_host):
-    """The vocabulary is copied, too; a copy that is damaged later is to be deleted."""
+    """Also of the vocabulary; a copy that is damaged later is to be deleted."""
     damaged = bucket / "stores" / "vocabulary"
     manifest = json.loads((remote_store / "manifest.json").read_text())
     for name in ("manifest.json", "vocab.txt", "tokenizer_config.json", *manifest["files"]):
@@ -197,7 +198,7 @@ def test_damage_of_the_copy_is_noticed(bucket, remote_store, other_host):
     (damaged / "vocab.txt").write_text((remote_store / "vocab.txt").read_text() + "zzz\n")
     with pytest.raises(UserError, match="the vocabulary is not the one"):
         open_store(damaged)
-    assert list(other_host.iterdir()) == []
+    assert not other_host.exists()
 
     copy = other_host / open_store(remote_store).fingerprint
     (copy / "train" / "sentences.bin").write_bytes(
@@ -207,6 +208,26 @@ def test_damage_of_the_copy_is_noticed(bucket, remote_store, other_host):
         open_store(remote_store)
     shutil.rmtree(copy)
     open_store(remote_store)
+
+
+def test_shards_are_copied_when_they_are_used(bucket, local_store, other_host, copies):
+    """And documents can be added to a store in a bucket, which then has more shards."""
+    tokenizer, path = open_store(local_store).tokenizer, bucket / "stores" / "sharded"
+    texts = [f"The state of the union, number {i}.\nIt is strong." for i in range(60)]
+    given = {"heldout_bound": 0.2, "provenance": {}, "shard_tokens": 300}
+    store = write_store(path, texts, tokenizer, **given)
+    local = write_store(other_host.parent / "local", texts, tokenizer, **given)
+    assert store.fingerprint == local.fingerprint
+    count = len(store.shards["train"])
+    assert count > 2
+    copies.clear()
+    tokens = [store.shards["train"][i].tokens for i in (1, 0, 1)]
+    for found, i in zip(tokens, (1, 0, 1)):
+        np.testing.assert_array_equal(found, local.shards["train"][i].tokens)
+    assert [source for source, _ in copies] == [path / "shards" / "00001", path]
+    more = append_to_store(path, texts[:20], provenance={}, shard_tokens=300)
+    assert len(more.shards["train"]) > count
+    verify_store(path)
 
 
 def test_no_room(remote_store, other_host, monkeypatch):

@@ -14,16 +14,12 @@ import pytest
 
 import bert_jax
 from bert_jax.data.documents import find_sources, read_documents
+from bert_jax.data.heldout_documents import document_hash, heldout_bound
 from bert_jax.data.sampling import Sampling
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.split import BLOCK_BYTES
-from bert_jax.data.store import (
-    document_hash,
-    heldout_bound,
-    open_token_store,
-    verify_store,
-    write_store,
-)
+from bert_jax.data.store import open_token_store, verify_store
+from bert_jax.data.store_writer import write_store
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece, train_wordpiece
 from bert_jax.errors import UserError
 
@@ -154,7 +150,7 @@ def truncate(path):
         (lambda path: path.rename(f"{path}.unfinished"), "not finished; run the same"),
         (lambda path: truncate(path / "manifest.json"), "manifest.json: not JSON"),
         (lambda path: (path / "manifest.json").write_text("{}"), "not the manifest of"),
-        (lambda path: edit_manifest(path, version=2), "format version 2, this bert_jax reads 1"),
+        (lambda path: edit_manifest(path, version=3), "format version 3, this bert_jax reads 2"),
         (lambda path: truncate(path / "train/tokens.bin"), r"tokens\.bin: has 100 bytes; the mani"),
         (lambda path: (path / "train/documents.bin").unlink(), r"documents\.bin: is missing"),
         (lambda path: (path / "vocab.txt").unlink(), "no such vocabulary file"),

@@ -18,7 +18,8 @@ from tokenizers import Regex, models, pre_tokenizers, trainers
 
 from bert_jax.__main__ import main
 from bert_jax.data.documents import find_sources, read_documents
-from bert_jax.data.store import open_token_store, verify_store, write_store
+from bert_jax.data.store import open_token_store, verify_store
+from bert_jax.data.store_writer import write_store
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.data.tokenizer_json import JsonTokenizer, load_tokenizer
 from bert_jax.data.train_tokenizer import train_tokenizer

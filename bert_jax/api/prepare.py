@@ -15,25 +15,33 @@ from bert_jax.data.documents import (
     source_fingerprint,
 )
 from bert_jax.data.filters import Filter, Filtering, describe, find_filters
-from bert_jax.data.limits import TOKENIZERS, check_heldout, check_workers
-from bert_jax.data.sentences import split_sentences
-from bert_jax.data.store import (
-    TokenStore,
-    check_unused,
+from bert_jax.data.heldout_documents import (
     document_hash,
     heldout_bound,
     is_single_document,
-    is_store,
-    open_token_store,
     tail_start,
-    write_store,
 )
+from bert_jax.data.limits import TOKENIZERS, check_heldout, check_workers
+from bert_jax.data.manifest import is_store
+from bert_jax.data.sentences import split_sentences
+from bert_jax.data.store import TokenStore, open_token_store
+from bert_jax.data.store_writer import append_to_store, check_unused, write_store
 from bert_jax.data.train_tokenizer import train_tokenizer
 from bert_jax.data.words import load_segmenter
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain
 from bert_jax.interop.tokenizer import read_tokenizer
 from bert_jax.terminal import progress
+
+# Options that say how sources are read; the others make the vocabulary and the splits.
+_READING = (
+    "text_field",
+    "document_per_file",
+    "document_separator",
+    "unwrap",
+    "skip_bad_lines",
+    "filter",
+)
 
 
 def prepare(
@@ -55,6 +63,7 @@ def prepare(
     skip_bad_lines: bool = False,
     segmenter: str | None = None,
     filters: Sequence[str | Filter] = (),
+    append: bool = False,
 ) -> TokenStore:
     """Tokenises a corpus into a store; opens the store if it already exists.
 
@@ -86,6 +95,8 @@ def prepare(
         MODULE:NAME of a function that cuts a text into words. None: each ideograph is a word.
       filters: what to leave out, and how to clean texts, in order; see `bert_jax.data.filters`. The
         manifest has what each left out (`filtered`).
+      append: add the documents to the store in `output`, as `append_to_store` does, with its
+        vocabulary, segmenter and held-out share; nothing is done if they were added already.
 
     Raises:
       UserError: sources or vocabulary cannot be read, a number is out of range, or `output` holds
@@ -122,7 +133,7 @@ def prepare(
             "cased": lowercase is False,
             "strip_accents": strip_accents,
         } | ({"tokenizer": tokenizer} if tokenizer != TOKENIZERS[0] else {})
-    provenance = {  # everything that determines the content of the store, for its manifest
+    provenance: Plain = {  # everything that determines the content of the store, for its manifest
         "sources": [source_fingerprint(source) for source in found],
         "options": vocabulary
         | {
@@ -139,6 +150,21 @@ def prepare(
         # Complete when all documents are read, before the manifest is written.
         **({"filtered": filtering.counts} if each_filter else {}),
     }
+    if append:
+        reading = {k: v for k, v in provenance["options"].items() if k in _READING}
+        added = provenance | {"options": reading}
+        store = open_token_store(output)
+        for each in store.manifest.get("appended", ()):
+            if all(each.get(name) == added[name] for name in ("sources", "options")):
+                return store
+        skipped.count = 0
+        return append_to_store(
+            output,
+            filtering(_with_progress(found, "tokens", refuse), workers),
+            workers=workers,
+            provenance=added,
+            num_skipped=lambda: skipped.count,
+        )
     if is_store(output):
         store = open_token_store(output)
         _check_same(store, provenance)
@@ -189,7 +215,7 @@ def _check_same(store: TokenStore, provenance: dict[str, Any]) -> None:
         for name in sorted({*there, *here})
         if there.get(name) != here.get(name)
     ]
-    if store.manifest.get("sources") != provenance["sources"]:
+    if store.manifest.get("sources") != provenance["sources"] or store.manifest.get("appended"):
         different.insert(0, "sources")
     if different:
         raise UserError(

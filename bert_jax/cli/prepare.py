@@ -3,7 +3,7 @@
 import argparse
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from etils import epath
@@ -22,9 +22,8 @@ from bert_jax.errors import UserError
 from bert_jax.terminal import say
 
 if TYPE_CHECKING:
-    from bert_jax.data.split import Split
+    from bert_jax.data.split import Shards
     from bert_jax.data.store import TokenStore
-    from bert_jax.data.tokenizer import Tokenizer
 
 _DESCRIPTION = f"""\
 Tokenise a corpus once, into a folder that `bert-jax pretrain` reads.
@@ -67,11 +66,12 @@ def main(argv: Sequence[str]) -> None:
     del args.verify
 
     from bert_jax.api.prepare import prepare
-    from bert_jax.data.store import is_store
+    from bert_jax.data.manifest import is_store, read_manifest
 
     there, started = is_store(args.output), time.monotonic()
+    before = read_manifest(args.output)[1].identity if there else ""
     store = prepare(**vars(args))
-    if there:
+    if store.fingerprint == before:
         say(f"{args.output} already exists, from the same sources and options: nothing to do.")
     else:
         say(f"{args.output} is ready after {time.monotonic() - started:.1f} s.")
@@ -175,6 +175,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         f" {', '.join(FILTERS)}; or MODULE:NAME, a function of yours from a text to what is kept of"
         " it, or None. docs/data.md has the options",
     )
+    add(
+        "--append",
+        action="store_true",
+        help="add the documents to the store in --output, with its vocabulary, segmenter and share"
+        " held out; what it has is not written again, but its fingerprint is another one then",
+    )
     add("--data-dir", metavar="DIR", help="where TensorFlow Datasets keeps its datasets")
     add(
         "--workers",
@@ -190,6 +196,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--verify takes neither a SOURCE nor --output")
     if args.document_separator is not None and args.document_per_file:
         parser.error("--document-separator and --document-per-file exclude each other")
+    if args.append:
+        of_store = ("tokenizer", "vocab", "vocab_size", "lowercase", "strip_accents", "heldout")
+        for name in (*of_store, "segmenter"):
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f"--append takes no --{name.replace('_', '-')}: the store has its own")
     if args.tokenizer not in TOKENIZERS:
         if args.vocab is not None or args.vocab_size is not None:
             other = "--vocab" if args.vocab is not None else "--vocab-size"
@@ -224,16 +235,15 @@ def _verify(path: epath.Path) -> None:
 
 
 def _print_summary(store: "TokenStore") -> None:
-    from bert_jax.data.store import EPOCH_LENGTH
+    from bert_jax.data.store_writer import EPOCH_LENGTH
 
     say(f"vocabulary: {store.tokenizer.description}")
     say("")
     columns = "{:8}{:>10}{:>12}{:>15}{:>9}{:>12}{:>13}"
     titles = ("documents", "sentences", "tokens", "unknown", "of the text", "tokens/word")
     say(columns.format("", *titles))
-    for split in (store.train, store.heldout):
-        counts = store.manifest["splits"][split.name]
-        say(columns.format(split.name, *_row(split, counts, store.tokenizer)))
+    for name, split in store.shards.items():
+        say(columns.format(name, *_row(split, store)))
     if empty := store.manifest["empty_documents"]:
         say(f"{empty:,} documents without text were left out.")
     if skipped := store.manifest.get("skipped_records"):
@@ -261,7 +271,7 @@ def _chinese_words(store: "TokenStore") -> str:
     """What words of Chinese are in a store; empty if it has little Chinese."""
     from bert_jax.data.words import ideographs
 
-    counts = store.train.token_counts
+    counts = store.token_counts
     chinese = [id_ for id_, piece in enumerate(store.tokenizer.pieces) if ideographs(piece)]
     if counts[chinese].sum() <= _SOME_CHINESE * counts.sum():
         return ""
@@ -297,7 +307,7 @@ def _warnings(store: "TokenStore") -> Iterator[str]:
             f"lines break within sentences, at about {width} characters, and a line break ends a "
             "sentence: if the text is hard-wrapped, prepare it again with --unwrap"
         )
-    if store.manifest.get("heldout_tail") and len(store.heldout.tokens):
+    if store.manifest.get("heldout_tail") and store.totals["heldout"].any():
         yield (
             "there is one document, whose end is held out, and next-sentence pairs need several: "
             "pretrain with --config.data.pairs=none, or mark the ends of documents by blank lines "
@@ -312,15 +322,16 @@ def _warnings(store: "TokenStore") -> Iterator[str]:
         yield problem
 
 
-def _row(split: "Split", counts: Mapping[str, int], tokenizer: "Tokenizer") -> list[str]:
-    tokens, characters = len(split.tokens), counts.get("characters") or 0
+def _row(split: "Shards", store: "TokenStore") -> list[str]:
+    counts, totals = store.manifest["splits"][split.name], store.totals[split.name]
+    tokens, characters = counts["tokens"], counts.get("characters") or 0
     unknown = counts.get("unknown_characters") or 0
-    words = split.num_words(tokenizer.is_continuation)
+    words = store.num_words(split.name)
     return [
-        f"{len(split.documents) - 1:,}",
-        f"{len(split.sentences) - 1:,}",
+        f"{counts['documents']:,}",
+        f"{counts['sentences']:,}",
         f"{tokens:,}",
-        f"{split.token_counts[tokenizer.unk_id] / max(1, tokens):.3%}",
+        f"{totals[store.tokenizer.unk_id] / max(1, tokens):.3%}",
         f"{unknown / characters:.3%}" if characters else "",
         f"{tokens / max(1, words):.2f}",
     ]

@@ -6,9 +6,7 @@ state, and every host gathers its own rows of the same global batch.
 
 import functools
 import math
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import grain
@@ -16,9 +14,8 @@ import numpy as np
 from numba import njit
 
 from bert_jax.data.batch_sizes import BatchSizes
-from bert_jax.data.sampling import Plan, Sampling, Usage, plan_epoch, usage
-from bert_jax.data.split import Split
-from bert_jax.errors import UserError
+from bert_jax.data.rows import Rows
+from bert_jax.data.sampling import Sampling, Usage
 
 HELDOUT_SEED = 0
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
@@ -81,68 +78,37 @@ def batch_shapes(sampling: Sampling, *, continues: bool = False) -> dict[str, tu
 class Batches:
     """The batches of one host.
 
-    Rows form one stream, in which row i of a batch is row g = `BatchSizes.first_row` + i, which is
-    row g % rows_per_epoch of epoch g // rows_per_epoch. Epochs differ by a few rows: a longer one
-    drops its surplus, a shorter one repeats its first rows. A host gathers only the rows that its
-    devices hold; the global batch is the same for any number of hosts.
-
-    A background thread draws the plan of the next epoch as soon as an epoch is in use, so training
-    does not wait between epochs. At most three plans are kept: threads that read ahead over more
-    epochs draw some plans twice. Thread-safe.
+    Row i of a batch is row `BatchSizes.first_row` + i of an endless stream of rows. A host gathers
+    only the rows that its devices hold; the global batch is the same for any number of hosts.
+    Thread-safe.
 
     Attributes:
-      rows_per_epoch: rows in the plan of epoch 0.
-      usage: what the plan of epoch 0 uses of the split.
+      rows: the stream.
+      rows_per_epoch, usage: of the stream.
     """
 
     def __init__(
         self,
-        split: Split,
+        rows: Rows,
         sampling: Sampling,
         special: SpecialIds,
         *,
-        seed: int,
-        num_epochs: int | None = None,
         first_row: int = 0,
         host_rows: HostRows = np.arange,
     ):
-        """Draws the plan of epoch 0.
-
-        Args:
-          split: the tokens, sentences and documents to sample from.
-          sampling: what a batch holds.
-          special: ids of [CLS], [SEP] and [PAD].
-          seed: random seed of the plans.
-          num_epochs: rows after this many epochs are empty; None = an endless stream.
-          first_row: row of the stream with which the batch of step 0 begins.
-          host_rows: which rows of the global batch this host gathers.
-
-        Raises:
-          UserError: as `plan_epoch`.
+        """Args:
+        rows: the stream.
+        sampling: what a batch holds.
+        special: ids of [CLS], [SEP] and [PAD].
+        first_row: row of the stream with which the batch of step 0 begins.
+        host_rows: which rows of the global batch this host gathers.
         """
-        self._tokens, self._blocks = np.asarray(split.tokens), split.blocks
-        self._has_continues = split.continues is not None
-        self._continues = np.asarray(split.continues if self._has_continues else (), np.uint8)
+        self.rows = rows
+        self.rows_per_epoch, self.usage = rows.rows_per_epoch, rows.usage
         self._sampling = sampling
         self._special = special
         self._sizes = BatchSizes(sampling, first_row)
         self._host_rows = functools.lru_cache(maxsize=2)(host_rows)
-        self._num_epochs = math.inf if num_epochs is None else num_epochs
-
-        plan = functools.partial(plan_epoch, split.sentences, split.documents, sampling, seed=seed)
-        planner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="plan_epoch")
-
-        def submit(epoch: int) -> Future[Plan]:
-            return planner.submit(plan, epoch=epoch)
-
-        self._planned = functools.lru_cache(maxsize=3)(submit)
-        self._lock = threading.Lock()
-        try:
-            first = self._planned(0).result()
-        except UserError as error:
-            raise UserError(f"{split.name} split: {error}") from None
-        self.rows_per_epoch = first.num_rows
-        self.usage: Usage | None = usage(first, sampling, len(split.tokens))
 
     def batch(self, step: int) -> Batch:
         """This host's rows of batch `step`.
@@ -157,50 +123,43 @@ class Batches:
         - segment_ids [B, S]: which example of the row, from 1; 0 on padding.
         - cls_positions [B, E]: position of the example's [CLS]; 0 where there is no example.
         - next_sentence_label [B, E]: see `Plan`; -1 where there is no example or no label.
-        - example_ids [B, E, 2]: the epoch and the example's index in its plan, a key for random
-          masks; 0, 0 where there is no example.
+        - example_ids [B, E, 2]: a number of the plan, of one shard the epoch, and the example's
+          index in it, a key for random masks; 0, 0 where there is no example.
         - continues [B, S]: 1 where a token continues a word; only if the split says it.
 
         Raises:
           UserError: the tokens of a row are damaged; see `TokenBlocks`.
         """
         stream = self._sizes.first_row(step) + self._host_rows(self._sizes.rows(step))
-        epochs, rows = np.divmod(stream, self.rows_per_epoch)
         batch = {
-            name: np.zeros((len(rows), *shape[1:]), np.int32)
-            for name, shape in batch_shapes(self._sampling, continues=self._has_continues).items()
+            name: np.zeros((len(stream), *shape[1:]), np.int32)
+            for name, shape in batch_shapes(self._sampling, continues=self.rows.says_words).items()
         }
         batch["input_ids"].fill(self._special.pad_id)
         batch["next_sentence_label"].fill(-1)
-        for epoch in np.unique(epochs).tolist():
-            if epoch >= self._num_epochs:
-                break
-            plan = self._plan(epoch)
-            if self._blocks is not None:
-                examples = plan.examples(rows[epochs == epoch] % plan.num_rows)
-                self._blocks.check(plan.a_start[examples], plan.a_length[examples])
-                self._blocks.check(plan.b_start[examples], plan.b_length[examples])
+        arrays = tuple(batch[name] for name in batch_shapes(self._sampling))
+        continues = batch.get("continues", np.zeros((len(stream), 0), np.int32))
+        for split, plan, key, where, rows in self.rows.pieces(stream):
+            if split.blocks is not None:
+                examples = plan.examples(rows)
+                split.blocks.check(plan.a_start[examples], plan.a_length[examples])
+                split.blocks.check(plan.b_start[examples], plan.b_length[examples])
+            bits = split.continues if split.continues is not None else ()
             _gather(
-                np.where(epochs == epoch, rows % plan.num_rows, -1),
-                epoch,
+                where,
+                rows,
+                key,
                 (self._special.cls_id, self._special.sep_id),
-                self._tokens,
+                np.asarray(split.tokens),
                 (plan.a_start, plan.a_length, plan.b_start, plan.b_length),
                 plan.next_sentence_label,
                 plan.row_offsets,
                 plan.row_examples,
-                tuple(batch[name] for name in batch_shapes(self._sampling)),
-                self._continues,
-                batch.get("continues", np.zeros((len(rows), 0), np.int32)),
+                arrays,
+                np.asarray(bits, np.uint8),
+                continues,
             )
         return batch
-
-    def _plan(self, epoch: int) -> Plan:
-        with self._lock:
-            plan = self._planned(epoch)
-            if epoch + 1 < self._num_epochs:
-                self._planned(epoch + 1)
-        return plan.result()
 
 
 class Records(Protocol):
@@ -231,7 +190,13 @@ class PremaskedBatches:
         first_row: int = 0,
         host_rows: HostRows = np.arange,
     ):
-        """The arguments are those of `Batches`."""
+        """Args:
+        split: the records.
+        sampling: what a batch holds.
+        seed: random seed of their order.
+        num_epochs: rows after this many epochs are empty; None = an endless stream.
+        first_row, host_rows: as for `Batches`.
+        """
         self._split = split
         self._sizes = BatchSizes(sampling, first_row)
         self._host_rows = functools.lru_cache(maxsize=2)(host_rows)
@@ -297,8 +262,9 @@ def _unpack(bits: np.ndarray, start: int, length: int, out: np.ndarray) -> None:
 
 @njit(nogil=True, cache=True)
 def _gather(
+    where: np.ndarray,
     rows: np.ndarray,
-    epoch: int,
+    key: int,
     special_ids: tuple[int, int],
     tokens: np.ndarray,
     spans: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
@@ -309,7 +275,7 @@ def _gather(
     bits: np.ndarray,
     continues: np.ndarray,
 ) -> None:
-    """Writes row rows[i] of the plan into row i of the batch; leaves it as is if rows[i] < 0.
+    """Writes row rows[n] of the plan into row where[n] of the batch.
 
     `continues` gets the `bits` of the tokens, if there are any.
     """
@@ -324,12 +290,11 @@ def _gather(
         next_sentence_label,
         example_ids,
     ) = batch
-    for i in range(len(rows)):
-        if rows[i] < 0:
-            continue
-        first = row_offsets[rows[i]]
+    for n in range(len(rows)):
+        i = where[n]
+        first = row_offsets[rows[n]]
         stop = 0
-        for e in range(row_offsets[rows[i] + 1] - first):
+        for e in range(row_offsets[rows[n] + 1] - first):
             x = row_examples[first + e]
             start = stop
             input_ids[i, start] = cls_id
@@ -355,5 +320,5 @@ def _gather(
             segment_ids[i, start:stop] = e + 1
             cls_positions[i, e] = start
             next_sentence_label[i, e] = label[x]
-            example_ids[i, e, 0] = epoch
+            example_ids[i, e, 0] = key
             example_ids[i, e, 1] = x

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from bert_jax.data.split import Size
 from bert_jax.errors import UserError
 from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, field
 
@@ -28,7 +29,8 @@ _U1, _U11, _U27, _U30, _U31, _U32 = (np.uint64(n) for n in (1, 11, 27, 30, 31, 3
 
 _MOST_RANDOM, _FEWEST_USED = 0.8, 0.6  # shares beyond which a user is warned
 
-_EXAMPLES, _EXAMPLE_ORDER, _ROW_ORDER = range(3)  # purposes of random streams
+# Purposes of random streams.
+_EXAMPLES, _EXAMPLE_ORDER, _ROW_ORDER, _SHARD, _SHARD_ORDER, _MIXING = range(6)
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,25 @@ def plan_epoch(
         row_offsets,
         row_examples,
     )
+
+
+def has_examples(size: Size, pairs: str) -> bool:
+    """Whether a plan of documents of this size has examples."""
+    if pairs == "none":
+        return size.tokens > 0
+    if pairs == "nsp":
+        return size.documents > 1
+    return size.documents > (size.single_sentence_documents or 0)
+
+
+def shard_seed(seed: int, shard: int) -> int:
+    """The seed of the plans of a shard; of the first one, that of a store that has no others."""
+    return int(_stream(seed, shard, _SHARD)[0]) if shard else seed
+
+
+def shard_order(num_shards: int, *, seed: int, round: int) -> np.ndarray:
+    """The order in which shards are visited in a round: int32 [num_shards], a permutation."""
+    return _permutation(_stream(seed, round, _SHARD_ORDER), num_shards)
 
 
 def _without_empty(sentences: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

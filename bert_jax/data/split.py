@@ -1,13 +1,17 @@
-"""One split of a token store, and checks that make it safe to read."""
+"""The splits of token stores and of their shards, and checks that make them safe to read."""
 
+import functools
 import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from bert_jax.errors import UserError
 
 BLOCK_BYTES = 2**18
+SHARDS_AT_ONCE = 4  # shards of a store that are open together
 _OFFSETS_AT_ONCE = 2**20
 
 
@@ -116,6 +120,60 @@ class Split:
         if self.token_counts.min(initial=0) < 0 or self.token_counts.sum() != len(self.tokens):
             return f"token_counts: must add up to {len(self.tokens):,}"
         return ""
+
+
+class Size(Protocol):
+    """How large a split is."""
+
+    @property
+    def documents(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def single_sentence_documents(self) -> int | None: ...
+
+
+class Shards:
+    """The same split of all shards of a store, each opened and checked when it is used.
+
+    Thread-safe.
+
+    Attributes:
+      name: 'train' or 'heldout'.
+      sizes: of each shard, what the store says of it.
+    """
+
+    def __init__(self, name: str, sizes: Sequence[Size], open_shard: Callable[[int], Split]):
+        """Opens nothing.
+
+        Args:
+          name: 'train' or 'heldout'.
+          sizes: of each shard.
+          open_shard: opens a shard, by its index; its errors are those of `[]`.
+        """
+        self.name, self.sizes = name, sizes
+        self._open = functools.lru_cache(SHARDS_AT_ONCE)(open_shard)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, index: int) -> Split:
+        return self._open(index)
+
+    def __iter__(self) -> Iterator[Split]:
+        return map(self._open, range(len(self)))
+
+
+@dataclass(frozen=True)
+class _Size:
+    documents: int
+    tokens: int
+    single_sentence_documents: int | None = None
+
+
+def one_shard(split: Split) -> Shards:
+    """A split as that of a store of one shard."""
+    return Shards(split.name, [_Size(len(split.documents) - 1, len(split.tokens))], lambda _: split)
 
 
 def _is_ascending(offsets: np.ndarray) -> bool:
