@@ -1,8 +1,8 @@
 """Pretraining of BERT on TPUs with JAX.
 
 The verbs of the command line, except `predict` and `plot`, are functions here: `prepare`,
-`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `convert`, `export`, `plan` and
-`write_report`; see `bert_jax.api`. `bert_jax.load(path)` loads a trained model; see
+`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `convert`, `export`, `plan`,
+`write_report` and `publish`; see `bert_jax.api`. `bert_jax.load(path)` loads a trained model; see
 `bert_jax.inference.trained`.
 """
 
@@ -21,6 +21,7 @@ _VERBS = (
     "export",
     "plan",
     "write_report",
+    "publish",
 )
 _HOMES = {verb: f"bert_jax.api.{verb}" for verb in _VERBS} | {"load": "bert_jax.inference.trained"}
 __all__ = ["__version__", *_HOMES]

@@ -24,6 +24,7 @@ VERBS = {
     "plan": "compile a training step for TPUs without having any: memory, speed, collectives",
     "plot": "draw the curves of training runs",
     "report": "describe training runs in one page",
+    "publish": "write a run as the Hugging Face Hub takes it, with a card; upload it",
 }
 USAGE = "\n".join(
     [

@@ -50,7 +50,7 @@ ONLY_IN = {
     "google": {"bert_jax.data.tfrecords"},  # google.protobuf
     "google_crc32c": {"bert_jax.data.tfrecords"},
     "tensorflow_datasets": {"bert_jax.data.tfds", "bert_jax.corpora.sotu"},
-    "huggingface_hub": {"bert_jax.data.hub"},
+    "huggingface_hub": {"bert_jax.data.hub", "bert_jax.api.publish"},
     "datasets": {"bert_jax.data.hub"},
     "tokenizers": {
         "bert_jax.data.wordpiece",

@@ -9,11 +9,17 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from etils import epath
 from matplotlib import image
 
 from bert_jax import __version__, terminal
 from bert_jax.__main__ import VERBS, main
+from bert_jax.config.saved import read_pretrain_config
+from bert_jax.inference.trained import load
+from bert_jax.model.model import build_model
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.profiling import PROFILED_STEPS
 from bert_jax.train.starts import read_starts
@@ -39,6 +45,7 @@ HELP = {
     "predict tag": ("entities", "--max-seq-length N", "examples: bert-jax predict tag"),
     "predict answer": ("(text_a) on a context (text_b)", "--unanswerable", "--null-threshold X"),
     "plot": ("losses and accuracies", "WORKDIR", "--output FILE.png"),
+    "publish": ("the Hugging Face Hub", "WORKDIR", "OUTPUT", "--upload OWNER/NAME", "--license ID"),
     "report": ("HTML page about training runs", "WORKDIR", "--output FILE.html", "--text TEXT"),
     "export": ("StableHLO", "--model DIR", "--output DIR", "--platforms NAMES", "example:"),
     "plan": ["--config", "--topology", "--slices", "--search", "--output"],
@@ -158,7 +165,17 @@ def test_plot(tmp_path, capsys):
     assert {(31, 119, 180), (255, 127, 14)} <= colors, "a color for each run"
 
 
-def test_from_text_to_words(tmp_path, capsys):
+class FakeHub:
+    """Records what is called."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattr__(self, name):
+        return lambda *given, **options: self.calls.append((name, *given, options))
+
+
+def test_from_text_to_words(tmp_path, capsys, monkeypatch):
     """Every verb in turn, each on what the one before it left."""
     words = ["sea", "sky", "sun", "moon", "rain", "wind", "snow", "star"]
     text = tmp_path / "text.txt"
@@ -230,3 +247,34 @@ def test_from_text_to_words(tmp_path, capsys):
     assert (start["step"], start["processes"]) == (0, 1)
     assert start["libraries"]["jax"] == version("jax")
     assert f"Python {start['python']}" in page
+
+    public, hub = tmp_path / "public", FakeHub()
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    command = ["publish", str(workdir), str(public), "--upload=me/mine", "--license=mit"]
+    assert main([*command, "--language=en,de"]) == 0
+    revisions = ["main", "step-0", "step-2"]
+    assert capsys.readouterr().out.splitlines() == [f"{public}/{name}" for name in revisions]
+    assert [(call[0], call[-1].get("revision", call[-1].get("branch"))) for call in hub.calls] == [
+        *(("create_repo", None), ("upload_folder", "main")),
+        *(("create_branch", "step-0"), ("upload_folder", "step-0")),
+        *(("create_branch", "step-2"), ("upload_folder", "step-2")),
+    ]
+    card = (public / "main" / "README.md").read_text()
+    assert card.startswith(
+        '---\nlicense: mit\nlanguage: ["en", "de"]\nlibrary_name: transformers\n'
+    )
+    assert f"| Masked LM loss (nats) | {last['mlm_loss']:.4g} | {baseline['mlm_loss']:.4g} " in card
+    assert "- source: text.txt (sha256 " in card
+    assert "| step-0 |  |  |\n| step-2 | " in card
+    monkeypatch.undo()
+    config = read_pretrain_config(epath.Path(workdir) / "config.json")
+    fresh = build_model(config.model, config.numerics)
+    first = jax.jit(fresh.init)(jax.random.key(config.seed))
+    expected = {"main": load(workdir).params, "step-2": load(workdir).params, "step-0": first}
+    for revision, params in expected.items():  # but for the rows that pad the vocabulary
+        found = load(public / revision).params
+        jax.tree.map(
+            np.testing.assert_array_equal, params["bert"]["encoder"], found["bert"]["encoder"]
+        )
+    assert main(command) == 2
+    assert "exists and is not empty" in capsys.readouterr().err

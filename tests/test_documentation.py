@@ -202,6 +202,8 @@ SPEAKS_TO = {
     # Those that train catch its error, and say how to go on.
     "train.checkpoints": ("evaluate", "predict", "export", "convert"),
     "train.workdirs": ("pretrain", "finetune"),
+    "api.convert": ("convert",),
+    "train.trainer": ("pretrain", "finetune"),
     "api.pretrain": ("pretrain",),
 }
 

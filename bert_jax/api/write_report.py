@@ -1,7 +1,8 @@
 """Describes training runs in one page."""
 
+import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -42,7 +43,7 @@ def write_report(
       UserError: a directory holds no run, or no metrics yet.
     """
     folders = [run for workdir in workdirs for run in _runs(epath.Path(workdir))]
-    runs = [_read(folder, texts) for folder in folders]
+    runs = [read_run(folder, texts) for folder in folders]
     with tempfile.TemporaryDirectory() as folder:
         picture = epath.Path(folder) / "curves.png"
         draw_curves({run.name: run.lines for run in runs}, picture)
@@ -55,7 +56,8 @@ def _runs(workdir: epath.Path) -> list[epath.Path]:
     return [path.parent for path in seeds] or [workdir]
 
 
-def _read(workdir: epath.Path, texts: Sequence[str]) -> Run:
+def read_run(workdir: epath.Path, texts: Sequence[str]) -> Run:
+    """What the workdir of a run says about it; see `write_report`."""
     lines = read_metrics(workdir)
     if not lines:
         raise UserError(f"{workdir}/metrics.jsonl: no metrics yet; wait for the first ones")
@@ -65,7 +67,7 @@ def _read(workdir: epath.Path, texts: Sequence[str]) -> Run:
         config, data = read_finetune_config(path), []
     else:
         config = read_pretrain_config(path)
-        data = _about(config.data.store)
+        data = _about(config.data.store, read_json(workdir / "data.json"))
     fields, defaults = flatten(config.to_dict()), flatten(type(config)().to_dict())
     results = workdir / "results.json"
     return Run(
@@ -81,12 +83,12 @@ def _read(workdir: epath.Path, texts: Sequence[str]) -> Run:
     )
 
 
-def _about(store: str) -> list[str]:
-    """What a store says about itself, unless it is elsewhere by now."""
-    try:
-        return [f"{store}: {open_store(store).summary}"]
-    except UserError as error:
-        return [str(error)]
+def _about(store: str, data: Mapping[str, Any]) -> list[str]:
+    """What a store says about itself, unless it is elsewhere by now, and what identifies it."""
+    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in data.items()]
+    with contextlib.suppress(UserError):
+        lines.insert(0, f"{store}: {open_store(store).summary}")
+    return lines
 
 
 def _confusions(workdir: epath.Path) -> Iterator[tuple[str, bytes]]:

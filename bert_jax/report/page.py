@@ -116,8 +116,8 @@ def _of(heading: str, run: Run, runs: Sequence[Run]) -> str:
 
 def _summary(runs: Sequence[Run]) -> Iterator[Cells]:
     yield ["steps", *(f"{run.lines[-1]['step']:,}" for run in runs)]
-    yield ["tokens", *(compact(_total(run, "tokens_per_second")) for run in runs)]
-    yield ["time of training", *(duration(_seconds(run)) for run in runs)]
+    yield ["tokens", *(compact(training_tokens(run)) for run in runs)]
+    yield ["time of training", *(duration(training_seconds(run)) for run in runs)]
     for name, title in (
         ("tokens_per_second", "tokens a second, median"),
         ("mfu", "share of the peak FLOP/s, median"),
@@ -143,17 +143,19 @@ def _stretches(run: Run) -> Iterator[tuple[float, Mapping[str, Any]]]:
         done = line["step"]
 
 
-def _seconds(run: Run) -> float:
+def training_seconds(run: Run) -> float:
+    """Time of the steps, without compiling, evaluating and saving."""
     return sum(seconds for seconds, _ in _stretches(run))
 
 
-def _total(run: Run, rate: str) -> float:
-    return sum(seconds * line.get(rate, 0.0) for seconds, line in _stretches(run))
+def training_tokens(run: Run) -> float:
+    """Tokens trained on, without padding."""
+    return sum(seconds * line.get("tokens_per_second", 0.0) for seconds, line in _stretches(run))
 
 
 def _scores(runs: Sequence[Run], split: str) -> Iterator[Cells]:
-    found = [_last(run, split) for run in runs]
-    baselines = [_last(run, "baseline") for run in runs]
+    found = [last_scores(run, split) for run in runs]
+    baselines = [last_scores(run, "baseline") for run in runs]
     for name in dict.fromkeys(name for scores in found for name in scores):
         guess = f"{BASELINES[name]} " if name in BASELINES else ""
         cells = []
@@ -165,7 +167,8 @@ def _scores(runs: Sequence[Run], split: str) -> Iterator[Cells]:
         yield [PRETRAINING.get(name, name).removesuffix(" (%)"), *cells]
 
 
-def _last(run: Run, split: str) -> dict[str, float]:
+def last_scores(run: Run, split: str) -> dict[str, float]:
+    """The metrics of the last line of a split; none without one."""
     lines = [line for line in run.lines if line["split"] == split]
     return {k: v for k, v in lines[-1].items() if k not in ("step", "split")} if lines else {}
 
