@@ -111,7 +111,16 @@ def planned_step(config: PretrainConfig, mesh: Mesh) -> program.Program:
     objective = config.objective.bind(model.graphdef, masking, config.seed)
     untimed = dataclasses.replace(config, budget_hours=0.0)  # a budget's rate needs the clock
     optimizer = config.optimizer.transformation(model.axes)
-    return program.Program(config, objective, model, optimizer, learning_rate(untimed), mesh)
+    return program.Program(
+        config,
+        objective,
+        model,
+        optimizer,
+        learning_rate(untimed),
+        mesh,
+        adaptive=config.adaptive,
+        vocab_size=config.model.vocab_size,
+    )
 
 
 def abstract_batch(config: PretrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

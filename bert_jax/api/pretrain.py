@@ -257,7 +257,17 @@ class Part(NamedTuple):
         optimizer = config.optimizer.transformation(model.axes)
         rate = learning_rate(config, stage.first_step)
         timed = config.budget_hours > 0
-        program = Program(config, objective, model, optimizer, rate, mesh, timed=timed)
+        program = Program(
+            config,
+            objective,
+            model,
+            optimizer,
+            rate,
+            mesh,
+            timed=timed,
+            adaptive=config.adaptive,
+            vocab_size=config.model.vocab_size,
+        )
         return cls(stage, mesh, model, program, objective, stream, heldout, suites)
 
     def initial_state(self, seed: int, given: dict[str, Any]) -> TrainState:

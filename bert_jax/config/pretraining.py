@@ -16,7 +16,7 @@ from bert_jax.fields import Plain, build, field, to_plain
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.attention import SPLASH_MULTIPLE
 from bert_jax.objective import hybrid, replaced_token  # noqa: F401  kinds of objectives
-from bert_jax.objective.masking import BoundMasking, Masking, TokenMasking
+from bert_jax.objective.masking import AdaptiveMasking, BoundMasking, Masking, TokenMasking
 from bert_jax.objective.pretraining import MlmNsp
 from bert_jax.objective.protocol import Objective
 from bert_jax.parallel.mesh import Layout
@@ -50,6 +50,11 @@ class PretrainConfig(PretrainingRun):
         """Number of predictions that a row has room for."""
         most = self.data.max_examples_per_row if self.data.packing else None
         return self.masking.predictions_per_row(self.data.max_seq_length, most)
+
+    @property
+    def adaptive(self) -> AdaptiveMasking | None:
+        """The masking, if it follows the predictions."""
+        return self.masking if isinstance(self.masking, AdaptiveMasking) else None
 
     def bound_masking(self, vocabulary: "Vocabulary", first_step: int = 0) -> BoundMasking:
         """The masking of this configuration's batches, bound to a vocabulary.

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.data.batches import HELDOUT_SEED
 from bert_jax.data.stores import Store
+from bert_jax.errors import UserError
 from bert_jax.model.model import Model
 from bert_jax.model.parameters import Params
 from bert_jax.objective.protocol import BoundObjective
@@ -26,7 +27,16 @@ from bert_jax.train.step import make_eval_step
 def bound_objective(
     config: PretrainConfig, store: Store, model: Model, seed: int, first_step: int = 0
 ) -> BoundObjective:
-    """The objective of a run or stage, bound to a model and the vocabulary of a store."""
+    """The objective of a run or stage, bound to a model and the vocabulary of a store.
+
+    Raises:
+      UserError: the store is masked already, and the run chooses the masks itself.
+    """
+    if store.is_masked and config.adaptive:
+        raise UserError(
+            "config.masking='adaptive' chooses the tokens to predict, but those of "
+            f"{store.path} are masked already: use token"
+        )
     masking = None if store.is_masked else config.bound_masking(store.tokenizer, first_step)
     return config.objective.bind(model.graphdef, masking, seed)
 

@@ -20,6 +20,7 @@ from bert_jax.model.losses import nats_and_correct
 from bert_jax.objective.masking import (
     BoundMasking,
     choose_tokens,
+    count_words,
     example_keys,
     hide_tokens,
     of_example,
@@ -117,8 +118,10 @@ class MaskedAndCausal(PreTraining):
         if self.z_loss:
             penalty = self.z_loss * jax.nn.logsumexp(words, axis=-1) ** 2
             summed |= {f"{kind}_z": {"loss": penalty} for kind in self.kinds}
-        sums: Sums = {}
-        for head, weights in self.weights(batch).items():
+        by_head = self.weights(batch)
+        masked = by_head.get("mntp", jnp.zeros_like(batch["masked_lm_weights"]))
+        sums: Sums = count_words(self.masking, batch, words, masked)
+        for head, weights in by_head.items():
             sums |= {f"{head}_{name}": jnp.sum(x * weights) for name, x in summed[head].items()}
             sums[f"{head}_count"] = jnp.sum(weights)
         return sums

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bert_jax.errors import UserError
-from bert_jax.fields import FRACTION, POSITIVE, Choice, field
+from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, Choice, field
+from bert_jax.model.losses import nats_and_correct
 
 _UINT32_RANGE = 2.0**32
 
@@ -128,6 +129,96 @@ class TokenMasking(Masking, name="token"):
         more_bits: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         return is_candidate, order_bits
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class WordRates:
+    """How often the words of a vocabulary are masked, a part of the training state.
+
+    Attributes:
+      rates: fp32 [vocab_size], the rate of each word as a multiple of the mean of all.
+      correct: fp32 [vocab_size], how often each was predicted rightly since the last renewal.
+      masked: fp32 [vocab_size], how often it was to be predicted since then.
+    """
+
+    rates: jax.Array
+    correct: jax.Array
+    masked: jax.Array
+
+    @classmethod
+    def start(cls, vocab_size: int) -> "WordRates":
+        """Before the first step: all words are equal."""
+        return cls(jnp.ones(vocab_size), jnp.zeros(vocab_size), jnp.zeros(vocab_size))
+
+
+@dataclass(frozen=True)
+class AdaptiveMasking(TokenMasking, name="adaptive"):
+    """A unit is a piece; those that the model predicts badly are taken more often.
+
+    Reference: Edman and Fraser 2025, https://arxiv.org/abs/2510.20475 ("hard"), and
+    https://github.com/serdardoesml/babylm25, train_mask.py.
+    """
+
+    renew_every: int = field(200, "steps of the run after which rates are renewed", bounds=POSITIVE)
+    memory: float = field(0.2, "share of the old rates in the new ones", bounds=FRACTION)
+    least_rate: float = field(
+        0.0125, "lowest rate of a word, as a multiple of the mean", bounds=NOT_NEGATIVE
+    )
+
+    def for_heldout(self) -> Masking:
+        """Without the rates: the masks are those of `token`."""
+        masking = super().for_heldout()
+        return TokenMasking(
+            **{x.name: getattr(masking, x.name) for x in dataclasses.fields(TokenMasking)}
+        )
+
+    def renewed(
+        self, words: WordRates, steps: jax.Array, correct: jax.Array, masked: jax.Array
+    ) -> WordRates:
+        """What is known after a step.
+
+        Every `renew_every` steps each word gets `memory` times its rate and (1 - `memory`) times
+        the share of wrong predictions since the last renewal, (wrong + 1/2) / (masked + 1).
+
+        Args:
+          words: what was known before.
+          steps: int32, steps done.
+          correct, masked: see `WordRates`, of the step alone.
+        """
+        correct, masked = words.correct + correct, words.masked + masked
+        wrong = (masked - correct + 0.5) / (masked + 1)
+        rates = self.memory * words.rates + (1 - self.memory) * wrong
+        rates = jnp.maximum(rates, self.least_rate)
+        is_due = steps % self.renew_every == 0
+        renewed = WordRates(rates / jnp.mean(rates), 0 * correct, 0 * masked)
+        kept = WordRates(words.rates, correct, masked)
+        return jax.tree.map(lambda new, old: jnp.where(is_due, new, old), renewed, kept)
+
+
+def count_words(
+    masking: "BoundMasking | None",
+    batch: dict[str, jax.Array],
+    logits: jax.Array,
+    weights: jax.Array,
+) -> dict[str, jax.Array]:
+    """What `AdaptiveMasking.renewed` needs of a batch; empty for other maskings.
+
+    Args:
+      masking: what has masked the batch.
+      batch: a masked batch.
+      logits: [rows, slots, words] fp32, the predictions.
+      weights: [rows, slots] fp32, 1 for predictions of masked words.
+
+    Returns:
+      "word_correct" and "word_masked", fp32 [vocab_size].
+    """
+    if masking is None or not isinstance(masking.masking, AdaptiveMasking):
+        return {}
+    ids, zeros = batch["masked_lm_ids"], jnp.zeros(len(masking.is_special))
+    _, correct = nats_and_correct(jax.lax.stop_gradient(logits), ids)
+    found = {"word_correct": weights * correct, "word_masked": weights}
+    return {name: zeros.at[ids].add(values) for name, values in found.items()}
 
 
 @dataclass(frozen=True)
@@ -263,7 +354,8 @@ def choose_tokens(
 
     Args:
       batch: `input_ids`, `segment_ids`, `position_ids` [rows, length] int32 and `example_ids`
-        [rows, examples, 2] int32, (epoch, example).
+        [rows, examples, 2] int32, (epoch, example); perhaps `word_rates` [rows, length] fp32, to
+        draw units by weight.
       masking: how to mask.
       key: a typed threefry key made from the seed alone.
       step: int32, steps done; None for the share of tokens at the start.
@@ -277,6 +369,8 @@ def choose_tokens(
     else:
         continues = jnp.asarray(masking.is_continuation)[input_ids]
     unit_start, order_bits = masking.masking.units(continues, is_candidate, order_bits, more_bits)
+    if "word_rates" in batch:
+        order_bits = _by_weight(order_bits, batch["word_rates"])
     progress = None if step is None else (step - masking.first_step) / masking.steps
     budgets = masking.masking.num_to_predict(segment_ids.shape[1], progress)
     chosen = _choose_units(jnp.asarray(budgets), segment_ids, is_candidate, unit_start, order_bits)
@@ -288,6 +382,17 @@ def choose_tokens(
     seen_ids = jnp.where(action_bits < replaced * _UINT32_RANGE, random_ids, input_ids)
     seen_ids = jnp.where(action_bits < masked * _UINT32_RANGE, masking.mask_id, seen_ids)
     return Choices(is_candidate, chosen, seen_ids)
+
+
+def _by_weight(order_bits: jax.Array, weights: jax.Array) -> jax.Array:
+    """uint32: an order in which the next unit is each of those left by its share of their weights.
+
+    Exponential times whose rates are the weights have it (Efraimidis and Spirakis 2006). With equal
+    weights it is that of `order_bits`.
+    """
+    uniform = (order_bits >> 8).astype(jnp.float32) * 2.0**-24
+    times = -jnp.log1p(-uniform) / weights
+    return jax.lax.bitcast_convert_type(times, jnp.uint32)  # keeps the order of positive numbers
 
 
 def hide_tokens(

@@ -10,7 +10,7 @@ from flax import nnx
 
 from bert_jax.fields import NOT_NEGATIVE, field
 from bert_jax.model.heads import MASKED_LM, NEXT_SENTENCE
-from bert_jax.objective.masking import BoundMasking, mask_tokens
+from bert_jax.objective.masking import BoundMasking, count_words, mask_tokens
 from bert_jax.objective.protocol import Batch, Objective, Sums
 
 
@@ -64,7 +64,8 @@ class PreTraining:
         """Runs the model on a prepared batch.
 
         Returns:
-          fp32 scalars "<head>_loss" (nats), "<head>_correct" and "<head>_count", each a sum.
+          fp32 scalars "<head>_loss" (nats), "<head>_correct" and "<head>_count", each a sum, and
+          what `count_words` gives.
         """
         model = nnx.merge(self.graphdef, params)
         hidden = model.encode(batch, dropout_key)
@@ -81,9 +82,10 @@ class PreTraining:
             squares = jax.nn.logsumexp(words, axis=-1) ** 2
             count = jnp.sum(weights["z"])
             heads["z"] = {"loss": self.z_loss * jnp.sum(squares * weights["z"]), "count": count}
-        return {
+        found = {
             f"{head}_{name}": value for head, sums in heads.items() for name, value in sums.items()
         }
+        return found | count_words(self.masking, batch, words, weights["mlm"])
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from bert_jax.model.generator import (
 from bert_jax.model.heads import MASKED_LM, REPLACED_TOKEN
 from bert_jax.model.model import Model, model_of
 from bert_jax.model.parameters import Params
-from bert_jax.objective.masking import BoundMasking, mask_tokens, position_keys
+from bert_jax.objective.masking import BoundMasking, count_words, mask_tokens, position_keys
 from bert_jax.objective.protocol import Batch, Objective, Sums, own_masks
 
 # Masks fold an epoch into the key of the seed, dropout 2^31.
@@ -81,7 +81,8 @@ class Detection:
 
         Returns:
           fp32 scalars "<head>_loss" (nats), "<head>_correct" and "<head>_count", each a sum, and
-          numbers of tokens: "rtd_replaced", "rtd_flagged" as replaced, "rtd_found", both.
+          numbers of tokens: "rtd_replaced", "rtd_flagged" as replaced, "rtd_found", both; and what
+          `count_words` gives.
         """
         model = nnx.merge(self.graphdef, decoupled_embeddings(params))
         keys = split_key(dropout_key, 2)
@@ -90,6 +91,7 @@ class Detection:
         inputs = MASKED_LM.read(model.generator.bert, hidden, batch)
         words = MASKED_LM.apply(model.generator, inputs)
         mlm = MASKED_LM.sums(words, batch["masked_lm_ids"], weights["mlm"], batch)
+        by_word = count_words(self.masking, batch, words, weights["mlm"])
 
         batch = batch | {"input_ids": replaced(batch, words)}
         labels = (batch["input_ids"] != batch["original_ids"]).astype(jnp.int32)
@@ -103,7 +105,7 @@ class Detection:
             "found": jnp.sum(flagged * labels),
         }
         heads = {"mlm": mlm, "rtd": rtd}
-        return {
+        return by_word | {
             f"{head}_{name}": value for head, sums in heads.items() for name, value in sums.items()
         }
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from bert_jax.model.architecture import Numerics
 from bert_jax.model.model import Model
 from bert_jax.model.parameters import Axes, Params
+from bert_jax.objective.masking import AdaptiveMasking
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import rules
 from bert_jax.parallel.compiler import compiler_options
@@ -60,6 +61,8 @@ class Program:
         mesh: Mesh,
         *,
         timed: bool = False,
+        adaptive: AdaptiveMasking | None = None,
+        vocab_size: int = 0,
     ):
         """Traces shapes; compiles nothing yet.
 
@@ -71,9 +74,15 @@ class Program:
           rate: step -> learning rate.
           mesh: mesh to run on.
           timed: the rate also takes the number of steps that the time allows.
+          adaptive: how rates of masking follow the predictions; None if they are fixed.
+          vocab_size: number of words that have a rate.
         """
         guard = settings.optimizer.guard if settings.optimizer.guard.max_skips else None
-        members = Members(ema=settings.optimizer.ema_decay > 0, guard=guard is not None)
+        members = Members(
+            ema=settings.optimizer.ema_decay > 0,
+            guard=guard is not None,
+            words=vocab_size if adaptive else 0,
+        )
         init = functools.partial(init_state, model.init, optimizer, members=members)
         shapes = jax.eval_shape(init, jax.random.key(0))
         zero1 = settings.mesh.zero1
@@ -100,6 +109,7 @@ class Program:
                 gradient_accumulation=settings.optimizer.gradient_accumulation,
                 ema_decay=settings.optimizer.ema_decay,
                 guard=guard,
+                adaptive=adaptive,
                 load=loader(mesh, model.axes, settings.numerics),
                 store=store,
             ),

@@ -1,7 +1,7 @@
 """The training state: step, parameters, optimizer state, and members that some runs have.
 
-Batches, masks and dropout are functions of (config, seed, step), so these values are all that a
-resume needs.
+Batches, masks and dropout are functions of (config, seed, step) and of these values, so they are
+all that a resume needs.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from bert_jax.model.parameters import Params
+from bert_jax.objective.masking import WordRates
 from bert_jax.train.guard import GuardState
 
 
@@ -27,6 +28,7 @@ class TrainState:
       opt_state: state of the optax transformation.
       ema: running average of the parameters, like them; None in a run without.
       guard: what the guard of the steps remembers; None in a run without.
+      words: how often words are masked, if that adapts; None in a run where it does not.
     """
 
     step: jax.Array
@@ -34,6 +36,7 @@ class TrainState:
     opt_state: Any
     ema: Params | None = None
     guard: GuardState | None = None
+    words: WordRates | None = None
 
     @property
     def averaged(self) -> Params:
@@ -42,10 +45,11 @@ class TrainState:
 
 
 class Members(NamedTuple):
-    """Which optional members the state of a run has; see `TrainState`."""
+    """Which optional members the state of a run has; see `TrainState`. `words` is their number."""
 
     ema: bool = False
     guard: bool = False
+    words: int = 0
 
 
 NO_MEMBERS = Members()
@@ -69,7 +73,8 @@ def start_members(state: TrainState, members: Members) -> TrainState:
     if members.ema and ema is None:
         ema = jax.tree.map(jnp.copy, state.params)  # both are donated to the next step
     guard = (state.guard or GuardState.start()) if members.guard else None
-    return dataclasses.replace(state, ema=ema, guard=guard)
+    words = (state.words or WordRates.start(members.words)) if members.words else None
+    return dataclasses.replace(state, ema=ema, guard=guard, words=words)
 
 
 def num_params(params: Params) -> int:

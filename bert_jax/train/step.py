@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from bert_jax.model.parameters import Params
+from bert_jax.objective.masking import AdaptiveMasking
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.train.guard import Guard
 from bert_jax.train.schedules import Rate
@@ -34,6 +35,7 @@ def make_train_step(
     gradient_accumulation: int = 1,
     ema_decay: float = 0.0,
     guard: Guard | None = None,
+    adaptive: AdaptiveMasking | None = None,
     load: Callable[[Params], Params] = lambda params: params,
     store: Callable[[Params], Params] = lambda gradients: gradients,
 ) -> Step:
@@ -51,6 +53,8 @@ def make_train_step(
       gradient_accumulation: number of microbatches; divides the number of rows.
       ema_decay: share of the old average in the new one, if the state has an average.
       guard: which steps to skip; the state then has its memory. None skips none.
+      adaptive: how rates of masking follow the predictions; the state then has them. None if they
+        are fixed.
       load: stored parameters -> those to compute with, cast and gathered.
       store: gradients -> gradients in the dtype and sharding of the stored parameters.
 
@@ -64,6 +68,9 @@ def make_train_step(
     def train_step(
         state: TrainState, batch: Batch, dropout_key: jax.Array | None, *horizon: jax.Array
     ) -> tuple[TrainState, Metrics]:
+        words = state.words
+        if words is not None:
+            batch = batch | {"word_rates": words.rates[batch["input_ids"]]}
         batch = objective.prepare(batch, state.step)
         counts = {head: jnp.sum(w) for head, w in objective.weights(batch).items()}
         params = load(state.params)
@@ -112,7 +119,11 @@ def make_train_step(
         ema = state.ema
         if ema is not None:
             ema = jax.tree.map(lambda a, p: ema_decay * a + (1.0 - ema_decay) * p, ema, params)
-        after = TrainState(state.step + 1, params, opt_state, ema)
+        if words is not None:
+            assert adaptive is not None
+            by_word = metrics.pop("word_correct"), metrics.pop("word_masked")
+            words = adaptive.renewed(words, state.step + 1, *by_word)
+        after = TrainState(state.step + 1, params, opt_state, ema, words=words)
         return guarded(guard, state, after, metrics) if guard else (after, metrics)
 
     return train_step
