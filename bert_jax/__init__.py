@@ -1,7 +1,7 @@
 """Pretraining of BERT on TPUs with JAX.
 
 The verbs of the command line, except `predict` and `plot`, are functions here: `prepare`,
-`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `convert`, `export`, `plan`,
+`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `sweep`, `convert`, `export`, `plan`,
 `write_report` and `publish`; see `bert_jax.api`. `bert_jax.load(path)` loads a trained model; see
 `bert_jax.inference.trained`.
 """
@@ -17,6 +17,7 @@ _VERBS = (
     "finetune",
     "evaluate",
     "evaluate_suite",
+    "sweep",
     "convert",
     "export",
     "plan",

@@ -17,6 +17,7 @@ VERBS = {
     "prepare": "tokenise documents into a store to train from",
     "pretrain": "train BERT on a token store",
     "finetune": "fine-tune a trained model: classification, regression, tagging, answering",
+    "sweep": "run a recipe with every combination of some values, and compare them",
     "evaluate": "score a checkpoint on held-out documents",
     "predict": "use a trained model: masks, pairs, vectors, attention, classes, tags, answers",
     "export": "write a model as StableHLO, to run without bert_jax",

@@ -1,6 +1,8 @@
-"""The exceptions that the command line reports in one line."""
+"""The exceptions that the command line reports in one line, and the exit code of stopped runs."""
 
 from typing import NoReturn
+
+EXIT_STOPPED = 75  # EX_TEMPFAIL: saved on SIGTERM or SIGINT; the same command resumes
 
 
 class UserError(Exception):

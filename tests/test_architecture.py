@@ -61,7 +61,7 @@ ONLY_IN = {
     },
     "matplotlib": {
         f"bert_jax.report.{name}"
-        for name in ("curves", "attention_maps", "confusion", "figures", "suites")
+        for name in ("curves", "attention_maps", "confusion", "figures", "suites", "sweeps")
     },
     "seqeval": {"bert_jax.tasks.tagging.metrics"},
     "sklearn": {"bert_jax.tasks.classification.metrics"},

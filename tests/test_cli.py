@@ -47,6 +47,7 @@ HELP = {
     "plot": ("losses and accuracies", "WORKDIR", "--output FILE.png"),
     "publish": ("the Hugging Face Hub", "WORKDIR", "OUTPUT", "--upload OWNER/NAME", "--license ID"),
     "report": ("HTML page about training runs", "WORKDIR", "--output FILE.html", "--text TEXT"),
+    "sweep": ("every combination", "--grid FIELD=VALUE,...", "--seeds N", "--gpus N", "examples:"),
     "export": ("StableHLO", "--model DIR", "--output DIR", "--platforms NAMES", "example:"),
     "plan": ["--config", "--topology", "--slices", "--search", "--output"],
 }

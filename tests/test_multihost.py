@@ -20,8 +20,7 @@ from test_training import TIMES, recipe
 from bert_jax.api.plan import planned_step
 from bert_jax.api.pretrain import pretrain
 from bert_jax.cli import evaluate
-from bert_jax.cli.stopping import EXIT_STOPPED
-from bert_jax.errors import UserError
+from bert_jax.errors import EXIT_STOPPED, UserError
 from bert_jax.parallel import hosts
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics

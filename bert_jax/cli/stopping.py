@@ -1,6 +1,7 @@
 """Exit codes of training runs, and their help text."""
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: saved on SIGTERM or SIGINT; the same command resumes
+from bert_jax.errors import EXIT_STOPPED
+
 HELP = (
     "Give the same command again to resume a run that was stopped or killed. "
     f"Exit code {EXIT_STOPPED}: stopped by SIGTERM or Ctrl-C, everything saved. "

@@ -36,6 +36,8 @@ from bert_jax.fields import (
 
 T = TypeVar("T")
 
+VERBS: dict[type, str] = {PretrainConfig: "pretrain", FinetuneConfig: "finetune"}
+
 
 def defaults(cls: type) -> ConfigDict:
     """The fields of a group with their defaults, for a recipe to change.
@@ -78,9 +80,19 @@ def load_config(cls: type[T], arguments: Sequence[str]) -> T:
     return build(cls, with_overrides(cls, fields, given.overrides))
 
 
+def verb_of(arguments: Sequence[str]) -> str:
+    """The verb whose recipe `arguments` name: "pretrain" or "finetune".
+
+    Raises:
+      UserError: there is no such recipe, or it fails.
+    """
+    fields = set(_run_recipe(parse(arguments)))
+    return next((verb for cls, verb in VERBS.items() if fields <= set(fields_of(cls))), "pretrain")
+
+
 def _check_verb(cls: type, fields: ConfigDict, recipe: str) -> None:
     """Raises UserError if the recipe is one for the other kind of run."""
-    for other, verb in ((PretrainConfig, "pretrain"), (FinetuneConfig, "finetune")):
+    for other, verb in VERBS.items():
         strange = set(fields) - set(fields_of(cls))
         if strange and set(fields) <= set(fields_of(other)):
             raise UserError(f"--config={recipe}: a recipe for `bert-jax {verb}`")
