@@ -2,8 +2,8 @@
 
 The verbs of the command line, except `predict` and `plot`, are functions here: `prepare`,
 `pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `sweep`, `convert`, `export`, `plan`,
-`write_report` and `publish`; see `bert_jax.api`. `bert_jax.load(path)` loads a trained model; see
-`bert_jax.inference.trained`.
+`inspect`, `write_report` and `publish`; see `bert_jax.api`. `bert_jax.load(path)` loads a trained
+model; see `bert_jax.inference.trained`.
 """
 
 import importlib
@@ -21,6 +21,7 @@ _VERBS = (
     "convert",
     "export",
     "plan",
+    "inspect",
     "write_report",
     "publish",
 )

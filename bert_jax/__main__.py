@@ -15,6 +15,7 @@ from bert_jax.terminal import is_closed_output, output_errors, printable
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 VERBS = {
     "prepare": "tokenise documents into a store to train from",
+    "inspect": "show what is in a store: documents, lengths, pieces, examples",
     "pretrain": "train BERT on a token store",
     "finetune": "fine-tune a trained model: classification, regression, tagging, answering",
     "sweep": "run a recipe with every combination of some values, and compare them",

@@ -61,7 +61,9 @@ ONLY_IN = {
     },
     "matplotlib": {
         f"bert_jax.report.{name}"
-        for name in ("curves", "attention_maps", "confusion", "figures", "suites", "sweeps")
+        for name in (
+            *("curves", "attention_maps", "confusion", "figures", "suites", "sweeps", "stores"),
+        )
     },
     "seqeval": {"bert_jax.tasks.tagging.metrics"},
     "sklearn": {"bert_jax.tasks.classification.metrics"},

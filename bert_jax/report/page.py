@@ -67,7 +67,11 @@ def write_page(path: epath.PathLike, runs: Sequence[Run], curves: bytes, texts: 
       texts: texts with masks that `Run.guesses` are about.
     """
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    body = "\n".join(_body(runs, curves, texts))
+    fill(path, title, "\n".join(_body(runs, curves, texts)))
+
+
+def fill(path: epath.PathLike, title: str, body: str) -> None:
+    """Writes a self-contained page with a title, which is plain text, and a body, which is HTML."""
     template = importlib.resources.files("bert_jax.report").joinpath("page.html")
     page = template.read_text(encoding="utf-8")
     write_text(path, page.replace("{{title}}", html.escape(title)).replace("{{body}}", body))
@@ -75,30 +79,30 @@ def write_page(path: epath.PathLike, runs: Sequence[Run], curves: bytes, texts: 
 
 def _body(runs: Sequence[Run], curves: bytes, texts: Cells) -> Iterator[str]:
     names = [run.name for run in runs] if len(runs) > 1 else [""]
-    yield _table(["", *names], _summary(runs))
+    yield table(["", *names], _summary(runs))
     yield "<h2>Scores on held-out data</h2>"
     yield (
         '<p class="quiet">The last evaluation of each run; in brackets, the baseline: the score '
         "of a guess that ignores the context.</p>"
     )
-    yield _table(["", *names], _scores(runs, "heldout"))
+    yield table(["", *names], _scores(runs, "heldout"))
     yield "<h2>Curves</h2>"
-    yield _picture(curves, "Losses and accuracies of the runs over steps")
+    yield picture(curves, "Losses and accuracies of the runs over steps")
     if any(line["split"] == "suites" for run in runs for line in run.lines):
         yield "<h2>Suites, without fine-tuning</h2>"
-        yield _table(["", *names], _scores(runs, "suites"))
+        yield table(["", *names], _scores(runs, "suites"))
     for run in runs:
         if run.results:
             yield f"<h2>{_of('Results', run, runs)}</h2>"
             yield from _results(run.results)
-        for heading, picture in run.pictures.items():
-            yield f"<h3>{_of(heading, run, runs)}</h3>{_picture(picture, heading)}"
+        for heading, png in run.pictures.items():
+            yield f"<h3>{_of(heading, run, runs)}</h3>{picture(png, heading)}"
     for run in runs:
         if run.guesses:
             yield f"<h2>{_of('Masks filled', run, runs)}</h2>"
             steps = [f"step {each.step:,}" for each in run.guesses]
             rows = [[text, *words] for text, *words in zip(texts, *(g.words for g in run.guesses))]
-            yield _table(["text", *steps], rows)
+            yield table(["text", *steps], rows)
     yield "<h2>Config</h2>"
     yield from _configs(runs)
     if data := dict.fromkeys(line for run in runs for line in run.data):
@@ -184,14 +188,14 @@ def _results(results: Mapping[str, Any]) -> Iterator[str]:
             [name, shown(name, value), shown(name, guessing[name]) if name in guessing else ""]
             for name, value in scored["metrics"].items()
         ]
-        yield _table(["", "score", "guessing"], rows)
+        yield table(["", "score", "guessing"], rows)
         if classes := scored.get("classes"):
             names = [name for name in classes[0] if name not in ("label", "support")]
             rows = [
                 [str(each["label"]), *(shown(n, each[n]) for n in names), f"{each['support']:,}"]
                 for each in classes
             ]
-            yield _table(["class", *names, "examples"], rows)
+            yield table(["class", *names, "examples"], rows)
 
 
 def _configs(runs: Sequence[Run]) -> Iterator[str]:
@@ -200,14 +204,14 @@ def _configs(runs: Sequence[Run]) -> Iterator[str]:
         rows = [[name, *(run.fields.get(name, "") for run in runs)] for name in every]
         rows = [row for row in rows if len({*row[1:]}) > 1]
         yield '<p class="quiet">Fields in which the runs differ.</p>'
-        yield _table(["field", *(run.name for run in runs)], rows)
+        yield table(["field", *(run.name for run in runs)], rows)
     for run in runs:
         heading = "Fields that are not the default" + f": {run.name}" * (len(runs) > 1)
         rows = [[name, run.fields[name]] for name in run.changed]
         text = "\n".join(f"{name} = {value}" for name, value in run.fields.items())
-        table = _table(["field", "value"], rows)
+        changed = table(["field", "value"], rows)
         is_open = " open" * (len(runs) == 1)
-        yield f"<details{is_open}><summary>{html.escape(heading)}</summary>{table}</details>"
+        yield f"<details{is_open}><summary>{html.escape(heading)}</summary>{changed}</details>"
         heading = f"All fields{f': {run.name}' * (len(runs) > 1)}"
         yield (
             f"<details><summary>{html.escape(heading)}</summary>"
@@ -224,10 +228,11 @@ def _starts(starts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             ["devices", f"{start['devices']}, {start['processes']} process(es), {start['system']}"],
             ["versions", f"Python {start['python']} {versions}"],
         ]
-        yield _table(["", ""], rows)
+        yield table(["", ""], rows)
 
 
-def _table(head: Cells, rows: Iterable[Cells]) -> str:
+def table(head: Cells, rows: Iterable[Cells]) -> str:
+    """A table as HTML; the first cell of each row is its heading."""
     lines = [
         f'<tr><th scope="row">{html.escape(first)}</th>'
         + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
@@ -241,6 +246,7 @@ def _table(head: Cells, rows: Iterable[Cells]) -> str:
     )
 
 
-def _picture(png: bytes, text: str) -> str:
+def picture(png: bytes, text: str) -> str:
+    """A picture as HTML, with a text for those who do not see it."""
     data = base64.b64encode(png).decode()
     return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
