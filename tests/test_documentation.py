@@ -146,7 +146,7 @@ def test_site(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "commands" / "index.html").read_text(encoding="utf-8")
-    assert re.findall(r'<h2 id="([\w-]+)"', page)[:2] == ["prepare", "pretrain"]
+    assert re.findall(r'<h2 id="([\w-]+)"', page)[:2] == ["prepare", "inspect"]
     assert "usage: bert-jax predict next-sentence" in page
     page = (tmp_path / "extending" / "index.html").read_text(encoding="utf-8")
     assert "https://example.org/bert_jax/blob/main/tests/extensions" in page

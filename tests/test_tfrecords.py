@@ -18,7 +18,7 @@ from test_training import assert_same_run, recipe
 
 from bert_jax import __main__
 from bert_jax.api.pretrain import pretrain
-from bert_jax.cli import evaluate, prepare
+from bert_jax.cli import evaluate, inspect
 from bert_jax.data.batches import PremaskedBatches, one_epoch
 from bert_jax.data.sampling import Sampling
 from bert_jax.data.stores import open_store, verify
@@ -458,7 +458,7 @@ def test_flipped_bits(folder, tmp_path):
 
 
 def test_verify_reads_every_record(folder, tmp_path, capsys):
-    prepare.main([f"--verify={folder}"])
+    inspect.main([str(folder), "--verify"])
     assert capsys.readouterr().out.splitlines() == [
         "heldout.tfrecord: whole",
         "part-00000-of-00002: whole",
@@ -469,7 +469,7 @@ def test_verify_reads_every_record(folder, tmp_path, capsys):
     for name in ("part-0", "part-1"):
         write(copied(folder, tmp_path) / name, [record] * 2)
     (tmp_path / "part-1").write_bytes(flip(-9, (tmp_path / "part-1").read_bytes()))
-    assert __main__.main(["prepare", f"--verify={tmp_path}"]) == 2
+    assert __main__.main(["inspect", str(tmp_path), "--verify"]) == 2
     printed = capsys.readouterr()
     assert "part-0: whole\npart-1: record 2: damaged, its checksum is wrong" in printed.out
     assert f"{tmp_path}: part-1 damaged; restore" in printed.err

@@ -11,9 +11,10 @@ from etils import epath
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.data.batches import Batch
 from bert_jax.data.contents import Documents, Lengths, read_documents_of
+from bert_jax.data.manifest import SPLITS
 from bert_jax.data.sampling import Sampling
 from bert_jax.data.split import Split
-from bert_jax.data.store import SPLITS, TokenStore
+from bert_jax.data.store import TokenStore
 from bert_jax.data.stores import Store, open_store
 from bert_jax.data.tfrecords import PremaskedStore
 from bert_jax.data.tokenizer import Tokenizer
@@ -117,7 +118,7 @@ def _spread(batch: Batch, count: int) -> list[int]:
 
 def _splits(store: TokenStore) -> Iterator[Split]:
     for name in SPLITS:
-        yield getattr(store, name)
+        yield from store.shards[name]
 
 
 def _sizes(store: Store) -> dict[str, dict[str, int]]:

@@ -54,16 +54,11 @@ examples:
   bert-jax prepare books.jsonl --tokenizer bpe --vocab-size 50368 --output data/books
   bert-jax prepare hf:wikimedia/wikipedia/20231101.en --output data/wiki
   bert-jax prepare tfds:wikipedia/20230601.en --data-dir ~/tensorflow_datasets --output data/wiki
-  bert-jax prepare --verify data/wiki
 """
 
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
-    if args.verify is not None:
-        _verify(args.verify)
-        return
-    del args.verify
 
     from bert_jax.api.prepare import prepare
     from bert_jax.data.manifest import is_store, read_manifest
@@ -88,12 +83,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE")
     add("--output", type=epath.Path, metavar="DIR", help="folder of the store")
-    add(
-        "--verify",
-        type=epath.Path,
-        metavar="STORE",
-        help="only read all of a store, or of a folder of TFRecords, and compare its checksums",
-    )
     add(
         "--tokenizer",
         default=TOKENIZERS[0],
@@ -190,10 +179,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="processes that tokenise (default: %(default)s); any number gives the same store",
     )
     args = parser.parse_args(argv)
-    if args.verify is None and not (args.sources and args.output):
-        parser.error("a SOURCE and --output are required, or --verify")
-    if args.verify is not None and (args.sources or args.output):
-        parser.error("--verify takes neither a SOURCE nor --output")
+    if not (args.sources and args.output):
+        parser.error("a SOURCE and --output are required")
     if args.document_separator is not None and args.document_per_file:
         parser.error("--document-separator and --document-per-file exclude each other")
     if args.append:
@@ -216,22 +203,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     check_heldout(args.heldout)
     check_workers(args.workers)
     return args
-
-
-def _verify(path: epath.Path) -> None:
-    from bert_jax.data.stores import open_store, verify
-
-    damaged = []
-    for name, problem in verify(path):
-        say(f"{name}: {problem or 'whole'}")
-        if problem:
-            damaged.append(name)
-    if damaged:
-        raise UserError(
-            f"{path}: {', '.join(damaged)} damaged; restore from a copy, or make the store again"
-        )
-    open_store(path)
-    say(f"{path} is whole.")
 
 
 def _print_summary(store: "TokenStore") -> None:

@@ -1,12 +1,6 @@
-"""Documents as ids: sentences, tokens and words, encoded in this process or in several."""
+"""Documents as ids: sentences, tokens and words."""
 
-import multiprocessing
-import os
-import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,9 +12,7 @@ from bert_jax.data.manifest import SPLITS, token_dtype
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.data.words import continues, load_segmenter
-from bert_jax.errors import UserError
 
-CHUNK_CHARACTERS = 1_000_000
 _MAX_WORD = 100  # characters; longer words are [UNK] in every BERT
 
 
@@ -121,60 +113,3 @@ class Encoder:
             split.sentence_lengths += map(len, whole)
             split.document_lengths.append(len(whole))
         return bool(whole)
-
-
-def chunks(documents: Iterable[str], characters: int = CHUNK_CHARACTERS) -> Iterator[list[str]]:
-    """The documents in lists, each ending with the document that reaches so many characters."""
-    chunk, size = [], 0
-    for text in documents:
-        chunk.append(text)
-        size += len(text)
-        if size >= characters:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def encode(chunks: Iterable[list[str]], encoder: Encoder, workers: int) -> Iterator[EncodedChunk]:
-    """Encodes chunks in order, at most three per worker in flight."""
-    if workers == 1:
-        yield from map(encoder, chunks)
-        return
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), _start_worker, (encoder,)
-    ) as pool:
-        pending: deque[Future[EncodedChunk]] = deque()
-        try:
-            for chunk in chunks:
-                pending.append(pool.submit(_encode_in_worker, chunk))
-                if len(pending) == 3 * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process was killed, as happens when memory runs out; take fewer workers"
-            ) from error
-
-
-_worker_encoder: Callable[[list[str]], EncodedChunk]
-
-
-def _start_worker(encoder: Encoder) -> None:
-    global _worker_encoder
-    _worker_encoder = encoder
-
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # this is a worker
-
-    # A killed parent does not close the queue that the pool waits on.
-    def exit_with_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=exit_with_parent, daemon=True).start()
-
-
-def _encode_in_worker(chunk: list[str]) -> EncodedChunk:
-    return _worker_encoder(chunk)

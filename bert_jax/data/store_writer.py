@@ -14,14 +14,7 @@ import numpy as np
 import tokenizers
 from etils import epath
 
-from bert_jax.data.encoding import (
-    CHUNK_CHARACTERS,
-    EncodedChunk,
-    EncodedSplit,
-    Encoder,
-    chunks,
-    encode,
-)
+from bert_jax.data.encoding import EncodedChunk, EncodedSplit, Encoder
 from bert_jax.data.line_breaks import LineBreaks
 from bert_jax.data.manifest import (
     CONTINUES,
@@ -54,6 +47,7 @@ from bert_jax.data.store import (
     unfinished,
 )
 from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE, VOCAB_FILE, Tokenizer
+from bert_jax.data.workers import CHUNK_CHARACTERS, in_chunks, in_workers
 from bert_jax.errors import UserError
 from bert_jax.json_values import typed
 from bert_jax.locks import locked
@@ -241,7 +235,7 @@ def _write_shards(
 ) -> Iterator[_Written]:
     """Writes documents as shards, from number `first` of a store on."""
     index, writer = first, None
-    found = encode(chunks(documents, min(CHUNK_CHARACTERS, shard_tokens)), encoder, workers)
+    found = in_workers(encoder, in_chunks(documents, min(CHUNK_CHARACTERS, shard_tokens)), workers)
     for chunk in found:
         if writer is None:
             writer = _ShardWriter(store, index, encoder)

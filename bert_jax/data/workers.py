@@ -13,17 +13,17 @@ from bert_jax.errors import UserError
 
 T = TypeVar("T")
 
-_CHUNK_CHARACTERS = 1_000_000
+CHUNK_CHARACTERS = 1_000_000
 _function: Callable[[list[str]], Any]  # of a worker
 
 
-def in_chunks(documents: Iterable[str]) -> Iterator[list[str]]:
-    """The documents in lists of about a million characters."""
+def in_chunks(documents: Iterable[str], characters: int = CHUNK_CHARACTERS) -> Iterator[list[str]]:
+    """The documents in lists, each ending with the document that reaches so many characters."""
     chunk, size = [], 0
     for text in documents:
         chunk.append(text)
         size += len(text)
-        if size >= _CHUNK_CHARACTERS:
+        if size >= characters:
             yield chunk
             chunk, size = [], 0
     if chunk:
