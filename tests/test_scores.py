@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import plain_bert
 import pytest
 from portables import make_portable
 from test_lineages import VOCAB as WORDS
@@ -14,6 +15,7 @@ from bert_jax.data.train_tokenizer import train_tokenizer
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
 from bert_jax.inference.exported import write_exported
+from bert_jax.inference.scores import default_method
 from bert_jax.inference.trained import TrainedBert, load
 from bert_jax.interop.workdir import write_workdir
 
@@ -141,10 +143,51 @@ def test_iterators_empty_and_long_texts(bert, caplog):
     np.testing.assert_allclose(
         found[4].log_probs, bert.score(["word1 " * 126])[0].log_probs, atol=1e-5
     )
-    with pytest.raises(UserError, match="method='mask': use one of pll, within-word, mntp"):
+    with pytest.raises(UserError, match="method='mask': use one of pll, within-word, mntp, causal"):
         bert.score(texts, "mask")
     with pytest.raises(UserError, match="text number 1 must be a string, not"):
         bert.score([("a", "b")])
+
+
+def test_causal_scores_are_those_of_a_plain_model(model, bert, tmp_path):
+    """Each token from those before it; one row a text in the reference, packed here."""
+    params, size = model.params, len(VOCAB)
+    table = params["bert"]["embeddings"]["word"]["embedding"]
+    found = bert.score([*SPELLED, ""], "causal")
+    assert found.pop().total == 0
+    for score, words in zip(found, TEXTS, strict=True):
+        ids = np.array([0, *(VOCAB.index(piece) for word in words for piece in word), 2])
+        heads = model.architecture.num_heads
+        hidden = plain_bert.encode(params["bert"], ids, 0 * ids, True, heads=heads)
+        logits = np.asarray(plain_bert.words(params, hidden, table, size), np.float64)
+        expected = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        expected = expected[np.arange(len(ids) - 2), ids[1:-1]]
+        np.testing.assert_allclose(score.log_probs, expected, rtol=0, atol=1e-4)
+        assert score.total == pytest.approx(expected.sum(), abs=1e-3)
+    write_exported(tmp_path / "export", model, ["cpu"])
+    with pytest.raises(UserError, match="an export has no causal scores"):
+        load(tmp_path / "export").score(SPELLED, "causal")
+
+
+@pytest.mark.parametrize(
+    ("objective", "method"),
+    [
+        ({"name": "mlm_nsp"}, "pll"),
+        ({"name": "hybrid"}, "mntp"),
+        ({"name": "hybrid", "causal_share": 0.25}, "mntp"),
+        ({"name": "hybrid", "causal_share": 1.0}, "causal"),
+    ],
+)
+def test_the_method_fits_the_objective(model, bert, objective, method, tmp_path):
+    """A run of masked next-token prediction is read one place earlier."""
+    assert default_method(tmp_path) == "pll"
+    write_workdir(tmp_path / "model", model)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"objective": objective}))
+    loaded = load(tmp_path / "model")
+    assert loaded.method == method
+    (found,), (expected,) = loaded.score(SPELLED[:1]), bert.score(SPELLED[:1], method)
+    np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=0, atol=1e-5)
 
 
 def test_on_the_command_line(model, bert, tmp_path, capsys):

@@ -18,7 +18,6 @@ from bert_jax.data.wordpiece import load_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.evaluation.suite_scores import SuiteScores, exact
 from bert_jax.evaluation.suites import MinimalPairs, open_suite, separation
-from bert_jax.inference.scores import default_method
 from bert_jax.inference.trained import TrainedBert
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.architecture import Numerics
@@ -349,15 +348,6 @@ def test_during_a_run(sotu_store, blimp, tmp_path, capsys):
     assert [line["step"] for line in lines] == [2, 4, 6]
     assert "cola_dev_auc" not in lines[-1]
     assert _panels(read_metrics(tmp_path / "run"))["blimp_accuracy"] == "blimp_accuracy (%)"
-
-
-def test_the_method_fits_the_objective(tmp_path):
-    """A run of masked next-token prediction is read one place earlier."""
-    assert default_method(tmp_path) == "pll"
-    for name, method in {"mlm_nsp": "pll", "hybrid": "mntp"}.items():
-        config = {"objective": {"name": name}}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        assert default_method(tmp_path) == method
 
 
 @pytest.mark.parametrize(

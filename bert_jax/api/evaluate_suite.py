@@ -10,7 +10,6 @@ from etils import epath
 from bert_jax.data.suites import suite_name
 from bert_jax.errors import UserError
 from bert_jax.evaluation.suites import open_suite
-from bert_jax.inference.scores import default_method
 from bert_jax.inference.trained import TrainedBert, load
 from bert_jax.parallel import hosts
 from bert_jax.report.suites import draw_suite
@@ -34,8 +33,7 @@ def evaluate_suite(
     Args:
       model: directory of a training run, or of any model that `bert_jax.load` reads.
       suite: "blimp:PATH", "zorro:PATH", "pairs:PATH" or "cola:PATH"; see `bert_jax.data.suites`.
-      method: how a sentence is scored, see `TrainedBert.score`; None: "mntp" for a run of the
-        objective `hybrid`, else "pll".
+      method: how a sentence is scored, see `TrainedBert.score`.
       step: checkpoint of a run; None for the newest.
       weights: which of a run, "trained", "ema" or "average:N"; see `bert_jax.train.weights`.
       output: directory for `scores.json`, which holds the result; `sentences.jsonl`, the score of
@@ -48,12 +46,13 @@ def evaluate_suite(
     Raises:
       UserError: something is wrong with the suite or the output, or the model has no masked_lm.
     """
-    name, method = suite_name(suite), method or default_method(model)
+    name = suite_name(suite)
     with hosts.agreement():
         found = open_suite(name)
         if output is not None and epath.Path(output).is_file():
             raise UserError(f"{output}: is a file; name a directory")
         bert = load(model, step, weights=weights)
+        method = method or bert.method
         mine = _scores(bert, found.texts[jax.process_index() :: jax.process_count()], method)
     scored = np.empty((len(found.texts), 2))
     for process, some in enumerate(hosts.gather(json.dumps(mine))):

@@ -137,7 +137,8 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         help="what is masked to score a token: pll, the token alone (Salazar et al. 2020), or "
         "within-word, also the later pieces of its word (Kauf and Ivanova 2023); mntp is pll for a "
-        "model that predicts next tokens (default: mntp for runs of the hybrid, else pll)",
+        "model that predicts next tokens; causal, nothing: each token from those before it "
+        "(default: mntp for runs of the hybrid, causal if all their examples are, else pll)",
     )
 
 

@@ -116,7 +116,8 @@ def _add_score(tasks: Any) -> None:
         "score",
         help="print how probable texts are",
         description="Prints texts as JSON lines with their `score`, the pseudo-log-likelihood in "
-        "nats: the sum over their tokens of the log probability of each, given all others. "
+        "nats: the sum over their tokens of the log probability of each, given all others "
+        "(--method=causal: given those before it). "
         "`num_tokens`, `tokens` and `token_scores` are those of the tokens. Computed in fp32.",
         epilog="examples:\n  bert-jax predict score --model=runs/quickstart "
         '"The president spoke." "The president speak."\n'
@@ -131,12 +132,8 @@ def _add_score(tasks: Any) -> None:
 def _score(arguments: argparse.Namespace) -> None:
     lines, bert = inputs.read(arguments), _load(arguments)
 
-    from bert_jax.inference.scores import default_method
-
-    method = arguments.method or default_method(arguments.model)
-
     def score(texts: Iterator[str]) -> Iterator["Score"]:
-        return bert.score(texts, method)
+        return bert.score(texts, arguments.method)
 
     for line, found in _with_results(lines, score):
         say_json(

@@ -9,7 +9,7 @@ from bert_jax.errors import UserError
 
 POOLINGS = ("mean", "max", "cls", "pooled", "tokens")
 COMPUTE_DTYPES = ("float32", "bfloat16")
-METHODS = ("pll", "within-word", "mntp")  # of scoring texts
+METHODS = ("pll", "within-word", "mntp", "causal")  # of scoring texts
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
 DEFAULT_PLATFORMS = ("cpu", "tpu", "cuda")
 

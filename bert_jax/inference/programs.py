@@ -20,6 +20,7 @@ from bert_jax.model.losses import log_probability
 from bert_jax.model.parameters import Params
 from bert_jax.parallel import rules
 
+POSITIONS = 16  # of which logits are computed at once
 Functions = Mapping[str, Function]
 Rows = Mapping[str, jax.Array]
 
@@ -148,6 +149,25 @@ def log_probabilities(functions: Functions, params: Params, rows: Rows) -> jax.A
     hidden = gather_positions(hidden_states(functions, params, rows)[-1], rows["positions"])
     words = _on_last_axis(functions["masked_lm"], params, hidden)
     return log_probability(words, rows["targets"])
+
+
+def next_log_probabilities(functions: Functions, params: Params, rows: Rows) -> jax.Array:
+    """[rows, length] fp32: log probability of the next token in the row, in nats.
+
+    Each position sees itself and those before it in its example. The functions are those of a live
+    model.
+    """
+    inputs = (rows[name] for name in ("input_ids", "token_type_ids", "position_ids", "segment_ids"))
+    causal = jnp.ones(rows["input_ids"].shape, bool)
+    hidden = functions["encoder"](params, *inputs, causal)[-1]
+    targets = jnp.roll(rows["input_ids"], -1, axis=1)
+
+    def at_position(position: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return log_probability(functions["masked_lm"](params, position[0]), position[1])
+
+    # Some positions of all rows at a time: the logits of all would be large.
+    by_position = (hidden.swapaxes(0, 1), targets.swapaxes(0, 1))
+    return jax.lax.map(at_position, by_position, batch_size=POSITIONS).swapaxes(0, 1)
 
 
 def _on_last_axis(function: Function, params: Params, x: jax.Array) -> jax.Array:

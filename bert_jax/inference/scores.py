@@ -15,18 +15,20 @@ from bert_jax.storage import read_json
 
 
 def default_method(path: epath.PathLike) -> str:
-    """The method of scoring that fits a model: "mntp" for runs that predict the next token."""
+    """The method of scoring that fits a model: for runs of `hybrid` "mntp" or "causal"."""
     file = epath.Path(path) / "config.json"
     objective = read_json(file).get("objective") if file.exists() else None
-    is_hybrid = isinstance(objective, dict) and objective.get("name") == Hybrid.called()
-    return "mntp" if is_hybrid else "pll"
+    if not isinstance(objective, dict) or objective.get("name") != Hybrid.called():
+        return "pll"
+    return "causal" if objective.get("causal_share") == 1 else "mntp"
 
 
 class Score(NamedTuple):
     """How probable a model finds a text.
 
     Attributes:
-      total: sum of `log_probs`, in nats: the pseudo-log-likelihood; 0 for a text without tokens.
+      total: sum of `log_probs`, in nats: the pseudo-log-likelihood, or by "causal" the
+        log-likelihood; 0 for a text without tokens.
       tokens: the tokens of the text, without [CLS] and [SEP].
       log_probs: fp32 [tokens], log probability of each in nats.
     """

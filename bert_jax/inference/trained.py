@@ -21,7 +21,7 @@ from bert_jax.inference.devices import Devices
 from bert_jax.inference.exported import is_exported, read_exported
 from bert_jax.inference.fine_tuned import known_task, task_as
 from bert_jax.inference.functions import Function, part_functions
-from bert_jax.inference.scores import Score, by_text
+from bert_jax.inference.scores import Score, by_text, default_method
 from bert_jax.inference.texts import Text, checked, excerpt
 from bert_jax.interop.formats import read
 from bert_jax.interop.portable import Portable
@@ -100,7 +100,7 @@ def load(
     if compute_dtype is not None:
         numerics = dataclasses.replace(model.numerics, compute_dtype=compute_dtype)
         model = model._replace(numerics=numerics)
-    return TrainedBert(model)
+    return TrainedBert(model, method=default_method(path))
 
 
 class TrainedBert:
@@ -117,18 +117,26 @@ class TrainedBert:
       architecture: architecture of the model.
       tokenizer: its vocabulary.
       labels: names of the classes of a classifier.
+      method: how `score` scores texts, unless it is told otherwise.
       functions: see `bert_jax.inference.functions.part_functions`.
       params: first argument of the functions.
     """
 
-    def __init__(self, model: Portable, functions: Mapping[str, Function] | None = None):
+    def __init__(
+        self,
+        model: Portable,
+        functions: Mapping[str, Function] | None = None,
+        method: str = "pll",
+    ):
         """Puts the parameters onto the devices.
 
         Args:
           model: model to use.
           functions: the model's functions, if they are already compiled; default: built from its
             architecture and numerics.
+          method: how it scores texts; see `score`.
         """
+        self.method = method
         self.architecture, self.tokenizer = model.architecture, model.tokenizer
         self.labels = model.labels
         self.functions = dict(_live_functions(model) if functions is None else functions)
@@ -306,14 +314,16 @@ class TrainedBert:
         return _like(texts, self._devices.run(examples, start, finish))
 
     @overload
-    def score(self, texts: Iterator[str], method: str = ...) -> Iterator[Score]: ...
+    def score(self, texts: Iterator[str], method: str | None = ...) -> Iterator[Score]: ...
     @overload
-    def score(self, texts: Sequence[str], method: str = ...) -> list[Score]: ...
-    def score(self, texts: Iterable[str], method: str = "pll") -> list[Score] | Iterator[Score]:
+    def score(self, texts: Sequence[str], method: str | None = ...) -> list[Score]: ...
+    def score(
+        self, texts: Iterable[str], method: str | None = None
+    ) -> list[Score] | Iterator[Score]:
         """Pseudo-log-likelihoods: how probable the model finds each token, given all others.
 
         They are computed in fp32, whatever the model's compute_dtype. A text of n tokens takes the
-        time of n texts.
+        time of n texts; by "causal", of one.
 
         Args:
           texts: strings.
@@ -321,16 +331,23 @@ class TrainedBert:
             https://arxiv.org/abs/1910.14659), or "within-word", also the later pieces of its word
             (Kauf and Ivanova 2023, https://arxiv.org/abs/2305.10588). "mntp" is "pll" for models
             that were trained to predict the next token: the masked one is read one place earlier.
+            "causal" masks nothing: each token is predicted from those before it, by models that
+            were trained on causal examples. None: `method` of the model, which is "mntp" or
+            "causal" for runs of the objective `hybrid`, else "pll".
 
         Returns:
           For each text, its sum and the log probability of each token.
 
         Raises:
-          UserError: the model has no masked_lm head, or it is an export that computes in bf16.
+          UserError: the model has no masked_lm head, or it is an export that computes in bf16, or
+            any export by "causal".
         """
+        method = self.method if method is None else method
         if method not in METHODS:
             raise UserError(f"method={method!r}: use one of {', '.join(METHODS)}")
         self.require(*MASKED_LM.parts(self.architecture))
+        if method == "causal":
+            return _like(texts, self._causal_scores(texts))
         log_probabilities, tokenizer = self._log_probabilities, self.tokenizer
         masks = {"within_word": method == "within-word", "from_before": method == "mntp"}
         waiting: deque[Tokens] = deque()
@@ -351,6 +368,29 @@ class TrainedBert:
 
         found = self._devices.run_packed(copies(), pack, start, finish)
         return _like(texts, by_text(waiting, found, tokenizer))
+
+    def _causal_scores(self, texts: Iterable[str]) -> Iterator[Score]:
+        if self._is_export:
+            raise UserError("an export has no causal scores: use the model that it was made from")
+        program, tokenizer = self._next_log_probabilities, self.tokenizer
+        waiting: deque[Tokens] = deque()
+
+        def examples() -> Iterator[Example]:
+            for tokens in self._scored(checked(texts, pair=False)):
+                waiting.append(tokens)
+                ids = np.array([tokenizer.cls_id, *tokens.ids, tokenizer.sep_id], np.int32)
+                yield Example(ids, len(ids))
+
+        def start(batch: Batch) -> jax.Array:
+            return program(self.params, self._devices.put(batch))
+
+        def finish(batch: Batch, found: np.ndarray) -> list[np.ndarray]:
+            places = zip(batch.row, batch.start, batch.stop)
+            return [found[row, first : stop - 2] for row, first, stop in places]
+
+        of_texts = self._devices.run(examples(), start, finish)
+        log_probs = (float(x) for of_text in of_texts for x in of_text)
+        return by_text(waiting, log_probs, tokenizer)
 
     @overload
     def classify(
@@ -509,16 +549,26 @@ class TrainedBert:
     @functools.cached_property
     def _log_probabilities(self) -> Callable[..., jax.Array]:
         """`programs.log_probabilities` in fp32, compiled."""
-        functions, numerics = self.functions, self._model.numerics
-        if numerics.compute_dtype != "float32":
-            if self._is_export:
-                raise UserError(
-                    f"the export computes in {numerics.compute_dtype}, which is too coarse for "
-                    "scores: use the model that it was made from"
-                )
-            exact = dataclasses.replace(numerics, compute_dtype="float32")
-            functions = _live_functions(self._model._replace(params=self.params, numerics=exact))
-        return jax.jit(functools.partial(programs.log_probabilities, functions))
+        return jax.jit(functools.partial(programs.log_probabilities, self._exact_functions))
+
+    @functools.cached_property
+    def _next_log_probabilities(self) -> Callable[..., jax.Array]:
+        """`programs.next_log_probabilities` in fp32, compiled."""
+        return jax.jit(functools.partial(programs.next_log_probabilities, self._exact_functions))
+
+    @functools.cached_property
+    def _exact_functions(self) -> Mapping[str, Function]:
+        """The functions of the model in fp32."""
+        numerics = self._model.numerics
+        if numerics.compute_dtype == "float32":
+            return self.functions
+        if self._is_export:
+            raise UserError(
+                f"the export computes in {numerics.compute_dtype}, which is too coarse for "
+                "scores: use the model that it was made from"
+            )
+        exact = dataclasses.replace(numerics, compute_dtype="float32")
+        return _live_functions(self._model._replace(params=self.params, numerics=exact))
 
     def attention(self, text: Text) -> np.ndarray:
         """How much each token of a text or pair attends to each other, in every attention head.
