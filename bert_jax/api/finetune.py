@@ -51,6 +51,7 @@ from bert_jax.train.program import Program
 from bert_jax.train.starts import record_start
 from bert_jax.train.state import TrainState
 from bert_jax.train.step import Batch
+from bert_jax.train.trackers import check_trackers
 from bert_jax.train.trainer import Trainer
 from bert_jax.train.workdirs import (
     WEIGHTS,
@@ -80,6 +81,7 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     """
     workdir = epath.Path(workdir)
     with hosts.agreement():
+        check_trackers(config.trackers)
         source = read_initial(config.init_from, config.init_weights, report=hosts.print_once)
         task, data = read_data(config, source)
     hosts.check_shared(workdir)
@@ -262,7 +264,9 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
         # Two of both, to go back once: the best before the last evaluation is then still there.
         Checkpoints(workdir, keep=2, last=done or 0) as checkpoints,
         Checkpoints(workdir / "best", keep=2, last=done or 0) as best,
-        MetricsWriter(workdir, done or 0) as writer,
+        MetricsWriter(
+            workdir, done or 0, trackers=config.trackers, config=config.to_dict()
+        ) as writer,
         Profiler(workdir / "profile") as profiler,
     ):
         if done is None:

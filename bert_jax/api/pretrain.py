@@ -48,6 +48,7 @@ from bert_jax.train.schedules import Rate
 from bert_jax.train.starts import record_start
 from bert_jax.train.state import TrainState, num_params
 from bert_jax.train.step import Batch, Metrics
+from bert_jax.train.trackers import check_trackers
 from bert_jax.train.trainer import Trainer
 from bert_jax.train.workdirs import (
     FIRST_ROW,
@@ -84,6 +85,7 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
     """
     workdir = epath.Path(workdir)
     with hosts.agreement():
+        check_trackers(config.trackers)
         config = with_origin(config, workdir)
         store = configured_store(config)
     check_same(config, store)
@@ -157,7 +159,13 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
             return True
 
         with (
-            MetricsWriter(workdir, trainer.done, anew=done is None) as writer,
+            MetricsWriter(
+                workdir,
+                trainer.done,
+                anew=done is None,
+                trackers=config.trackers,
+                config=config.to_dict(),
+            ) as writer,
             Profiler(workdir / "profile") as trace,
         ):
             if origin.workdir:

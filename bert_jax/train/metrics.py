@@ -16,6 +16,7 @@ from bert_jax.parallel import hosts
 from bert_jax.report.metrics_file import BadLine, History, finite, read_history
 from bert_jax.report.units import compact, duration, shown
 from bert_jax.storage import errors_name, is_remote, whole_file, write_text
+from bert_jax.train.trackers import Trackers
 
 Sums = dict[str, float]
 Line = dict[str, Any]
@@ -75,12 +76,20 @@ class MetricsWriter:
     Only process 0 writes. Metrics that are not finite numbers are left out.
     """
 
-    def __init__(self, workdir: epath.PathLike, first_step: int, *, anew: bool = False):
+    def __init__(
+        self,
+        workdir: epath.PathLike,
+        first_step: int,
+        *,
+        anew: bool = False,
+        trackers: Sequence[str] = (),
+        config: Mapping[str, Any] | None = None,
+    ):
         """Opens the files; lines after `first_step`, left by an interrupted run, are dropped.
 
         All are, if the run begins `anew`. Baselines of `first_step`, where a stage begins, are
         dropped too, and written again. Damaged lines are moved to `workdir`/metrics.bad.jsonl and
-        reported.
+        reported. Trackers (`bert_jax.train.trackers`) get the config and all metrics, too.
         """
         self._writes = hosts.is_primary()
         if not self._writes:
@@ -98,6 +107,7 @@ class MetricsWriter:
         if not there or self._path.read_bytes() != self._text.encode():
             write_text(self._path, self._text)
         self._events = _Events(workdir / "tensorboard", first_step + 1)
+        self._trackers = Trackers(trackers, workdir, config or {}, anew=not resumes)
 
     def write(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Writes a line: step, split ("train", "heldout", "suites", "baseline") and the metrics."""
@@ -105,7 +115,9 @@ class MetricsWriter:
             return
         metrics = finite(metrics)
         self._append({"step": step, "split": split, **metrics})
-        self._events.write(step, {f"{split}/{name}": value for name, value in metrics.items()})
+        named = {f"{split}/{name}": value for name, value in metrics.items()}
+        self._events.write(step, named)
+        self._trackers.log(step, named)
 
     def write_origin(self, step: int, run: str) -> None:
         """Writes the line of a branch that begins with the state of a run after `step` steps."""
@@ -127,6 +139,7 @@ class MetricsWriter:
     def __exit__(self, *exception: object) -> None:
         if self._writes:
             self._events.close()
+            self._trackers.close()
 
 
 def _set_aside(bad: Sequence[BadLine], path: epath.Path) -> None:

@@ -33,6 +33,11 @@ class Run:
         resume=True,
     )
     log_every: int = field(100, "steps between lines of metrics", bounds=POSITIVE, resume=True)
+    trackers: tuple[str, ...] = field(
+        (),
+        "services that get the metrics, too: wandb, mlflow, or MODULE:CLASS of your own",
+        resume=True,
+    )
 
     def check(self, path: str) -> None:
         """Raises UserError if a field has no meaning, or JAX would take only part of the seed."""

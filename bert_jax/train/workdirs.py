@@ -13,12 +13,13 @@ from bert_jax.parallel import hosts
 from bert_jax.storage import UNFINISHED, read_json, write_json
 from bert_jax.train.checkpoints import DamagedCheckpoint, latest_step, saved_steps
 from bert_jax.train.starts import STARTS
+from bert_jax.train.trackers import RUNS
 
 # In data.json: what a run started from.
 WEIGHTS = "initial_weights"  # fingerprint of those that `init_from` named
 FIRST_ROW = "first_row"  # of a branch, row of the data with which its first batch begins
 # What an interrupted start may leave in a workdir, besides files with `UNFINISHED` names.
-CLAIM = (VOCAB_FILE, TOKENIZER_FILE, CONFIG_FILE, "data.json", STARTS, "lock")
+CLAIM = (VOCAB_FILE, TOKENIZER_FILE, CONFIG_FILE, "data.json", STARTS, RUNS, "lock")
 
 
 @contextlib.contextmanager
