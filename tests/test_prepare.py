@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from bert_jax.cli import prepare
+from bert_jax.data import estimates
 from bert_jax.data.documents import find_sources, read_documents
 from bert_jax.data.heldout_documents import document_hash
 from bert_jax.data.sampling import Sampling, plan_epoch
@@ -118,6 +120,31 @@ def test_bad_arguments(corpus, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         run(corpus, "--output", tmp_path / "store", *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_dry_run_writes_nothing(prepared, corpus, tmp_path, capsys, monkeypatch):
+    """A small corpus is counted, of a larger one a part is read."""
+    counts = open_store(prepared).manifest["splits"]
+    flags = (corpus, "--vocab", prepared, "--dry-run")
+    monkeypatch.chdir(tmp_path)
+    run(*flags, "--output", tmp_path / "store", "--workers", 2)
+    printed = capsys.readouterr().out
+    assert f"{corpus.stat().st_size:>16,} tenth.jsonl\n" in printed
+    documents, tokens = (sum(counts[s][name] for s in counts) for name in ("documents", "tokens"))
+    assert f"\n{documents:,} documents, {tokens:,} tokens, by all of it\n" in printed
+    assert "with 2 worker(s); nothing was written" in printed
+    run(*flags, "--filter", "length:minimum=30000")
+    assert "filter length:minimum=30000: " in capsys.readouterr().out
+
+    monkeypatch.setattr(estimates, "SAMPLED_CHARACTERS", 400_000)
+    run(*flags)
+    found = re.search(r"about ([\d,]+) documents, about ([\d,]+) tokens", capsys.readouterr().out)
+    about = [int(number.replace(",", "")) for number in found.groups()]
+    assert about == pytest.approx([documents, tokens], rel=0.3)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        run(corpus)
+    assert "a SOURCE and --output, or --dry-run, are required" in capsys.readouterr().err
 
 
 def test_bad_records_are_skipped_in_every_pass(tmp_path, caplog, capsys):

@@ -14,6 +14,7 @@ from bert_jax.data.documents import (
     read_documents,
     source_fingerprint,
 )
+from bert_jax.data.estimates import Estimate, estimate
 from bert_jax.data.filters import Filter, Filtering, describe, find_filters
 from bert_jax.data.heldout_documents import (
     document_hash,
@@ -26,6 +27,7 @@ from bert_jax.data.manifest import is_store
 from bert_jax.data.sentences import split_sentences
 from bert_jax.data.store import TokenStore, open_token_store
 from bert_jax.data.store_writer import append_to_store, check_unused, write_store
+from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.data.train_tokenizer import train_tokenizer
 from bert_jax.data.words import load_segmenter
 from bert_jax.errors import UserError
@@ -194,6 +196,64 @@ def prepare(
         num_skipped=lambda: skipped.count,
         heldout_tail=tail,
         segmenter=segmenter or "",
+    )
+
+
+def estimate_prepare(
+    sources: Sequence[str | Source],
+    *,
+    vocab: epath.PathLike | None = None,
+    tokenizer: str = "wordpiece",
+    vocab_size: int = 30522,
+    lowercase: bool | None = None,
+    strip_accents: bool | None = None,
+    text_field: str = "text",
+    document_per_file: bool = False,
+    document_separator: str | None = None,
+    unwrap: bool = False,
+    data_dir: str | None = None,
+    workers: int | None = None,
+    skip_bad_lines: bool = False,
+    filters: Sequence[str | Filter] = (),
+) -> Estimate:
+    """What `prepare` would read and make, from a sample; writes nothing.
+
+    Args:
+      sources: as of `prepare`, and so are the others.
+
+    Raises:
+      UserError: as `prepare`.
+    """
+    refuse: Refuse = SkippedRecords() if skip_bad_lines else _refuse
+    found = find_sources(
+        sources,
+        refuse=refuse,
+        text_field=text_field,
+        document_per_file=document_per_file,
+        document_separator=document_separator,
+        unwrap=unwrap,
+        data_dir=data_dir,
+    )
+    given = None
+    if vocab is not None:
+        given = read_tokenizer(epath.Path(vocab), lowercase=lowercase, strip_accents=strip_accents)
+
+    def train(texts: Sequence[str]) -> Tokenizer:
+        return train_tokenizer(
+            tokenizer,
+            texts,
+            vocab_size=vocab_size,
+            lowercase=lowercase,
+            strip_accents=strip_accents,
+        )
+
+    return estimate(
+        found,
+        given,
+        train,
+        filtering=Filtering(find_filters(filters)),
+        workers=(os.cpu_count() or 1) if workers is None else workers,
+        refuse=refuse,
     )
 
 

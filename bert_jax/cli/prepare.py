@@ -39,6 +39,9 @@ Files and --output may be in Google Cloud Storage (gs://...). A field within ano
 outer.inner.
 """
 
+# Arguments that a dry run does not need.
+_OF_OUTPUT = ("output", "dry_run", "heldout", "segmenter", "append")
+_LISTED = 20  # sources that a dry run names
 _VOCAB_SIZE = 30522
 _SOME_CHINESE = 0.01  # share of the tokens from which a user is told what words are
 _MOST_UNKNOWN = 0.01  # share of the characters beyond which a user is warned
@@ -50,6 +53,7 @@ examples:
   zcat dump.txt.gz | bert-jax prepare - --output data/dump
   bert-jax prepare 'crawl/*.json.gz' --text-field content.text --output data/crawl
   bert-jax prepare web.jsonl --filter length:minimum=200 --filter near_duplicates --output data/web
+  bert-jax prepare 'web/*.jsonl.zst' --dry-run
   bert-jax prepare more.jsonl --tokenizer data/books --output data/more
   bert-jax prepare books.jsonl --tokenizer bpe --vocab-size 50368 --output data/books
   bert-jax prepare hf:wikimedia/wikipedia/20231101.en --output data/wiki
@@ -59,6 +63,10 @@ examples:
 
 def main(argv: Sequence[str]) -> None:
     args = _parse(argv)
+    if args.dry_run:
+        _estimate(args)
+        return
+    del args.dry_run
 
     from bert_jax.api.prepare import prepare
     from bert_jax.data.manifest import is_store, read_manifest
@@ -83,6 +91,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("sources", nargs="*", metavar="SOURCE")
     add("--output", type=epath.Path, metavar="DIR", help="folder of the store")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="write nothing: say what would be read, and estimate documents, tokens and time from"
+        " a sample",
+    )
     add(
         "--tokenizer",
         default=TOKENIZERS[0],
@@ -179,8 +193,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="processes that tokenise (default: %(default)s); any number gives the same store",
     )
     args = parser.parse_args(argv)
-    if not (args.sources and args.output):
-        parser.error("a SOURCE and --output are required")
+    if not args.sources or not (args.output or args.dry_run):
+        parser.error("a SOURCE and --output, or --dry-run, are required")
     if args.document_separator is not None and args.document_per_file:
         parser.error("--document-separator and --document-per-file exclude each other")
     if args.append:
@@ -203,6 +217,28 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     check_heldout(args.heldout)
     check_workers(args.workers)
     return args
+
+
+def _estimate(args: argparse.Namespace) -> None:
+    from bert_jax.api.prepare import estimate_prepare
+    from bert_jax.report.units import duration
+
+    options = {k: v for k, v in vars(args).items() if k not in _OF_OUTPUT}
+    if args.append:
+        options["vocab"] = args.output
+    found = estimate_prepare(**options)
+    for name, size in found.sources[:_LISTED]:
+        say(f"{size:>16,} {name}")
+    if (more := len(found.sources) - _LISTED) > 0:
+        say(f"{sum(size for _, size in found.sources[_LISTED:]):>16,} {more:,} more")
+    say(f"{sum(size for _, size in found.sources):>16,} bytes in {len(found.sources):,} sources")
+    for each in found.filtered:
+        say(f"filter {each['filter']}: {each['documents']:,} documents of the sample are left out")
+    about = "" if found.is_whole else "about "
+    sample = "all of it" if found.is_whole else f"a sample of {found.characters:,} characters"
+    say(f"{about}{found.documents:,} documents, {about}{found.tokens:,} tokens, by {sample}")
+    say(f"vocabulary: {found.tokenizer}" + ("" if options["vocab"] else ", trained on the sample"))
+    say(f"about {duration(found.seconds)} with {args.workers} worker(s); nothing was written")
 
 
 def _print_summary(store: "TokenStore") -> None:
