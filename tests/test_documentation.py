@@ -138,6 +138,18 @@ def test_documented_scripts_exist():
     assert [script for script in named if not (ROOT / script).exists()] == []
 
 
+def test_readme_in_chinese_has_the_same_commands_and_links():
+    def content(name: str) -> tuple[list[str], set[str]]:
+        text = (ROOT / name).read_text(encoding="utf-8")
+        links = set(re.findall(r"\]\(([^)]+)\)", text))
+        return re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE), links
+
+    blocks, links = content("README.md")
+    translated, their_links = content("README.zh-CN.md")
+    assert translated == blocks
+    assert their_links - {"README.md"} == links - {"README.zh-CN.md"}
+
+
 def test_site(tmp_path):
     """Built strictly: a broken link or a page that nothing leads to is an error."""
     pytest.importorskip("mkdocs")
