@@ -32,17 +32,19 @@ LAYOUTS = {  # data, fsdp, tensor, zero1
 }
 
 
-def program(data, fsdp, tensor, zero1, **numerics) -> Program:
+def program(
+    data, fsdp, tensor, zero1, *, heads=8, length=48, microbatches=1, **numerics
+) -> Program:
     """The state and the step of a small run."""
-    model = {"num_layers": 2, "hidden_size": 64, "num_heads": 8, "intermediate_size": 128}
+    model = {"num_layers": 2, "hidden_size": 64, "num_heads": heads, "intermediate_size": 128}
     config = build(
         PretrainConfig,
         {
             "steps": STEPS,
             "model": {"vocab_size": VOCAB_SIZE, "hidden_act": "gelu_tanh", **model},
             "numerics": {"compute_dtype": "float32", **numerics},
-            "data": {"batch_size": 16, "max_seq_length": 48, "packing": False},
-            "optimizer": {"learning_rate": 1e-3},
+            "data": {"batch_size": 16, "max_seq_length": length, "packing": False},
+            "optimizer": {"learning_rate": 1e-3, "gradient_accumulation": microbatches},
             "mesh": {"data": data, "fsdp": fsdp, "tensor": tensor, "zero1": zero1},
         },
     )
@@ -53,17 +55,17 @@ def program(data, fsdp, tensor, zero1, **numerics) -> Program:
     return Program(config, objective, network, optimizer, learning_rate(config), mesh)
 
 
-def jitted(data, fsdp, tensor, zero1, **numerics):
+def jitted(data, fsdp, tensor, zero1, *, length=48, **options):
     """The program of a small run, and a batch on its mesh."""
-    batch = make_batch([[9 + n, 15, 12 - n // 2] for n in range(16)])
+    batch = make_batch([[9 + n, 15, 12 - n // 2] for n in range(16)], length)
     mesh = make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
     placed = jax.device_put(batch, rules.batch_sharding(mesh))
-    return program(data, fsdp, tensor, zero1, **numerics), placed
+    return program(data, fsdp, tensor, zero1, length=length, **options), placed
 
 
-def run(data, fsdp, tensor, zero1, steps=STEPS, **numerics):
+def run(data, fsdp, tensor, zero1, steps=STEPS, **options):
     """Losses of the steps, and the last state."""
-    compiled, batch = jitted(data, fsdp, tensor, zero1, **numerics)
+    compiled, batch = jitted(data, fsdp, tensor, zero1, **options)
     state, key = compiled.init(jax.random.key(0)), compiled.dropout_key(0)
     losses = []
     for _ in range(steps):
@@ -120,6 +122,14 @@ def test_scan_and_remat_change_nothing(options):
     expected, _ = one_device()
     losses, _ = run(1, 2, 2, True, steps=6, **options)
     np.testing.assert_allclose(losses, expected[:6], rtol=1e-5)
+
+
+def test_the_kernel_with_dropout_drops_the_same_on_every_layout():
+    """In its interpreter; the kernel's bits depend neither on the mesh nor on how layers run."""
+    options = {"attention": "flash", "heads": 4, "length": 128, "microbatches": 2, "steps": 2}
+    expected, _ = run(1, 1, 1, False, **options)
+    losses, _ = run(2, 2, 2, True, **options, scan_layers=False, remat="none")
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
 def test_bf16_layouts_agree_loosely():

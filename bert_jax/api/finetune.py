@@ -32,7 +32,7 @@ from bert_jax.model.parameters import Axes, Params
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
-from bert_jax.parallel.parallelism import parallelism
+from bert_jax.parallel.parallelism import check_attention, parallelism
 from bert_jax.report.confusion import draw_confusion
 from bert_jax.report.live import draw_run
 from bert_jax.report.metrics_file import finite
@@ -180,6 +180,7 @@ class Setup(NamedTuple):
         """
         mesh = config.mesh.mesh()
         check_divides(mesh, source.architecture)
+        check_attention(mesh, config.numerics)
         model = build_model(
             source.architecture,
             config.numerics,

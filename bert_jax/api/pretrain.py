@@ -32,7 +32,7 @@ from bert_jax.model.model import Model
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
-from bert_jax.parallel.parallelism import parallelism
+from bert_jax.parallel.parallelism import check_attention, parallelism
 from bert_jax.report.flops import peak_flops, pretraining_flops_per_example
 from bert_jax.report.live import draw_run
 from bert_jax.storage import read_json
@@ -489,10 +489,11 @@ def check_same(config: PretrainConfig, store: Store) -> None:
 
 
 def check_devices(config: PretrainConfig, mesh: Mesh) -> None:
-    """Raises UserError if rows or parameters cannot be split over the mesh."""
+    """Raises UserError if rows or parameters cannot be split over the mesh, or a kernel not run."""
     check_divides(mesh, config.model)
     for other in config.objective.encoders(config.model)[1:]:
         check_divides(mesh, other, "the generator's ")
+    check_attention(mesh, config.numerics)
     for size in BatchSizes(config.data).sizes[::-1]:
         rows = size // config.optimizer.gradient_accumulation
         if rows % row_devices(mesh):

@@ -15,6 +15,7 @@ from bert_jax.errors import UserError
 from bert_jax.fields import Plain, build, field, to_plain
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.attention import SPLASH_MULTIPLE
+from bert_jax.model.flash_attention import what_does_not_fit
 from bert_jax.objective import hybrid, replaced_token  # noqa: F401  kinds of objectives
 from bert_jax.objective.masking import AdaptiveMasking, BoundMasking, Masking, TokenMasking
 from bert_jax.objective.pretraining import MlmNsp
@@ -150,6 +151,20 @@ class PretrainConfig(PretrainingRun):
                 "auto or xla"
             )
         self.objective.check_model(path, model, numerics)
+        if numerics.attention == "flash" and numerics.attention_dropout:
+            for encoder in self.objective.encoders(model):
+                heads, positions = encoder.num_heads, encoder.position_embedding
+                scores = positions.slopes(heads), positions.buckets_of_distances()
+                reason = what_does_not_fit(
+                    data.max_seq_length,
+                    encoder.hidden_size // heads,
+                    scored=any(x is not None for x in scores),
+                )
+                if reason:
+                    raise UserError(
+                        f"{path}.numerics.attention='flash' takes {reason}: use auto or xla, or "
+                        f"{path}.numerics.attention_dropout=0"
+                    )
         check_microbatches(path, "data.batch_size", data.batch_size, self.optimizer)
         for rows in BatchSizes(data).sizes[:-1]:
             name = "data.start_batch_size with data.growth_rows, a batch"

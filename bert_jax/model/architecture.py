@@ -194,8 +194,9 @@ class Numerics:
     attention: str = field(
         "auto",
         '"xla"; "splash", a TPU kernel without dropout; "auto", splash on TPUs for long rows if '
-        "nothing is dropped",
-        choices=("auto", "xla", "splash"),
+        'nothing is dropped; "flash", a TPU kernel with dropout, and as "auto" where nothing is '
+        "dropped",
+        choices=("auto", "xla", "splash", "flash"),
         resume=True,
     )
     scan_layers: bool = field(

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-_LEVELS = 256
+LEVELS = 256  # values of a byte
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
@@ -18,11 +18,16 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
       rate: in [0, 1).
       key: a typed PRNG key; None turns dropout off.
     """
-    dropped_levels = round(rate * _LEVELS)
-    if key is None or dropped_levels == 0:
+    dropped = dropped_levels(rate)
+    if key is None or dropped == 0:
         return x
-    keep = jax.random.bits(key, x.shape, jnp.uint8) >= dropped_levels
-    return jnp.where(keep, x * (_LEVELS / (_LEVELS - dropped_levels)), 0).astype(x.dtype)
+    keep = jax.random.bits(key, x.shape, jnp.uint8) >= dropped
+    return jnp.where(keep, x * (LEVELS / (LEVELS - dropped)), 0).astype(x.dtype)
+
+
+def dropped_levels(rate: float) -> int:
+    """How many of the `LEVELS` values of a byte drop an element."""
+    return round(rate * LEVELS)
 
 
 def split_key(key: jax.Array | None, num: int) -> list[jax.Array | None]:
