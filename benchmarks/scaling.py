@@ -1,6 +1,6 @@
 """Prints the tables of docs/scaling.md: steps compiled for TPU slices that need not exist.
 
-    python benchmarks/scaling.py base [PEER.json ...] | weak | large | limits
+    python benchmarks/scaling.py base [PEER.json ...] | flash | kernel | weak | large | limits
 
 The tables are Markdown. Nothing is run: cycles are the compiler's estimates, without random bits
 and waiting for other devices. A PEER.json is the output of scaling_peer.py. A compile takes from
@@ -15,12 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from bert_jax.api.plan import plan, planned_step
 from bert_jax.api.pretrain import flops_per_row
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.recipes import load_config
+from bert_jax.model.attention import Attend
+from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.parallel.parallelism import choose_attention
 from bert_jax.parallel.topologies import topology_devices
 from bert_jax.report.compiled import ACROSS_SLICES
 from bert_jax.report.flops import CHIPS, GIB
@@ -102,6 +106,64 @@ def base(*peers: str) -> None:
             for kind in kinds
         ),
     )
+
+
+def flash() -> None:
+    """BERT-base, 8 x 512 on eight chips: attention by XLA and by the kernel with dropout."""
+    rows = []
+    for scan, remat in ((True, "dots"), (False, "none")):
+        for kind in ("auto", "flash"):
+            fields = {
+                "data.batch_size": 8 * 8,
+                "data.max_seq_length": 512,
+                "numerics.scan_layers": scan,
+                "numerics.remat": remat,
+                "numerics.attention": kind,
+            }
+            found = plan(recipe("base", **LAYOUTS["ZeRO-1"], **fields), TOPOLOGY)
+            rows.append(
+                (
+                    "scanned" if scan else "unrolled",
+                    *(remat, kind),
+                    f"{found.program.temporary_bytes / 1e6:,.0f}",
+                    f"{found.peak_bytes / 1e6:,.0f}",
+                    f"{found.program.cycles / 1e6:.2f}",
+                )
+            )
+    print_table(
+        ("layers", "remat", "attention", "temporaries MB", "peak MB", "M cycles, kernel left out"),
+        rows,
+    )
+
+
+def kernel() -> None:
+    """The kernel with dropout and its gradients, on 8,192 tokens of BERT-base on one chip."""
+    rows = []
+    for length in (128, 512, 2048, 8192):
+        for topology in ("v5e:2x2", "v5p:2x2x1", "v6e:2x2"):
+            mesh = make_mesh(devices=topology_devices(topology)[:1])
+            attend = choose_attention("flash", mesh)
+
+            def loss(*arrays: jax.Array, attend: Attend = attend) -> jax.Array:
+                result = attend(*arrays, dropout_rate=0.1, dropout_key=jax.random.key(0))
+                return jnp.sum(result.astype(jnp.float32))
+
+            sharding = rules.batch_sharding(mesh)
+            ids = jax.ShapeDtypeStruct((8192 // length, length), jnp.int32, sharding=sharding)
+            shape = (*ids.shape, 12, 64)
+            tokens = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+            step = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+            compiled_step = step.lower(tokens, tokens, tokens, ids).compile()
+            costs, memory = compiled_step.cost_analysis(), compiled_step.memory_analysis()
+            rows.append(
+                (
+                    *(f"{length:,}", topology.partition(":")[0]),
+                    f"{costs['flops'] / 1e9:.1f}",
+                    f"{costs['bytes accessed'] / 1e6:,.0f}",
+                    f"{memory.temp_size_in_bytes / 1e6:,.1f}",
+                )
+            )
+    print_table(("length", "chip", "GFLOP", "MB moved", "temporaries MB"), rows)
 
 
 def weak() -> None:
@@ -245,4 +307,5 @@ def limits() -> None:
 if __name__ == "__main__":
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    {"base": base, "weak": weak, "large": large, "limits": limits}[sys.argv[1]](*sys.argv[2:])
+    tables = (base, flash, kernel, weak, large, limits)
+    {table.__name__: table for table in tables}[sys.argv[1]](*sys.argv[2:])

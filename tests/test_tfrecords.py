@@ -398,6 +398,10 @@ RECORDS = {  # how the third record is broken -> what is said of it
         lambda v: v | {"masked_lm_weights": [float("nan")] * 10},
         "masked_lm_weights has nan",
     ),
+    "padding_before_tokens": (
+        lambda v: v | {"input_mask": [1, 0, *v["input_mask"][2:]]},
+        "input_mask has a token at 2 after padding; padding must be at the end",
+    ),
 }
 
 

@@ -135,7 +135,7 @@ class PremaskedSplit:
 
         Raises:
           UserError: a record is damaged, lacks a feature, has a feature whose length is not that of
-            the first record, or a value out of range.
+            the first record, a value out of range, or padding before tokens.
         """
         length, slots = self.max_seq_length, self.max_predictions_per_seq
         vocab_size = len(self._tokenizer.vocab)
@@ -170,6 +170,14 @@ class PremaskedSplit:
                     f"{self._records.where(numbers[row])}: {name} has {columns[name][row, column]},"
                     f" which is not in [0, {limit}){hint}"
                 )
+        mask = columns["input_mask"]
+        after_padding = mask[:, 1:] > mask[:, :-1]
+        if after_padding.any():
+            row, column = np.argwhere(after_padding)[0]
+            raise UserError(
+                f"{self._records.where(numbers[row])}: input_mask has a token at {column + 1} "
+                "after padding; padding must be at the end"
+            )
         return {
             FEATURES[name]: values.astype(np.int32) if values.dtype == np.int64 else values
             for name, values in columns.items()
