@@ -3,8 +3,10 @@
     bert-jax pretrain --config=mmbert --workdir=runs/mmbert --config.data.store=stores/web
 
 25 % of the tokens are predicted at first, 15 % in long rows, 5 % in the decay. Their phases also
-read more and more languages: set `phases[1].data.store` and `phases[2].data.store`. The tokenizer
-is that of Gemma 2, with 256,000 pieces.
+read more and more languages, sampled at temperatures of 0.7, 0.5 and 0.3. With a store of each
+language, set `phases[0].data.mixture` and the others, and `phases[0].data.temperature`: weights
+of 1 make the shares those sizes to the power of the temperature (docs/data.md). One store for all
+phases is `data.store`. The tokenizer is that of Gemma 2, with 256,000 pieces.
 
 Source: Marone et al. 2025, https://arxiv.org/abs/2509.06888, and
 https://github.com/JHU-CLSP/mmBERT, configs/mmBERT-base*.yaml; tokens of the first phase: those at

@@ -8,12 +8,12 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bert_jax.api.pretrain import check_same, stage_model
+from bert_jax.api.pretrain import check_same, identity, stage_model
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.recipes import with_overrides
 from bert_jax.config.saved import is_finetuning, read_finetune_config, read_pretrain_config
-from bert_jax.data.stores import Store, open_store
+from bert_jax.data.stores import Store, open_data, open_store
 from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluation.heldout import HeldOut
@@ -123,8 +123,19 @@ def evaluate_stores(
             raise UserError(f"{workdir}: not a pretraining run, so it has no held-out documents")
         config = read_pretrain_config(workdir / "config.json")
         opened = {name: _open(workdir, path) for name, path in stores.items()}
+    return _scored(workdir, config, opened, step, weights)
+
+
+def _scored(
+    workdir: epath.Path,
+    config: PretrainConfig,
+    opened: Mapping[str, Store],
+    step: int | None,
+    weights: str,
+) -> dict[str, Evaluated]:
+    """See `evaluate_stores`; `config` is that of the run, `opened` its stores or others."""
     for store in opened.values():
-        check_same(config, store)
+        check_same(config, identity(store))
     mesh = make_mesh()
     trained = load_trained(workdir, mesh, step, weights)
     found = {}
@@ -140,24 +151,33 @@ def _evaluate_pretraining(
 ) -> Evaluated:
     with hosts.agreement():
         config = read_pretrain_config(workdir / "config.json")
-        if not store_path and not epath.Path(config.data.store).exists():
-            raise UserError(
-                f"{config.data.store}, the store of the run, is not there: pass --store"
-            )
-    stores = {"": store_path or config.data.store}
-    (found,) = evaluate_stores(workdir, stores, step=step, weights=weights).values()
+        stage = config.stage_of(latest_step(workdir) or 0 if step is None else step)
+        data = stage.config.data
+        for path in () if store_path else data.stores:
+            if not epath.Path(path).exists():
+                raise UserError(f"{path}, the store of the run, is not there: pass --store")
+        if store_path:
+            store = _open(workdir, store_path)
+        else:
+            store = open_data(data)
+            _check_vocabulary(workdir, store)
+    (found,) = _scored(workdir, config, {"": store}, step, weights).values()
     return found._replace(scores={n: x for n, x in found.scores.items() if n != "tokens"})
 
 
 def _open(workdir: epath.Path, path: str) -> Store:
     """Opens a store whose vocabulary is that of a run."""
     store = open_store(path)
+    _check_vocabulary(workdir, store)
+    return store
+
+
+def _check_vocabulary(workdir: epath.Path, store: Store) -> None:
     if store.tokenizer.vocab_hash != load_tokenizer(workdir).vocab_hash:
         raise UserError(
             f"{store.path} has another vocabulary than {workdir}: "
             f"prepare it with `bert-jax prepare --vocab={workdir}`"
         )
-    return store
 
 
 def _evaluate_task(

@@ -4,11 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -17,8 +18,9 @@ from bert_jax.config.pretraining import PretrainConfig, Stage
 from bert_jax.config.saved import read_pretrain_config
 from bert_jax.data.batch_sizes import BatchSizes
 from bert_jax.data.batches import BatchStream, prefetch
+from bert_jax.data.mixture import Mixture
 from bert_jax.data.sampling import Usage
-from bert_jax.data.stores import Store, open_store
+from bert_jax.data.stores import Store, open_data, sources_of
 from bert_jax.data.suites import suite_name
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
@@ -52,6 +54,7 @@ from bert_jax.train.trackers import check_trackers
 from bert_jax.train.trainer import Trainer
 from bert_jax.train.workdirs import (
     FIRST_ROW,
+    PASSED,
     WEIGHTS,
     check_same_run,
     claim_workdir,
@@ -65,7 +68,7 @@ from bert_jax.train.workdirs import (
 
 # Beginnings of lines about fields in which a branch may differ from its run; the rows of its data
 # are the same whatever `SAME_ROWS` are.
-SAME_ROWS = ("data.store:", "data.batch_size:", "data.start_batch_size:", "data.growth_")
+SAME_ROWS = ("data.max_passes:", "data.batch_size:", "data.start_batch_size:", "data.growth_")
 BRANCH = ("branch_from:", "optimizer.", "masking.", *SAME_ROWS)
 
 
@@ -87,23 +90,26 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
     with hosts.agreement():
         check_trackers(config.trackers)
         config = with_origin(config, workdir)
-        store = configured_store(config)
-    check_same(config, store)
+        stores = configured_stores(config)
+    check_same(config, identities(config, stores))
     hosts.check_shared(workdir)
     with held(workdir):
-        return train(config, workdir, store)
+        return train(config, workdir, stores)
 
 
-def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
+def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) -> bool:
     """Begins or resumes the run in a workdir that is held; see `pretrain`."""
+    store, data = stores[0], identities(config, stores)
     with hosts.agreement():
-        done = check_can_go_on(workdir, config, store)
+        done = check_can_go_on(workdir, config, store, data)
     origin = parse_origin(config.branch_from) if done is None else Origin("", None)
     initial: dict[str, Any] = {}
     started: dict[str, Any] = {} if done is None else start_of(workdir)
     if origin.workdir:
         with hosts.agreement():
             started = {FIRST_ROW: check_origin(config, store)}
+            if passed := passed_at_origin(config, started[FIRST_ROW] > 0):
+                started[PASSED] = passed
         with other_origin(origin):
             model_parts = saved_parts(epath.Path(origin.workdir), config.first_step)
     elif done is None:
@@ -117,19 +123,25 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
         started = {WEIGHTS: weights_fingerprint(initial)}
         for line in lines:
             hosts.print_once(line)
-    stages = [stage for stage in config.stages() if stage.last_step > (done or 0)]
-    if not stages:
+    left = [
+        (stage, store)
+        for stage, store in zip(config.stages(), stores)
+        if stage.last_step > (done or 0)
+    ]
+    if not left:
         hosts.print_once(f"{workdir} has all its {done} steps: nothing to train")
         draw(workdir)
         return True
     # Build all stages now, so that a mistake in the last one fails before the first is trained.
-    first_row = started.get(FIRST_ROW, 0)
-    parts = [
-        Part.build(stage, store, model_parts, first_row * (stage.first_step == config.first_step))
-        for stage in stages
-    ]
+    passed = passed_before(config, stores, left[0][0].first_step, started)
+    parts: list[Part] = []
+    for stage, store in left:
+        first_row = started.get(FIRST_ROW, 0) * (stage.first_step == config.first_step)
+        parts.append(Part.build(stage, going_on(store, passed), model_parts, first_row))
+        passed |= parts[-1].stream.passes(stage.config.steps)
+        check_passes(stage, passed)
     check_shapes(parts)
-    describe(parts, store)
+    describe(parts)
 
     progress: dict[str, Any] = {}
     if origin.workdir:
@@ -145,7 +157,7 @@ def train(config: PretrainConfig, workdir: epath.Path, store: Store) -> bool:
         hosts.print_once(f"resuming at step {done}")
     with hosts.agreement():
         if hosts.is_primary():
-            claim_workdir(workdir, config.to_dict(), identity(store) | started, store.tokenizer)
+            claim_workdir(workdir, config.to_dict(), data | started, store.tokenizer)
             record_start(workdir, done or config.first_step)
     with Checkpoints(workdir, keep=config.keep_checkpoints, last=done or 0) as checkpoints:
         trainer = Trainer(state, checkpoints, progress)
@@ -218,6 +230,7 @@ class Part(NamedTuple):
       model: structure of the model.
       program: training state and step.
       objective: what the model learns.
+      store: its data.
       stream: this host's batches.
       heldout: evaluation on held-out documents.
       suites: evaluation on suites, if there are any.
@@ -228,6 +241,7 @@ class Part(NamedTuple):
     model: Model
     program: Program
     objective: BoundObjective
+    store: Store
     stream: BatchStream
     heldout: HeldOut
     suites: SuiteScores | None
@@ -276,7 +290,7 @@ class Part(NamedTuple):
             adaptive=config.adaptive,
             vocab_size=config.model.vocab_size,
         )
-        return cls(stage, mesh, model, program, objective, stream, heldout, suites)
+        return cls(stage, mesh, model, program, objective, store, stream, heldout, suites)
 
     def initial_state(self, seed: int, given: dict[str, Any]) -> TrainState:
         """The state at step 0; parameters in `given`, numpy arrays, replace random ones."""
@@ -305,25 +319,32 @@ class Part(NamedTuple):
     def log(self, writer: MetricsWriter) -> Log:
         """The hook that writes lines of metrics."""
         config, sizes = self.stage.config, BatchSizes(self.stage.config.data)
+
+        def passes(step: int) -> dict[str, float]:
+            passed = self.stream.passes(step - self.stage.first_step)
+            return {f"data/passes/{name}": times for name, times in passed.items()}
+
         return Log(
             writer,
             self.objective.heads,
             self.objective.factors,
+            more=passes,
             first_row=lambda step: sizes.first_row(step - self.stage.first_step),
             flops_per_token=flops_per_row(config) / config.data.max_seq_length,
             peak_flops=peak_flops(self.mesh),
         )
 
 
-def describe(parts: list[Part], store: Store) -> None:
-    """Prints the number of parameters, the devices, the store and the stages."""
+def describe(parts: list[Part]) -> None:
+    """Prints the number of parameters, the devices, the stores and the stages."""
     count = num_params(parts[0].program.abstract_state.params)
     mesh, kind = parts[0].mesh, jax.devices()[0].device_kind
     hosts.print_once(
         f"{count:,} parameters on {mesh.size} {kind} device(s), mesh {dict(mesh.shape)}"
     )
     cpu.advise()
-    hosts.print_once(store.summary)
+    for summary in dict.fromkeys(part.store.summary for part in parts):
+        hosts.print_once(summary)
     for part in parts:
         config, sizes = part.stage.config, BatchSizes(part.stage.config.data).sizes
         grow = f"{sizes[0]:,} to " if len(sizes) > 1 else ""
@@ -332,6 +353,7 @@ def describe(parts: list[Part], store: Store) -> None:
             f"rows of {config.data.max_seq_length} tokens, {part.stream.rows_per_epoch:,} rows an "
             f"epoch{_used(part.stream.usage, config.data.pairs)}"
         )
+        _describe_mixture(part)
         if len(sizes) > 1:
             hosts.print_once(
                 f"batches grow in {config.data.growth_steps:,} steps; the step is compiled for "
@@ -339,6 +361,21 @@ def describe(parts: list[Part], store: Store) -> None:
             )
         if part.stream.usage and (warning := part.stream.usage.warning()):
             hosts.print_once(f"Warning: {warning}.")
+
+
+def _describe_mixture(part: Part) -> None:
+    """Prints shares and passes of the sources, if there are several, and warnings about them."""
+    if mixture := part.stage.config.data.mixture_summary:
+        hosts.print_once(f"  tokens from {mixture}")
+    before, after = (part.stream.passes(step) for step in (0, part.stage.config.steps))
+    for source in part.stream.parts:
+        hosts.print_once(
+            f"  {source.name}: {source.share:.1%} of the tokens, {source.rows_per_epoch:,} rows a "
+            f"pass{_used(source.usage, part.stage.config.data.pairs)}, passed "
+            f"{before[source.name]:.2f} to {after[source.name]:.2f} times"
+        )
+        if source.usage and (warning := source.usage.warning()):
+            hosts.print_once(f"Warning: {source.name}: {warning}.")
 
 
 def _used(usage: Usage | None, pairs: str) -> str:
@@ -449,17 +486,36 @@ def flops_per_row(config: PretrainConfig) -> float:
     )
 
 
+def configured_stores(config: PretrainConfig) -> tuple[Store, ...]:
+    """Opens the data of each stage of a run; those of several stages once.
+
+    Raises:
+      UserError: as `configured_store`, or the stages have different vocabularies.
+    """
+    opened: dict[Any, Store] = {}
+    stores: list[Store] = []
+    for stage in config.stages():
+        data = stage.config.data
+        key = data.store, tuple((source.name, source.store) for source in data.sources)
+        with stage.errors():
+            if key not in opened:
+                opened[key] = configured_store(stage.config)
+            stores.append(opened[key])
+            if stores[-1].tokenizer.vocab_hash != stores[0].tokenizer.vocab_hash:
+                raise UserError(
+                    f"config.{stage.name}.data: {stores[-1].path} has another vocabulary than "
+                    f"{stores[0].path}, which an earlier phase reads"
+                )
+    return tuple(stores)
+
+
 def configured_store(config: PretrainConfig) -> Store:
-    """Opens the store of a config.
+    """Opens the store of a stage.
 
     Raises:
       UserError: no store is named, it cannot be opened, or its vocabulary is not the model's.
     """
-    if not config.data.store:
-        raise UserError(
-            "config.data.store is empty: name the directory that `bert-jax prepare` wrote"
-        )
-    store = open_store(config.data.store)
+    store = open_data(config.data)
     size = len(store.tokenizer.vocab)
     if config.model.vocab_size != size:
         raise UserError(
@@ -475,9 +531,70 @@ def configured_store(config: PretrainConfig) -> Store:
     return store
 
 
-def check_same(config: PretrainConfig, store: Store) -> None:
-    """Raises UserError if a process has another config or other data than process 0."""
-    mine = config.to_dict() | identity(store)
+def going_on(store: Store, passed: Mapping[str, float]) -> Store:
+    """The data of a stage; a mixture goes on where its sources were passed to."""
+    return store.after(passed) if isinstance(store, Mixture) else store
+
+
+def passed_before(
+    config: PretrainConfig, stores: Sequence[Store], step: int, started: Mapping[str, Any]
+) -> dict[str, float]:
+    """How often each source of mixtures was passed before a step of a run, by name.
+
+    Args:
+      config: configuration of the run.
+      stores: its data, by stage.
+      step: step of the run.
+      started: what its `data.json` says that it started from.
+    """
+    passed: dict[str, float] = dict(started.get(PASSED, {}))
+    first_row = started.get(FIRST_ROW, 0)
+    for stage, store in zip(config.stages(), stores):
+        if stage.first_step < step and isinstance(store, Mixture):
+            stream = store.after(passed).training_batches(
+                stage.config.data, seed=config.seed, host_rows=np.arange, first_row=first_row
+            )
+            passed |= stream.passes(min(step, stage.last_step) - stage.first_step)
+        first_row = 0
+    return passed
+
+
+def passed_at_origin(config: PretrainConfig, same_rows: bool) -> dict[str, float]:
+    """How often each source was passed where a branch begins to count its rows.
+
+    Args:
+      config: configuration of the branch.
+      same_rows: whether its rows are those of the stage of its run, which began with the first.
+    """
+    run = epath.Path(parse_origin(config.branch_from).workdir)
+    saved = read_pretrain_config(run / "config.json")
+    if not any(stage.config.data.mixture for stage in saved.stages()):
+        return {}
+    step = saved.stage_of(config.first_step).first_step if same_rows else config.first_step
+    return passed_before(saved, configured_stores(saved), step, start_of(run))
+
+
+def check_passes(stage: Stage, passed: Mapping[str, float]) -> None:
+    """Raises UserError if a source is passed too often at the end of a stage."""
+    data = stage.config.data
+    for source in data.sources if data.max_passes else ():
+        if passed[source.name] > data.max_passes:
+            with stage.errors():
+                raise UserError(
+                    f"config.data.max_passes={data.max_passes:g}: {source.name} is passed "
+                    f"{passed[source.name]:.2f} times by step {stage.last_step}; lower its weight "
+                    "in config.data.mixture, train fewer steps, or allow more passes"
+                )
+
+
+def check_same(config: PretrainConfig, data: Mapping[str, str]) -> None:
+    """Raises UserError if a process has another config or other data than process 0.
+
+    Args:
+      config: configuration of the run.
+      data: identifies its data.
+    """
+    mine = config.to_dict() | dict(data)
     first, *others = map(json.loads, hosts.gather(json.dumps(mine)))
     for process, other in enumerate(others, start=1):
         changed = differences(first, other)
@@ -549,8 +666,10 @@ def is_over(config: PretrainConfig, done: int, budget: Budget, target: Target) -
     return ""
 
 
-def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -> int | None:
-    """Checks that the workdir is new, or that its run can go on with this config and store.
+def check_can_go_on(
+    workdir: epath.Path, config: PretrainConfig, store: Store, data: Mapping[str, str]
+) -> int | None:
+    """Checks that the workdir is new, or that its run can go on with this config and these data.
 
     Returns:
       The step of the checkpoint to go on from; None to begin.
@@ -574,7 +693,8 @@ def check_can_go_on(workdir: epath.Path, config: PretrainConfig, store: Store) -
             initial_params(config, store.tokenizer, trained_parts(config, store))[0]
         )
 
-    check_same_run(workdir, changed, identity(store), weights, [*resumable(config), *later])
+    free = [*resumable(config), *moved(config), *later]
+    check_same_run(workdir, changed, data, weights, free)
     if step > config.last_step:
         raise UserError(
             f"config.steps={config.steps}, but {workdir} has {step - config.first_step} steps "
@@ -622,9 +742,12 @@ def check_origin(config: PretrainConfig, store: Store) -> int:
         raise UserError(f"config.branch_from={origin}: {run} has no checkpoint of that step")
     before, after = saved.stage_of(config.first_step), config.stages()[0]
     changed = differences(before.config.to_dict(), after.config.to_dict())
-    changed += other_data(read_json(run / "data.json"), identity(store))
-    of_phase = [f"{path}{end}" for path in flatten(after.phase) for end in ":."]
-    refused = [x for x in changed if not x.startswith((*resumable(config), *BRANCH, *of_phase))]
+    of_phase = [f"{path}{end}" for path in flatten(after.phase) for end in ":.["]
+    if not {"data.store:", "data.mixture:"} & {*of_phase}:
+        changed += other_data(read_json(run / "data.json"), identity(store))
+    same_rows = (*SAME_ROWS, *moved(config))
+    free = (*resumable(config), *BRANCH, *same_rows, *of_phase)
+    refused = [x for x in changed if not x.startswith(free)]
     if refused:
         raise UserError(
             f"config.branch_from={origin} is a run of another model or other data: "
@@ -632,7 +755,7 @@ def check_origin(config: PretrainConfig, store: Store) -> int:
         )
     for line in changed:
         hosts.print_once(f"other than in {run}: {line}")
-    if any(x.startswith("data.") and not x.startswith(SAME_ROWS) for x in changed):
+    if any(x.startswith("data.") and not x.startswith(same_rows) for x in changed):
         return 0
     first_row = start_of(run).get(FIRST_ROW, 0) if before.first_step == saved.first_step else 0
     done = config.first_step - before.first_step
@@ -651,6 +774,34 @@ def other_origin(origin: Origin) -> Iterator[None]:
         raise UserError(f"{error.fact}{advice}") from error
 
 
-def identity(store: Store) -> dict[str, str]:
-    """Identifies the data of a run."""
-    return {"store_fingerprint": store.fingerprint}
+def moved(config: PretrainConfig) -> list[str]:
+    """Beginnings of the lines of `differences` about the paths of stores."""
+    names = ["data.store", *(f"data.mixture[{i}].store" for i in range(len(config.data.mixture)))]
+    for stage in config.stages() if config.phases else ():
+        each = ["data.store"]
+        each += [f"data.mixture[{i}].store" for i in range(len(stage.config.data.mixture))]
+        names += [f"{stage.name}.{name}" for name in each]
+    return [f"{name}:" for name in names]
+
+
+def identity(store: Store, stage: str = "") -> dict[str, str]:
+    """Identifies the data of a stage: the fingerprint of its store, or of each source by name.
+
+    Args:
+      store: its data.
+      stage: name of the stage; empty for the first one.
+    """
+    prefix = f"{stage}." if stage else ""
+    return {
+        f"{prefix}store_fingerprint{f'.{name}' if name else ''}": source.fingerprint
+        for name, source in sources_of(store).items()
+    }
+
+
+def identities(config: PretrainConfig, stores: Sequence[Store]) -> dict[str, str]:
+    """Identifies the data of a run; of later stages, those that differ from the first one's."""
+    found = identity(stores[0])
+    for stage, store in zip(config.stages(), stores):
+        if store is not stores[0]:
+            found |= identity(store, stage.name)
+    return found

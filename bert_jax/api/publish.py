@@ -88,7 +88,7 @@ def publish(
         license=license,
         language=language,
         limits=limits,
-        sources=_sources(config.data.store) if config else (),
+        sources=_sources(config.stores) if config else (),
         revisions=steps,
         **_facts(read_workdir(source)),
     )
@@ -119,9 +119,12 @@ def _write_first(
         _convert(epath.Path(scratch), target)
 
 
-def _sources(store: str) -> list[dict[str, Any]]:
-    manifest = epath.Path(store) / "manifest.json"
-    return read_json(manifest).get("sources", []) if manifest.exists() else []
+def _sources(stores: Sequence[str]) -> list[dict[str, Any]]:
+    """What stores were made from, if they are still there; documents that were added, too."""
+    paths = [epath.Path(store) / "manifest.json" for store in stores]
+    manifests = [read_json(path) for path in paths if path.exists()]
+    parts = [part for each in manifests for part in (each, *each.get("appended", ()))]
+    return [source for part in parts for source in part.get("sources", ())]
 
 
 def _facts(model: Portable) -> dict[str, Any]:

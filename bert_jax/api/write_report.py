@@ -67,7 +67,7 @@ def read_run(workdir: epath.Path, texts: Sequence[str]) -> Run:
         config, data = read_finetune_config(path), []
     else:
         config = read_pretrain_config(path)
-        data = _about(config.data.store, read_json(workdir / "data.json"))
+        data = _about(config.stores, read_json(workdir / "data.json"))
     fields, defaults = flatten(config.to_dict()), flatten(type(config)().to_dict())
     results = workdir / "results.json"
     return Run(
@@ -83,12 +83,13 @@ def read_run(workdir: epath.Path, texts: Sequence[str]) -> Run:
     )
 
 
-def _about(store: str, data: Mapping[str, Any]) -> list[str]:
-    """What a store says about itself, unless it is elsewhere by now, and what identifies it."""
-    lines = [f"{name.replace('_', ' ')}: {value}" for name, value in data.items()]
-    with contextlib.suppress(UserError):
-        lines.insert(0, f"{store}: {open_store(store).summary}")
-    return lines
+def _about(stores: Sequence[str], data: Mapping[str, Any]) -> list[str]:
+    """What stores say of themselves, unless they are elsewhere by now, and what identifies them."""
+    lines = []
+    for store in stores:
+        with contextlib.suppress(UserError):
+            lines.append(f"{store}: {open_store(store).summary}")
+    return lines + [f"{name.replace('_', ' ')}: {value}" for name, value in data.items()]
 
 
 def _confusions(workdir: epath.Path) -> Iterator[tuple[str, bytes]]:

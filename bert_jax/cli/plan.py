@@ -56,6 +56,9 @@ def main(argv: Sequence[str]) -> int:
 
     config, lines = follow_weights(config, overrides)
     print(*lines, sep="\n", end="\n" if lines else "")
+    for stage in config.stages():
+        if mixture := stage.config.data.mixture_summary:
+            say(f"{stage.name or 'run'}: tokens from {mixture}")
     plans = []
     for name, plan in plan_stages(
         config, arguments.topology, arguments.slices, largest_batch=arguments.search

@@ -106,6 +106,11 @@ class PretrainConfig(PretrainingRun):
             first_step = stages[-1].last_step
         return tuple(stages)
 
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The directories of the data of all stages, each once."""
+        return tuple(dict.fromkeys(x for stage in self.stages() for x in stage.config.data.stores))
+
     def stage_of(self, step: int) -> "Stage":
         """The stage that the state after `step` steps was trained in."""
         return next(stage for stage in self.stages() if step <= stage.last_step)

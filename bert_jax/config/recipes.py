@@ -20,6 +20,7 @@ from bert_jax.config.arguments import ConfigArguments, parse, recipes_folder
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.saved import RENAMED, RENAMED_IN_PHASES, migrate
+from bert_jax.data.sampling import MixedStore
 from bert_jax.errors import UserError
 from bert_jax.fields import (
     Choice,
@@ -109,13 +110,14 @@ def with_overrides(cls: type, fields: ConfigDict, flags_given: Sequence[str]) ->
     Raises:
       UserError: a field is unknown, or a value of a wrong type.
     """
-    overrides = [_Override.parse(flag).resolved(cls, fields) for flag in flags_given]
+    given = [_Override.parse(flag).resolved(cls, fields) for flag in flags_given]
+    overrides = [each for each in given if not each.set_groups(cls, fields)]
     for override in overrides:
         if override.parts[-1] == "name":
             _choose_kind(cls, fields, override)
     for override in overrides:
         override.place(cls, fields)
-    _check_phases(fields, overrides)
+    _check_phases(fields, given)
     rest = [
         override
         for override in overrides
@@ -127,8 +129,9 @@ def with_overrides(cls: type, fields: ConfigDict, flags_given: Sequence[str]) ->
 
 def _plain(value: Any) -> Any:
     """Nested plain values."""
-    if isinstance(value, ConfigDict):
-        return {name: _plain(item) for name, item in value.to_dict().items()}
+    if isinstance(value, ConfigDict | dict):
+        fields = value.to_dict() if isinstance(value, ConfigDict) else value
+        return {name: _plain(item) for name, item in fields.items()}
     return tuple(map(_plain, value)) if isinstance(value, tuple) else value
 
 
@@ -158,7 +161,10 @@ def _run_recipe(given: ConfigArguments) -> ConfigDict:
 
 
 class _Override(NamedTuple):
-    """`--config.PATH=VALUE`; `parts` are those of PATH, with `phases[0]` as a single part."""
+    """`--config.PATH=VALUE`; `parts` are those of PATH, with `phases[0]` as a single part.
+
+    `phases` and `mixture` are the fields that hold groups.
+    """
 
     parts: tuple[str, ...]
     value: str | None
@@ -195,12 +201,13 @@ class _Override(NamedTuple):
         path = "config"
         root = Root(path, cls)
         for depth, part in enumerate(self.parts):
-            if part.startswith("phases["):
-                fields, part = _phase(fields, part), ""
-                path = f"{path}.{self.parts[depth]}"
+            if item := _ITEM.fullmatch(part):
+                fields = _item(fields, item, path)
+                cls = _GROUPS[item[1]] or cls
+                path = f"{path}.{part}"
                 root = Root(path, cls)
                 if depth + 1 == len(self.parts):
-                    raise _is_group(path, list(fields))
+                    raise _is_group(path, list(fields) or list(fields_of(cls)))
                 continue
             yield _Place(cls, fields, part, path)
             known = fields_of(cls)
@@ -253,6 +260,25 @@ class _Override(NamedTuple):
             last.fields[last.name] = names
         return True
 
+    def set_groups(self, cls: type, fields: ConfigDict) -> bool:
+        """Sets a field of several groups; returns whether it is one."""
+        *_, last = self.walk(cls, fields)
+        if last.is_kind or last.name not in _GROUPS:
+            return False
+        try:
+            value = ast.literal_eval(self.value or "()")
+        except (ValueError, SyntaxError):
+            value = None
+        groups = (value,) if isinstance(value, dict) else value
+        if not isinstance(groups, tuple | list) or not all(isinstance(x, dict) for x in groups):
+            raise UserError(
+                f"config.{self.path} must be groups such as ({{'name': value}}, ...), not "
+                f"{self.value!r}"
+            )
+        with last.fields.ignore_type():
+            last.fields[last.name] = tuple(map(ConfigDict, groups))
+        return True
+
     def set_optional(self, cls: type, fields: ConfigDict) -> bool:
         """Sets a field that is a number or None; returns whether it is one."""
         *_, last = self.walk(cls, fields)
@@ -269,6 +295,11 @@ class _Override(NamedTuple):
         with last.fields.ignore_type():
             last.fields[last.name] = value
         return True
+
+
+# Fields that hold groups, and the class of these; None: that of the whole config.
+_GROUPS: dict[str, type | None] = {"phases": None, "mixture": MixedStore}
+_ITEM = re.compile(rf"({'|'.join(_GROUPS)})\[(\d+)\]")
 
 
 def _names(text: str) -> Any:
@@ -298,12 +329,16 @@ def _is_group(path: str, known: Sequence[str]) -> UserError:
     return UserError(f"{path} is a group: set its fields, {', '.join(sorted(known))}")
 
 
-def _phase(fields: ConfigDict, part: str) -> ConfigDict:
-    phases = fields.get("phases", ())
-    index = part.removeprefix("phases[").removesuffix("]")
-    if not index.isdecimal() or int(index) >= len(phases):
-        raise UserError(f"config.{part}: config.phases has {len(phases)} items")
-    return phases[int(index)]
+def _item(fields: ConfigDict, item: re.Match[str], path: str = "config") -> ConfigDict:
+    """A group in a field that holds several."""
+    name, index = item[1], int(item[2])
+    groups = fields.get(name, ())
+    if index >= len(groups):
+        raise UserError(f"{path}.{item[0]}: {path}.{name} has {len(groups)} items")
+    if not all(isinstance(group, ConfigDict) for group in groups):
+        with fields.ignore_type():
+            fields[name] = tuple(map(ConfigDict, groups))
+    return fields[name][index]
 
 
 def _choose_kind(cls: type, fields: ConfigDict, override: _Override) -> None:
@@ -325,7 +360,13 @@ def _check_phases(fields: ConfigDict, overrides: Sequence[_Override]) -> None:
     phases = fields.get("phases", ())
     for override in overrides:
         path = ".".join(override.parts)
-        if phases and all(_has(phase, override.parts) for phase in phases):
+        parts = []  # up to the field, if it is an item of one that holds groups
+        for part in override.parts:
+            item = _ITEM.fullmatch(part)
+            parts.append(item[1] if item else part)
+            if item:
+                break
+        if phases and all(_has(phase, parts) for phase in phases):
             raise UserError(f"config.{path}: every phase has its own: set config.phases[0].{path}")
 
 
@@ -360,5 +401,6 @@ def _apply(fields: ConfigDict, overrides: Sequence[_Override]) -> None:
 
 def _get(fields: Any, parts: Sequence[str]) -> Any:
     for part in parts:
-        fields = _phase(fields, part) if part.startswith("phases[") else fields[part]
+        item = _ITEM.fullmatch(part)
+        fields = _item(fields, item) if item else fields[part]
     return fields

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit
 
 from bert_jax.data.batch_sizes import BatchSizes
-from bert_jax.data.rows import Rows
+from bert_jax.data.rows import Part, Rows
 from bert_jax.data.sampling import Sampling, Usage
 
 HELDOUT_SEED = 0
@@ -37,10 +37,15 @@ class BatchStream(Steps, Protocol):
     Attributes:
       rows_per_epoch: rows of the first epoch; other epochs have about as many.
       usage: what the first epoch uses of the documents; None if it uses all of its data.
+      parts: sources, if it is a mixture.
     """
 
     rows_per_epoch: int
     usage: Usage | None
+    parts: Sequence[Part]
+
+    def passes(self, step: int) -> dict[str, float]:
+        """How often each source of a mixture was passed before `step`, also earlier in the run."""
 
 
 class SpecialIds(Protocol):
@@ -84,7 +89,7 @@ class Batches:
 
     Attributes:
       rows: the stream.
-      rows_per_epoch, usage: of the stream.
+      rows_per_epoch, usage, parts: of the stream.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Batches:
         """
         self.rows = rows
         self.rows_per_epoch, self.usage = rows.rows_per_epoch, rows.usage
+        self.parts = rows.parts
         self._sampling = sampling
         self._special = special
         self._sizes = BatchSizes(sampling, first_row)
@@ -161,6 +167,10 @@ class Batches:
             )
         return batch
 
+    def passes(self, step: int) -> dict[str, float]:
+        """See `BatchStream`."""
+        return self.rows.passes(self._sizes.first_row(step))
+
 
 class Records(Protocol):
     """Pre-masked examples; see `bert_jax.data.tfrecords`."""
@@ -202,6 +212,7 @@ class PremaskedBatches:
         self._host_rows = functools.lru_cache(maxsize=2)(host_rows)
         self.rows_per_epoch = len(split)
         self.usage: Usage | None = None
+        self.parts: Sequence[Part] = ()
         self._num_rows = math.inf if num_epochs is None else num_epochs * len(split)
         # Row of the stream -> example, in a new order every epoch, without holding it in memory.
         self._order = grain.MapDataset.range(len(split)).shuffle(seed=seed)
@@ -225,6 +236,10 @@ class PremaskedBatches:
             "position_ids": positions * batch["segment_ids"],
             "cls_positions": np.zeros((len(stream), 1), np.int32),
         }
+
+    def passes(self, step: int) -> dict[str, float]:
+        """Of no source: it is no mixture."""
+        return {}
 
 
 def prefetch(batches: Steps, start_step: int, stop_step: int) -> Iterator[Batch]:

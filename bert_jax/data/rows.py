@@ -52,6 +52,22 @@ class Piece(NamedTuple):
     rows: np.ndarray
 
 
+class Part(NamedTuple):
+    """A source of a mixture.
+
+    Attributes:
+      name: its name.
+      share: its share of the tokens.
+      rows_per_epoch: rows in a pass.
+      usage: what a pass uses of its documents.
+    """
+
+    name: str
+    share: float
+    rows_per_epoch: int
+    usage: Usage | None
+
+
 class Rows(Protocol):
     """An endless stream of rows, or one that ends.
 
@@ -59,11 +75,16 @@ class Rows(Protocol):
       rows_per_epoch: rows in which every shard is visited once.
       usage: what a pass uses of the documents.
       says_words: whether the store says which tokens continue a word.
+      parts: sources, if it is a mixture.
     """
 
     rows_per_epoch: int
-    usage: Usage | None
     says_words: bool
+
+    @property
+    def usage(self) -> Usage | None: ...
+    @property
+    def parts(self) -> Sequence[Part]: ...
 
     def pieces(self, rows: np.ndarray) -> Iterator[Piece]:
         """Rows of the stream, int64 [n] in any order, from the plans that hold them.
@@ -73,6 +94,9 @@ class Rows(Protocol):
         Raises:
           UserError: as `plan_epoch`, or a shard is damaged.
         """
+
+    def passes(self, row: int) -> dict[str, float]:
+        """How often each source of a mixture was passed before a row, also earlier in the run."""
 
 
 def one_planner() -> ThreadPoolExecutor:
@@ -114,6 +138,8 @@ class StoreRows:
       tokens_per_row: mean tokens of documents in a row of it, special tokens not counted.
       says_words: whether the store says which tokens continue a word.
     """
+
+    parts = ()
 
     def __init__(
         self,
@@ -215,6 +241,10 @@ class StoreRows:
                 (ascending[first:end] - row + segment.row) % plan.num_rows,
             )
             first = end
+
+    def passes(self, row: int) -> dict[str, float]:
+        """Of no source: it is no mixture."""
+        return {}
 
     def _drawn_round(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The order in which shards are visited, and the rows of the round before each visit."""

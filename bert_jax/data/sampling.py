@@ -8,17 +8,20 @@ generators", 2014), one stream per document, in integer arithmetic only, so a pl
 for bit in all versions of NumPy and Numba.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 
 from bert_jax.data.split import Size
 from bert_jax.errors import UserError
-from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, field
+from bert_jax.fields import FRACTION, NOT_NEGATIVE, POSITIVE, build, field
 
 PAIRS = ("nsp", "sop", "none")
+_NAME = re.compile(r"[\w.-]+")
 SHORTEST_ROW = 8  # [CLS] A [SEP] B [SEP], with a token to predict and one to predict it from
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -34,6 +37,15 @@ _EXAMPLES, _EXAMPLE_ORDER, _ROW_ORDER, _SHARD, _SHARD_ORDER, _MIXING = range(6)
 
 
 @dataclass(frozen=True)
+class MixedStore:
+    """A source of a mixture."""
+
+    store: str = field("", "directory of a token store", resume=True)
+    weight: float = field(1.0, "factor of its share of the tokens", bounds=POSITIVE)
+    name: str = field("", "its name in metrics; empty: the last part of store")
+
+
+@dataclass(frozen=True)
 class Sampling:
     """What a batch holds."""
 
@@ -41,6 +53,25 @@ class Sampling:
         "",
         "directory written by `bert-jax prepare`, or one of pre-masked TFRecords, which need "
         "packing off and ignore pairs, short_seq_prob and masking",
+        resume=True,
+    )
+    mixture: tuple[Mapping[str, Any], ...] = field(
+        (),
+        "token stores to mix instead of one store, each a group with its store and, if wanted, "
+        'weight (1.0) and name (the last part of store): ({"store": "stores/web", "weight": 0.7}, '
+        '{"store": "stores/books", "weight": 0.3})',
+    )
+    temperature: float = field(
+        0.0,
+        "exponent of the sources' sizes: a source of a mixture has weight * tokens ** temperature "
+        "as its share of the tokens, relative to the others; 0: the weights alone, 1: as large as "
+        "it is",
+        bounds="[0, 1]",
+    )
+    max_passes: float = field(
+        0.0,
+        "a run that would pass a source of a mixture more often than this is refused; 0: no limit",
+        bounds=NOT_NEGATIVE,
         resume=True,
     )
     batch_size: int = field(256, "rows of the global batch", bounds=POSITIVE)
@@ -86,8 +117,57 @@ class Sampling:
         """Rows by which batches grow at a time."""
         return self.growth_rows or max(self.batch_size // 16, 1)
 
+    @property
+    def sources(self) -> tuple[MixedStore, ...]:
+        """The sources of the mixture with their names; () if there is none."""
+        return tuple(self._source(each) for each in self.mixture)
+
+    @property
+    def stores(self) -> tuple[str, ...]:
+        """The directories of all its data."""
+        return tuple(each.store for each in self.sources) or (self.store,)
+
+    @property
+    def mixture_summary(self) -> str:
+        """What the mixture is, as far as the configuration tells; empty if there is none."""
+        if not self.mixture:
+            return ""
+        if self.temperature:
+            weights = ", ".join(f"{each.name} {each.weight:g}" for each in self.sources)
+            return f"weights {weights}, times tokens ** {self.temperature:g}"
+        total = sum(each.weight for each in self.sources)
+        return ", ".join(f"{each.name} {each.weight / total:.1%}" for each in self.sources)
+
+    def _source(self, given: Mapping[str, Any], path: str = "config.data.mixture") -> MixedStore:
+        source = build(MixedStore, given, path)
+        return replace(source, name=source.name or source.store.rstrip("/").rpartition("/")[2])
+
     def check(self, path: str) -> None:
-        """Raises UserError if a row is too short for an example."""
+        """Raises UserError if a row is too short for an example, or the mixture is none."""
+        names = set()
+        for index, given in enumerate(self.mixture):
+            place = f"{path}.mixture[{index}]"
+            source = self._source(given, place)
+            if not source.store:
+                raise UserError(f"{place}.store is empty: name the directory of a token store")
+            if not _NAME.fullmatch(source.name):
+                raise UserError(
+                    f"{place}.name={source.name!r}: a name has letters, digits, '.', '_' and '-' "
+                    "only; give it one"
+                )
+            if source.name in names:
+                raise UserError(
+                    f"{place}.name={source.name!r}: another source has this name; set a name"
+                )
+            names.add(source.name)
+        if self.mixture and self.store:
+            raise UserError(
+                f"{path}.store={self.store!r} does not go with {path}.mixture: set one of them to "
+                "'' or ()"
+            )
+        if not self.mixture and (self.temperature or self.max_passes):
+            name = "temperature" if self.temperature else "max_passes"
+            raise UserError(f"{path}.{name}: is for a {path}.mixture, and there is none")
         if self.max_seq_length < SHORTEST_ROW:
             raise UserError(
                 f"{path}.max_seq_length={self.max_seq_length} is too short: at least {SHORTEST_ROW}"
@@ -291,6 +371,11 @@ def shard_seed(seed: int, shard: int) -> int:
 def shard_order(num_shards: int, *, seed: int, round: int) -> np.ndarray:
     """The order in which shards are visited in a round: int32 [num_shards], a permutation."""
     return _permutation(_stream(seed, round, _SHARD_ORDER), num_shards)
+
+
+def mixing_offset(stop: int, *, seed: int, block: int) -> int:
+    """A random number below `stop` for a block of a mixture."""
+    return int(_below(_stream(seed, block, _MIXING), stop))
 
 
 def _without_empty(sentences: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

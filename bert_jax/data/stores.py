@@ -1,16 +1,18 @@
 """The interface that training needs, for data in any form."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 from etils import epath
 
 from bert_jax.data.batches import Batch, BatchStream, HostRows
+from bert_jax.data.mixture import Mixture
 from bert_jax.data.sampling import Sampling
-from bert_jax.data.store import damaged_files, open_token_store
+from bert_jax.data.store import TokenStore, damaged_files, open_token_store
 from bert_jax.data.tfrecords import damaged_record_files, is_premasked, open_premasked
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
 
 
 class Store(Protocol):
@@ -71,6 +73,35 @@ def open_store(path: epath.PathLike) -> Store:
       UserError: as `open_token_store` and `open_premasked`.
     """
     return open_premasked(path) if is_premasked(path) else open_token_store(path)
+
+
+def open_data(sampling: Sampling) -> Store:
+    """Opens the store or the mixture that is sampled from.
+
+    Raises:
+      UserError: none is named, or as `open_store`; sources of a mixture have different
+        vocabularies, or one is masked already.
+    """
+    if not sampling.mixture:
+        if not sampling.store:
+            raise UserError(
+                "config.data.store is empty: name the directory that `bert-jax prepare` wrote"
+            )
+        return open_store(sampling.store)
+    stores = {}
+    for source in sampling.sources:
+        store = open_store(source.store)
+        if not isinstance(store, TokenStore):
+            raise UserError(
+                f"config.data.mixture: {source.name} is masked already; mix token stores only"
+            )
+        stores[source.name] = store
+    return Mixture(stores)
+
+
+def sources_of(store: Store) -> Mapping[str, Store]:
+    """The sources of a mixture by name; of any other store itself, with the name ""."""
+    return store.stores if isinstance(store, Mixture) else {"": store}
 
 
 def verify(path: epath.PathLike) -> Iterator[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """Scores parameters on the fixed held-out batches of a store."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.data.batches import HELDOUT_SEED
-from bert_jax.data.stores import Store
+from bert_jax.data.stores import Store, sources_of
 from bert_jax.errors import UserError
 from bert_jax.model.model import Model
 from bert_jax.model.parameters import Params
@@ -19,7 +20,7 @@ from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.mesh import row_devices
 from bert_jax.parallel.rules import put_batch
 from bert_jax.report.baselines import pretraining_baselines
-from bert_jax.train.metrics import add_sums, means
+from bert_jax.train.metrics import Sums, add_sums, means
 from bert_jax.train.program import loader
 from bert_jax.train.step import make_eval_step
 
@@ -44,6 +45,9 @@ def bound_objective(
 class HeldOut:
     """Scores on held-out documents, always with the same examples and masks.
 
+    Of a mixture there are the scores of each source, "NAME/METRIC", besides those of all examples
+    together, which do not depend on the weights.
+
     A batch has as many rows as in training, rounded up to a multiple of `row_devices`.
 
     Attributes:
@@ -66,11 +70,18 @@ class HeldOut:
         )
         objective = bound_objective(config, store, model, HELDOUT_SEED)
         rows = -(-config.data.batch_size // row_devices(mesh)) * row_devices(mesh)
-        self._batches = store.heldout_batches(
-            dataclasses.replace(config.data, batch_size=rows, start_batch_size=0, growth_steps=0),
-            num_batches=config.eval_batches,
-            host_rows=hosts.local_rows(rules.batch_sharding(mesh), rows),
+        sampling = dataclasses.replace(
+            config.data, batch_size=rows, start_batch_size=0, growth_steps=0
         )
+        self._sources = sources_of(store)
+        self._batches = {
+            name: source.heldout_batches(
+                sampling,
+                num_batches=config.eval_batches,
+                host_rows=hosts.local_rows(rules.batch_sharding(mesh), rows),
+            )
+            for name, source in self._sources.items()
+        }
         self.tokens = 0
         self._objective = objective
         self._token_counts = store.token_counts
@@ -82,10 +93,20 @@ class HeldOut:
 
     def __call__(self, params: Params) -> dict[str, float]:
         """Means over all held-out examples; see `means`."""
-        batches = [self._step(params, batch) for batch in self._device_batches()]
-        sums = add_sums(jax.device_get(batches))
-        self.tokens = round(sums["tokens"])
-        return means(sums, self._objective.heads, self._objective.factors)
+        sums = {
+            name: add_sums(jax.device_get([self._step(params, batch) for batch in batches]))
+            for name, batches in self._device_batches()
+        }
+        total = add_sums(sums.values())
+        self.tokens = round(total["tokens"])
+
+        def scores(of: Sums) -> dict[str, float]:
+            return means(of, self._objective.heads, self._objective.factors)
+
+        if len(sums) == 1:
+            return scores(total)
+        of_sources = {name: scores(each) for name, each in sums.items()}
+        return scores(total) | _by_source(of_sources)
 
     def baselines(self) -> dict[str, float]:
         """See `pretraining_baselines`; those of heads that the objective has."""
@@ -96,9 +117,40 @@ class HeldOut:
             heads = [head for head in objective.word_heads if head in weights]
             return {head: np.asarray(weights[head]) for head in heads}
 
-        prepared = (jax.device_get(self._prepare(batch)) for batch in self._device_batches())
-        found = pretraining_baselines(prepared, np.asarray(self._token_counts), words)
-        return {name: x for name, x in found.items() if name.rpartition("_")[0] in objective.heads}
+        prepared = {
+            name: (jax.device_get(self._prepare(batch)) for batch in batches)
+            for name, batches in self._device_batches()
+        }
 
-    def _device_batches(self) -> Iterator[Mapping[str, jax.Array]]:
-        return (put_batch(batch, self._mesh) for batch in self._batches)
+        def baselines(
+            batches: Iterable[Mapping[str, np.ndarray]], counts: np.ndarray
+        ) -> dict[str, float]:
+            found = pretraining_baselines(batches, np.asarray(counts), words)
+            return {
+                name: x for name, x in found.items() if name.rpartition("_")[0] in objective.heads
+            }
+
+        if len(prepared) == 1:
+            (batches,) = prepared.values()
+            return baselines(batches, self._token_counts)
+        kept = {name: [*batches] for name, batches in prepared.items()}
+        together = baselines(itertools.chain(*kept.values()), self._token_counts)
+        of_sources = {
+            name: baselines(batches, self._sources[name].token_counts)
+            for name, batches in kept.items()
+        }
+        return together | _by_source(of_sources)
+
+    def _device_batches(self) -> Iterator[tuple[str, Iterator[Mapping[str, jax.Array]]]]:
+        """The batches of each source."""
+        for name, batches in self._batches.items():
+            yield name, (put_batch(batch, self._mesh) for batch in batches)
+
+
+def _by_source(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """{"web/mlm_loss": 2.0} for {"web": {"mlm_loss": 2.0}}."""
+    return {
+        f"{source}/{name}": value
+        for source, values in found.items()
+        for name, value in values.items()
+    }

@@ -33,6 +33,7 @@ class Log:
         heads: Sequence[str],
         factors: Mapping[str, float] | None = None,
         *,
+        more: Callable[[int], Mapping[str, float]] = lambda step: {},
         first_row: Callable[[int], float] = float,
         flops_per_token: float = 0.0,
         peak_flops: float | None = None,
@@ -41,13 +42,14 @@ class Log:
         writer: where to write.
         heads: heads of the objective.
         factors: factors of its losses.
+        more: steps of the run -> metrics that follow from them.
         first_row: steps of the run -> rows of all of these steps, up to a constant: steps take as
           long as they have rows. By default all have the same number.
         flops_per_token: FLOPs of the forward and backward pass.
         peak_flops: peak of all devices together, per second; None if it is not known.
         """
         self._writer, self._heads, self._factors = writer, heads, factors
-        self._first_row = first_row
+        self._more, self._first_row = more, first_row
         self._flops_per_token, self._peak_flops = flops_per_token, peak_flops
 
     def __call__(self, trainer: Trainer) -> None:
@@ -63,6 +65,7 @@ class Log:
         line |= trainer.stopwatch.read()
         if self._peak_flops:
             line["mfu"] = line["tokens_per_second"] * self._flops_per_token / self._peak_flops
+        line |= self._more(trainer.done)
         self._writer.write(trainer.done, "train", line)
         trainer.look_at_clock()
         last_step, before = max(trainer.done, trainer.last_step), trainer.done - int(sums["steps"])

@@ -18,6 +18,7 @@ from bert_jax.train.trackers import RUNS
 # In data.json: what a run started from.
 WEIGHTS = "initial_weights"  # fingerprint of those that `init_from` named
 FIRST_ROW = "first_row"  # of a branch, row of the data with which its first batch begins
+PASSED = "passed"  # of a branch, how often each source of a mixture was passed before its row 0
 # What an interrupted start may leave in a workdir, besides files with `UNFINISHED` names.
 CLAIM = (VOCAB_FILE, TOKENIZER_FILE, CONFIG_FILE, "data.json", STARTS, RUNS, "lock")
 
@@ -150,7 +151,7 @@ def start_of(workdir: epath.Path) -> dict[str, Any]:
     It is empty if its weights were random, or if an older version wrote it.
     """
     known = read_json(workdir / "data.json")
-    return {name: known[name] for name in (WEIGHTS, FIRST_ROW) if name in known}
+    return {name: known[name] for name in (WEIGHTS, FIRST_ROW, PASSED) if name in known}
 
 
 def claim_workdir(
