@@ -262,9 +262,9 @@ class _Override(NamedTuple):
 
     def set_groups(self, cls: type, fields: ConfigDict) -> bool:
         """Sets a field of several groups; returns whether it is one."""
-        *_, last = self.walk(cls, fields)
-        if last.is_kind or last.name not in _GROUPS:
+        if self.parts[-1] not in _GROUPS:
             return False
+        *_, last = self.walk(cls, fields)
         try:
             value = ast.literal_eval(self.value or "()")
         except (ValueError, SyntaxError):

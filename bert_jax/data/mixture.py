@@ -138,8 +138,8 @@ class MixedRows:
         for name, source in zip(names, self._sources):
             if source.says_words != self.says_words:
                 raise UserError(
-                    f"config.data.mixture: of {name} and {names[0]} only one was prepared with a "
-                    "segmenter (--segmenter)"
+                    f"config.data.mixture: of {name} and {names[0]} only one was made with "
+                    "`bert-jax prepare --segmenter`"
                 )
         tokens = np.array([store.token_counts.sum() for store in mixture.stores.values()])
         given = {source.name: source.weight for source in sampling.sources}
