@@ -49,7 +49,7 @@ def get_config():
     )
     config.phases = (
         ConfigDict({{"steps": {half}, "data": {{"mixture": first, "start_batch_size": 8,
-                                              "growth_steps": {half} // 2, "growth_rows": 8}}}}),
+                                              "growth_steps": {half} // 2, "growth_rows": 24}}}}),
         ConfigDict({{"steps": {steps} - {half}, "data": {{"mixture": second, "temperature": 0.3,
                                                         "batch_size": 16}}}}),
     )
