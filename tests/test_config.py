@@ -20,7 +20,7 @@ from bert_jax.fields import Choice, build, leaves
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.model import build_model
 from bert_jax.train.optimizers import Adafactor, Lamb, Sgd
-from bert_jax.train.schedules import Poly
+from bert_jax.train.schedules import Cooldown, Cosine, OneMinusSqrt, Poly
 from bert_jax.train.state import num_params
 
 pytestmark = pytest.mark.core
@@ -120,6 +120,22 @@ def test_kinds(path):
             for part in path.split("."):
                 chosen = getattr(chosen, part)
             assert type(chosen) is kind
+
+
+def test_a_kind_may_hold_others():
+    """In any order of the overrides."""
+    overrides = {
+        "optimizer.schedule.after": "one_minus_sqrt",
+        "optimizer.schedule.after.floor": "0.1",
+        "optimizer.schedule": "cooldown",
+        "optimizer.schedule.before.name": "cosine",
+        "optimizer": "lamb",
+    }
+    flags = [f"{field}={value}" for field, value in overrides.items()]
+    for order in (flags, flags[::-1]):
+        optimizer = load(*order).optimizer
+        assert isinstance(optimizer, Lamb)
+        assert optimizer.schedule == Cooldown(before=Cosine(), after=OneMinusSqrt(floor=0.1))
 
 
 def test_another_kind_keeps_the_fields_that_it_has():

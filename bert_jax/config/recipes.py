@@ -110,11 +110,13 @@ def with_overrides(cls: type, fields: ConfigDict, flags_given: Sequence[str]) ->
     Raises:
       UserError: a field is unknown, or a value of a wrong type.
     """
-    given = [_Override.parse(flag).resolved(cls, fields) for flag in flags_given]
+    given = [_Override.parse(flag) for flag in flags_given]
+    # From outside in: a kind decides which fields there are, and some of them are choices, too.
+    for index in sorted(range(len(given)), key=lambda index: given[index].depth):
+        given[index] = given[index].resolved(cls, fields)
+        if given[index].parts[-1] == "name":
+            _choose_kind(cls, fields, given[index])
     overrides = [each for each in given if not each.set_groups(cls, fields)]
-    for override in overrides:
-        if override.parts[-1] == "name":
-            _choose_kind(cls, fields, override)
     for override in overrides:
         override.place(cls, fields)
     _check_phases(fields, given)
@@ -183,6 +185,11 @@ class _Override(NamedTuple):
     @property
     def path(self) -> str:
         return ".".join(self.parts)
+
+    @property
+    def depth(self) -> int:
+        """How many groups the field is in; that of a kind's name is that of its group."""
+        return len(self.parts) - (self.parts[-1] == "name")
 
     @property
     def flag(self) -> str:
