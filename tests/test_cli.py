@@ -29,6 +29,7 @@ pytestmark = pytest.mark.core
 ROOT = Path(__file__).parents[1]
 HELP = {
     "prepare": ("Tokenise a corpus once", "corpus:sotu", "--vocab-size N", "examples:"),
+    "inspect": ("what is in", "STORE", "--verify", "--output"),
     "pretrain": (
         *("Pretrains BERT", "--config RECIPE[:ARG]", "--workdir DIR", "Exit code 75"),
         f"the next {PROFILED_STEPS} steps are profiled",
