@@ -228,7 +228,7 @@ def test_config_file(text, tmp_path, fails):
 
 
 COMMANDS = {
-    "pretan --config=x": r"bert-jax: unknown verb 'pretan': use one of prepare, pretrain, ",
+    "pretan --config=x": r"bert-jax: unknown verb 'pretan': use one of prepare, inspect, ",
     "pretrain --workdir={tmp}/new": r"required: --config",
     "pretrain --config={configs}/bert.py": r"required: --workdir",
     "pretrain --config={configs}/brt.py --workdir={tmp}/new": r"brt\.py: no such file; recipes are",
@@ -369,8 +369,8 @@ DAMAGES = {
         r"store: not finished; run the same `bert-jax prepare` again",
     ),
     "of a newer version": (
-        replace("manifest.json", '"version": 1', '"version": 2'),
-        r"store: format version 2, this bert_jax reads 1; update bert_jax, or prepare",
+        replace("manifest.json", '"version": 1', '"version": 3'),
+        r"store: format version 3, this bert_jax reads 2; update bert_jax, or prepare",
     ),
     "of another format": (
         replace("manifest.json", '"format": "bert_jax', '"format": "another'),

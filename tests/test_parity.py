@@ -16,7 +16,6 @@ from flax import nnx
 from portables import make_config
 from tiny import make_model
 
-from bert_jax.data.batches import Batches
 from bert_jax.data.store import open_token_store
 from bert_jax.interop.lineages import BERT
 from bert_jax.interop.portable import Portable
@@ -48,7 +47,7 @@ def text(sotu_store) -> Text:
     fields = {"batch_size": 8, "max_seq_length": 128, "short_seq_prob": 0.9, "packing": False}
     config = configured(**{f"data.{name}": value for name, value in fields.items()})
     store = open_token_store(sotu_store)
-    source = Batches(store.train, config.data, store.tokenizer, seed=0)
+    source = store.training_batches(config.data, seed=0, host_rows=np.arange)
     batches = [source.batch(step) for step in range(STEPS)]
     for batch in batches:
         for name, rows in batch.items():

@@ -121,7 +121,7 @@ def test_parquet(model, bert, tmp_path, monkeypatch):
 def test_parquet_without_pyarrow(model, text_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert features(model, text_file, tmp_path / "out.parquet") == 2
-    assert "Parquet needs pyarrow: pip install pyarrow" in capsys.readouterr().err
+    assert "Parquet and Arrow need pyarrow: pip install pyarrow" in capsys.readouterr().err
 
 
 def test_next_sentence(model, bert, tmp_path, monkeypatch, capsys):

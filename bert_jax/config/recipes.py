@@ -306,7 +306,7 @@ class _Override(NamedTuple):
 
 # Fields that hold groups, and the class of these; None: that of the whole config.
 _GROUPS: dict[str, type | None] = {"phases": None, "mixture": MixedStore}
-_ITEM = re.compile(rf"({'|'.join(_GROUPS)})\[(\d+)\]")
+_ITEM = re.compile(rf"({'|'.join(_GROUPS)})\[(.*)\]")
 
 
 def _names(text: str) -> Any:
@@ -338,8 +338,8 @@ def _is_group(path: str, known: Sequence[str]) -> UserError:
 
 def _item(fields: ConfigDict, item: re.Match[str], path: str = "config") -> ConfigDict:
     """A group in a field that holds several."""
-    name, index = item[1], int(item[2])
-    groups = fields.get(name, ())
+    name, groups = item[1], fields.get(item[1], ())
+    index = int(item[2]) if item[2].isdecimal() else len(groups)
     if index >= len(groups):
         raise UserError(f"{path}.{item[0]}: {path}.{name} has {len(groups)} items")
     if not all(isinstance(group, ConfigDict) for group in groups):
