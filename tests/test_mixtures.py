@@ -30,8 +30,6 @@ from bert_jax.fields import build
 from bert_jax.parallel import rules
 from bert_jax.report.metrics_file import read_metrics
 
-pytestmark = pytest.mark.core
-
 
 @pytest.fixture(scope="module")
 def stores(sotu_store, tmp_path_factory):

@@ -34,8 +34,6 @@ from bert_jax.parallel.parallelism import parallelism
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.metrics import means
 
-pytestmark = pytest.mark.core
-
 PACKED = make_batch([[24, 10], [10, 10, 10], [24, 24], [10], [24, 10], [24], [10, 24], [10]])
 ALONE = make_batch([[int(n)] for row in PACKED["segment_ids"] for n in np.bincount(row)[1:]])
 ONE_LAYER = dataclasses.replace(ARCHITECTURE, num_layers=1)
