@@ -69,6 +69,7 @@ ONLY_IN = {
     "sklearn": {"bert_jax.tasks.classification.metrics"},
     "scipy": {"bert_jax.tasks.classification.metrics"},
     "safetensors": {"bert_jax.interop.huggingface"},
+    "apache_beam": {"bert_jax.data.beam"},
     "pyarrow": {"bert_jax.data.columnar"},
     "datasketch": {"bert_jax.data.filters"},
     "py3langid": {"bert_jax.data.filters"},

@@ -1,8 +1,10 @@
 """Tokenises text into a token store."""
 
+import contextlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etils import epath
 
@@ -16,17 +18,11 @@ from bert_jax.data.documents import (
 )
 from bert_jax.data.estimates import Estimate, estimate
 from bert_jax.data.filters import Filter, Filtering, describe, find_filters
-from bert_jax.data.heldout_documents import (
-    document_hash,
-    heldout_bound,
-    is_single_document,
-    tail_start,
-)
-from bert_jax.data.limits import TOKENIZERS, check_heldout, check_workers
+from bert_jax.data.heldout_documents import heldout_bound, is_single_document, training_texts
+from bert_jax.data.limits import RUNNERS, TOKENIZERS, check_heldout, check_workers
 from bert_jax.data.manifest import is_store
-from bert_jax.data.sentences import split_sentences
 from bert_jax.data.store import TokenStore, open_token_store
-from bert_jax.data.store_writer import append_to_store, check_unused, write_store
+from bert_jax.data.store_writer import SHARD_TOKENS, append_to_store, check_unused, write_store
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.data.train_tokenizer import train_tokenizer
 from bert_jax.data.words import load_segmenter
@@ -34,6 +30,9 @@ from bert_jax.errors import UserError
 from bert_jax.fields import Plain
 from bert_jax.interop.tokenizer import read_tokenizer
 from bert_jax.terminal import progress
+
+if TYPE_CHECKING:
+    from bert_jax.data.beam import BeamJob
 
 # Options that say how sources are read; the others make the vocabulary and the splits.
 _READING = (
@@ -66,6 +65,8 @@ def prepare(
     segmenter: str | None = None,
     filters: Sequence[str | Filter] = (),
     append: bool = False,
+    runner: str | None = None,
+    beam_options: Sequence[str] = (),
 ) -> TokenStore:
     """Tokenises a corpus into a store; opens the store if it already exists.
 
@@ -99,6 +100,9 @@ def prepare(
         manifest has what each left out (`filtered`).
       append: add the documents to the store in `output`, as `append_to_store` does, with its
         vocabulary, segmenter and held-out share; nothing is done if they were added already.
+      runner: what runs the work on Apache Beam, one of `bert_jax.data.limits.RUNNERS`; the store is
+        the same. None: processes of this machine.
+      beam_options: pipeline options of Beam, each NAME or NAME=VALUE.
 
     Raises:
       UserError: sources or vocabulary cannot be read, a number is out of range, or `output` holds
@@ -113,6 +117,10 @@ def prepare(
         load_segmenter(segmenter)
     output = epath.Path(output)
     filtering = Filtering(each_filter := find_filters(filters))
+    if runner is not None and runner not in RUNNERS:
+        raise UserError(f"runner={runner!r}: use one of {', '.join(RUNNERS)}")
+    if beam_options and runner is None:
+        raise UserError("--beam-option: is for Apache Beam; name a --runner")
     skipped = SkippedRecords()
     refuse: Refuse = skipped if skip_bad_lines else _refuse
     found = find_sources(
@@ -152,6 +160,27 @@ def prepare(
         # Complete when all documents are read, before the manifest is written.
         **({"filtered": filtering.counts} if each_filter else {}),
     }
+
+    @contextlib.contextmanager
+    def on_beam() -> Iterator["BeamJob | None"]:
+        """The job that makes the shards; None if this machine does."""
+        if runner is None:
+            yield None
+            return
+        from bert_jax.data.beam import beam_job
+
+        with beam_job(
+            found,
+            refuse,
+            each_filter,
+            output,
+            runner=runner,
+            options=beam_options,
+            workers=workers,
+        ) as job:
+            job.measure(filtering, SHARD_TOKENS)
+            yield job
+
     if append:
         reading = {k: v for k, v in provenance["options"].items() if k in _READING}
         added = provenance | {"options": reading}
@@ -159,14 +188,15 @@ def prepare(
         for each in store.manifest.get("appended", ()):
             if all(each.get(name) == added[name] for name in ("sources", "options")):
                 return store
-        skipped.count = 0
-        return append_to_store(
-            output,
-            filtering(_with_progress(found, "tokens", refuse), workers),
-            workers=workers,
-            provenance=added,
-            num_skipped=lambda: skipped.count,
-        )
+        with on_beam() as job:
+            skipped.count = 0
+            return append_to_store(
+                output,
+                job or filtering(_with_progress(found, "tokens", refuse), workers),
+                workers=workers,
+                provenance=added,
+                num_skipped=lambda: job.skipped if job else skipped.count,
+            )
     if is_store(output):
         store = open_token_store(output)
         _check_same(store, provenance)
@@ -176,27 +206,32 @@ def prepare(
     bound = heldout_bound(filtering(read_documents(found, refuse=refuse)), heldout)
     is_single = is_single_document(filtering(read_documents(found, refuse=refuse)))
     tail = heldout if is_single else 0.0
-    if given is None:
-        documents = filtering(_with_progress(found, "vocabulary", refuse), workers)
-        given = train_tokenizer(
-            tokenizer,
-            (_without_tail(text, tail) for text in documents if document_hash(text) >= bound),
-            vocab_size=vocab_size,
-            lowercase=lowercase,
-            strip_accents=strip_accents,
+    with on_beam() as job:
+        if given is None:
+            if job:
+                training: Counter[str] | Iterator[str] = job.count_pieces(tokenizer, bound, tail)
+            else:
+                documents = filtering(_with_progress(found, "vocabulary", refuse), workers)
+                training = training_texts(documents, bound, tail)
+            given = train_tokenizer(
+                tokenizer,
+                training,
+                vocab_size=vocab_size,
+                lowercase=lowercase,
+                strip_accents=strip_accents,
+            )
+        skipped.count = 0
+        return write_store(
+            output,
+            job or filtering(_with_progress(found, "tokens", refuse), workers),
+            given,
+            heldout_bound=bound,
+            workers=workers,
+            provenance=provenance,
+            num_skipped=lambda: job.skipped if job else skipped.count,
+            heldout_tail=tail,
+            segmenter=segmenter or "",
         )
-    skipped.count = 0
-    return write_store(
-        output,
-        filtering(_with_progress(found, "tokens", refuse), workers),
-        given,
-        heldout_bound=bound,
-        workers=workers,
-        provenance=provenance,
-        num_skipped=lambda: skipped.count,
-        heldout_tail=tail,
-        segmenter=segmenter or "",
-    )
 
 
 def estimate_prepare(
@@ -255,13 +290,6 @@ def estimate_prepare(
         workers=(os.cpu_count() or 1) if workers is None else workers,
         refuse=refuse,
     )
-
-
-def _without_tail(text: str, share: float) -> str:
-    if not share:
-        return text
-    sentences = split_sentences(text)
-    return "\n".join(sentences[: tail_start(len(sentences), share)])
 
 
 def _refuse(error: UserError) -> None:

@@ -13,6 +13,7 @@ from bert_jax.data.limits import (
     COMPRESSIONS,
     FILTERS,
     FORMATS,
+    RUNNERS,
     SOURCES,
     TOKENIZERS,
     check_heldout,
@@ -40,7 +41,7 @@ outer.inner.
 """
 
 # Arguments that a dry run does not need.
-_OF_OUTPUT = ("output", "dry_run", "heldout", "segmenter", "append")
+_OF_OUTPUT = ("output", "dry_run", "heldout", "segmenter", "append", "runner", "beam_options")
 _LISTED = 20  # sources that a dry run names
 _VOCAB_SIZE = 30522
 _SOME_CHINESE = 0.01  # share of the tokens from which a user is told what words are
@@ -57,6 +58,8 @@ examples:
   bert-jax prepare more.jsonl --tokenizer data/books --output data/more
   bert-jax prepare books.jsonl --tokenizer bpe --vocab-size 50368 --output data/books
   bert-jax prepare hf:wikimedia/wikipedia/20231101.en --output data/wiki
+  bert-jax prepare 'gs://mine/web/*.jsonl.gz' --runner=dataflow --beam-option=project=mine \\
+    --beam-option=region=us-central1 --output gs://mine/stores/web
   bert-jax prepare tfds:wikipedia/20230601.en --data-dir ~/tensorflow_datasets --output data/wiki
 """
 
@@ -192,7 +195,23 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help="processes that tokenise (default: %(default)s); any number gives the same store",
     )
+    add(
+        "--runner",
+        choices=[*RUNNERS],
+        help="work on many machines with Apache Beam, which must be installed: the store is the"
+        " same; direct is Beam on this machine",
+    )
+    add(
+        "--beam-option",
+        action="append",
+        default=[],
+        dest="beam_options",
+        metavar="NAME[=VALUE]",
+        help="pipeline option of Beam, such as project=mine; may be given several times",
+    )
     args = parser.parse_args(argv)
+    if args.beam_options and not args.runner:
+        parser.error("--beam-option needs a --runner")
     if not args.sources or not (args.output or args.dry_run):
         parser.error("a SOURCE and --output, or --dry-run, are required")
     if args.document_separator is not None and args.document_per_file:

@@ -1,5 +1,6 @@
 """Documents as ids: sentences, tokens and words."""
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -39,6 +40,11 @@ class EncodedChunk(NamedTuple):
     splits: dict[str, EncodedSplit]
     num_empty: int
     line_breaks: LineBreaks
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of both splits."""
+        return sum(map(len, itertools.chain(*(split.tokens for split in self.splits.values()))))
 
     @property
     def has_documents(self) -> bool:

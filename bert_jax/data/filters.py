@@ -9,6 +9,7 @@ number of workers, and every reading of the same documents gives the same.
 
 import functools
 import hashlib
+import itertools
 import json
 import re
 import zlib
@@ -184,16 +185,21 @@ class Filtering:
         if not self._filters:
             yield from documents
             return
+        look = functools.partial(look_at, self._filters)
+        chunks = in_workers(look, in_chunks(documents), workers)
+        for each in self.decide(itertools.chain.from_iterable(chunks)):
+            if each is not None:
+                yield each.text
+
+    def decide(self, documents: Iterable["Found"]) -> Iterator["Found | None"]:
+        """Each document, in order; None for one that is left out."""
         for count in self.counts:
             count |= {"documents": 0, "characters": 0}
         seen: list[set[int]] = [set() for _ in self._filters]
-        look = functools.partial(_look, self._filters)
-        for chunk in in_workers(look, in_chunks(documents), workers):
-            for seen_by_all in chunk:
-                if self._is_kept(seen_by_all, seen):
-                    yield seen_by_all.text
+        for each in documents:
+            yield each if self._is_kept(each, seen) else None
 
-    def _is_kept(self, found: "_Found", seen: list[set[int]]) -> bool:
+    def _is_kept(self, found: "Found", seen: list[set[int]]) -> bool:
         size = found.size
         for count, keys, step in zip(self.counts, seen, found.steps):
             if step is None or not keys.isdisjoint(step.keys):
@@ -222,7 +228,7 @@ class _Step(NamedTuple):
     keys: Sequence[int]
 
 
-class _Found(NamedTuple):
+class Found(NamedTuple):
     """What filters make of a document: its characters, each filter's step, the text at the end.
 
     The step of the filter that leaves the document out is None, and there are none after it.
@@ -233,13 +239,13 @@ class _Found(NamedTuple):
     text: str
 
 
-def _look(filters: Sequence[Filter], texts: Sequence[str]) -> list[_Found]:
+def look_at(filters: Sequence[Filter], texts: Sequence[str]) -> list[Found]:
     """All that depends on each text alone."""
     return [_look_at(filters, text) for text in texts]
 
 
-def _look_at(filters: Sequence[Filter], text: str) -> _Found:
-    found = _Found(len(text), [], text)
+def _look_at(filters: Sequence[Filter], text: str) -> Found:
+    found = Found(len(text), [], text)
     if not text.strip():
         return found
     for each in filters:

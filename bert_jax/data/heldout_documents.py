@@ -3,7 +3,9 @@
 import hashlib
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+
+from bert_jax.data.sentences import split_sentences
 
 
 def document_hash(text: str) -> float:
@@ -46,3 +48,14 @@ def is_single_document(documents: Iterable[str]) -> bool:
 def tail_start(num_sentences: int, share: float) -> int:
     """Where the last `share` of a document begins: it and the rest have a sentence each if any."""
     return num_sentences - min(num_sentences - 1, math.ceil(share * num_sentences))
+
+
+def training_texts(documents: Iterable[str], bound: float, tail: float) -> Iterator[str]:
+    """What is not held out: documents from the bound on, and of each all but its tail, if any."""
+    for text in documents:
+        if document_hash(text) < bound:
+            continue
+        if tail:
+            sentences = split_sentences(text)
+            text = "\n".join(sentences[: tail_start(len(sentences), tail)])
+        yield text

@@ -40,6 +40,15 @@ FILTERS = ("exact_duplicates", "near_duplicates", "length", "language")
 TOKENIZERS = ("wordpiece", "bpe", "unigram", "characters")  # kinds that can be trained
 
 
+# What runs `prepare` on many machines, and its class in Apache Beam.
+RUNNERS = {
+    "direct": "DirectRunner",
+    "dataflow": "DataflowRunner",
+    "flink": "FlinkRunner",
+    "spark": "SparkRunner",
+}
+
+
 def check_heldout(share: float) -> None:
     """Raises UserError unless `share` is between 0 and 1."""
     if not 0 < share < 1:

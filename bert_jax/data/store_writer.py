@@ -3,12 +3,13 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import pathlib
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import tokenizers
@@ -67,9 +68,27 @@ def check_unused(path: epath.Path) -> None:
         raise UserError(f"{path}: exists and is not empty; choose another folder or delete it")
 
 
+class ShardMaker(Protocol):
+    """What makes the shards of a store from documents that it knows."""
+
+    def __call__(
+        self, store: epath.Path, first: int, encoder: Encoder, shard_tokens: int
+    ) -> Iterator["Written"]:
+        """Writes shards, from number `first` of a store on, cut as `in_shards` says.
+
+        Their files may be in the folder of the store already, if that is in object storage.
+
+        Args:
+          store: a local folder, of which the files become those of the store.
+          first: number of the first of these shards.
+          encoder: makes ids of documents, in the chunks of `in_chunks`.
+          shard_tokens: see `write_store`.
+        """
+
+
 def write_store(
     path: epath.PathLike,
-    documents: Iterable[str],
+    documents: Iterable[str] | ShardMaker,
     tokenizer: Tokenizer,
     *,
     heldout_bound: float,
@@ -88,7 +107,7 @@ def write_store(
 
     Args:
       path: a folder that does not exist yet, or is empty.
-      documents: read once; a line break ends a sentence.
+      documents: read once; a line break ends a sentence. Or what makes shards of them.
       tokenizer: vocabulary.
       heldout_bound: as from the function of that name.
       workers: processes that tokenise; 1 uses this process.
@@ -108,29 +127,8 @@ def write_store(
     """
     path = epath.Path(path)
     check_unused(path)
-    if is_remote(path):
-        cache().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache()) as directory:
-            made = write_store(
-                pathlib.Path(directory) / "store",
-                documents,
-                tokenizer,
-                heldout_bound=heldout_bound,
-                workers=workers,
-                provenance=provenance,
-                num_skipped=num_skipped,
-                heldout_tail=heldout_tail,
-                segmenter=segmenter,
-                shard_tokens=shard_tokens,
-            )
-            copy_files(made.path, path, _files(made.path))
-            if len(made.shards["train"]) == 1:
-                with contextlib.suppress(FileExistsError):  # the cache has this content already
-                    made.path.rename(cache() / made.fingerprint)
-        return open_token_store(path)
     encoder = Encoder(tokenizer, heldout_bound, heldout_tail, segmenter)
-    with unfinished(pathlib.Path(path)) as local:
-        directory = epath.Path(local)
+    with _new(path) as directory:
         tokenizer.save(directory)
         first, *others = _write_shards(directory, 0, documents, encoder, workers, shard_tokens)
         # The order of the entries is that of older stores.
@@ -144,13 +142,32 @@ def write_store(
             _write_first(directory, first.manifest)
             manifest = _with_shards(directory, manifest, others, counts)
         write_json(directory / MANIFEST, manifest)
-        directory.rename(path)
     return open_token_store(path)
+
+
+@contextlib.contextmanager
+def _new(path: epath.Path) -> Iterator[epath.Path]:
+    """An empty local folder, of which the content becomes the store at `path`."""
+    if not is_remote(path):
+        with unfinished(pathlib.Path(path)) as directory:
+            yield epath.Path(directory)
+            directory.rename(path)
+        return
+    cache().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache()) as temporary:
+        made = epath.Path(temporary) / "store"
+        made.mkdir()
+        yield made
+        copy_files(made, path, _files(made))
+        _, stated = read_manifest(made)
+        if isinstance(stated, ShardManifest) and (made / SPLITS[0]).exists():
+            with contextlib.suppress(FileExistsError):  # the cache has this content already
+                made.rename(cache() / stated.identity)
 
 
 def append_to_store(
     path: epath.PathLike,
-    documents: Iterable[str],
+    documents: Iterable[str] | ShardMaker,
     *,
     workers: int = 1,
     provenance: Mapping[str, Any],
@@ -213,7 +230,7 @@ def _more_of(path: epath.Path) -> Iterator[epath.Path]:
         directory.rmtree()
 
 
-class _Written(NamedTuple):
+class Written(NamedTuple):
     """A shard on the disk.
 
     Attributes:
@@ -228,25 +245,58 @@ class _Written(NamedTuple):
 def _write_shards(
     store: epath.Path,
     first: int,
-    documents: Iterable[str],
+    documents: Iterable[str] | ShardMaker,
     encoder: Encoder,
     workers: int,
     shard_tokens: int,
-) -> Iterator[_Written]:
+) -> Iterator[Written]:
     """Writes documents as shards, from number `first` of a store on."""
-    index, writer = first, None
-    found = in_workers(encoder, in_chunks(documents, min(CHUNK_CHARACTERS, shard_tokens)), workers)
-    for chunk in found:
-        if writer is None:
-            writer = _ShardWriter(store, index, encoder)
-        elif writer.tokens >= shard_tokens and chunk.has_documents:
-            yield writer.finish()
-            index += 1
-            writer = _ShardWriter(store, index, encoder)
-        writer.append(chunk)
-    if writer is None or not writer.has_documents:
+    if not isinstance(documents, Iterable):
+        yield from documents(store, first, encoder, shard_tokens)
+        return
+    chunks = in_workers(encoder, in_chunks(documents, chunk_characters(shard_tokens)), workers)
+    for index, of_shard in itertools.groupby(in_shards(chunks, shard_tokens), lambda item: item[0]):
+        writer = ShardWriter(store, first + index, encoder)
+        for _, chunk in of_shard:
+            writer.append(chunk)
+        yield writer.finish()
+
+
+def chunk_characters(shard_tokens: int) -> int:
+    """Characters after which a chunk ends, where a shard has so many tokens."""
+    return min(CHUNK_CHARACTERS, shard_tokens)
+
+
+class Size(Protocol):
+    """What of a chunk tells where shards end; see `EncodedChunk`."""
+
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def has_documents(self) -> bool: ...
+
+
+C = TypeVar("C", bound=Size)
+
+
+def in_shards(chunks: Iterable[C], shard_tokens: int) -> Iterator[tuple[int, C]]:
+    """All chunks, in order, each with the number of its shard, from 0.
+
+    A shard ends with the chunk that fills it, and those after it without documents.
+
+    Raises:
+      UserError: no chunk has documents.
+    """
+    shard = tokens = 0
+    has_documents = False
+    for chunk in chunks:
+        if tokens >= shard_tokens and chunk.has_documents:
+            shard, tokens = shard + 1, 0
+        tokens += chunk.tokens
+        has_documents |= chunk.has_documents
+        yield shard, chunk
+    if not has_documents:
         raise UserError("no document with text: check the sources")
-    yield writer.finish()
 
 
 def _write_first(store: epath.Path, manifest: Mapping[str, Any]) -> None:
@@ -257,7 +307,7 @@ def _write_first(store: epath.Path, manifest: Mapping[str, Any]) -> None:
 
 
 def _with_shards(
-    store: epath.Path, before: Mapping[str, Any], added: Sequence[_Written], counts: np.ndarray
+    store: epath.Path, before: Mapping[str, Any], added: Sequence[Written], counts: np.ndarray
 ) -> dict[str, Any]:
     """Writes the totals of a store with more shards, and returns its manifest.
 
@@ -316,7 +366,8 @@ def _files(folder: epath.Path) -> dict[str, File | None]:
             arrays = typed(manifest, ShardManifest, place).files
             if str(below / next(iter(arrays))) not in found:  # those of the first shard
                 below = epath.Path(".")
-            found |= {str(below / array): file for array, file in arrays.items()}
+            files = {str(below / array): file for array, file in arrays.items()}
+            found |= {array: file for array, file in files.items() if array in found}
     return {name: found[name] for name in [*(n for n in found if n != MANIFEST), MANIFEST]}
 
 
@@ -335,7 +386,7 @@ def _epoch_usage(train: pathlib.Path) -> dict[str, float] | None:
     return usage(plan, sampling, int(sentences[-1]))._asdict()
 
 
-class _ShardWriter:
+class ShardWriter:
     """Writes a shard."""
 
     def __init__(self, store: epath.Path, index: int, encoder: Encoder):
@@ -356,15 +407,7 @@ class _ShardWriter:
         for split, writer in self._splits.items():
             writer.append(chunk.splits[split])
 
-    @property
-    def tokens(self) -> int:
-        return sum(writer.counts["tokens"] for writer in self._splits.values())
-
-    @property
-    def has_documents(self) -> bool:
-        return any(writer.counts["documents"] for writer in self._splits.values())
-
-    def finish(self) -> _Written:
+    def finish(self) -> Written:
         """Closes the files; writes the manifest unless it is that of the first shard."""
         encoder, tokenizer = self._encoder, self._encoder.tokenizer
         files = {k: v for writer in self._splits.values() for k, v in writer.finish().items()}
@@ -389,7 +432,7 @@ class _ShardWriter:
         if self._index:
             write_json(shard_folder(self._store, self._index) / MANIFEST, manifest)
         counts = np.stack([self._splits[split].token_counts for split in SPLITS])
-        return _Written(manifest, counts)
+        return Written(manifest, counts)
 
 
 class _SplitWriter:

@@ -5,7 +5,7 @@ The same texts give the same tokenizer in any process and with any number of thr
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from tokenizers import (
     AddedToken,
@@ -24,11 +24,12 @@ from bert_jax.data.tokenizer_json import JsonTokenizer
 from bert_jax.data.wordpiece import (
     CLS,
     MASK,
-    MAX_COUNTED_PIECES,
     PAD,
     SEP,
     SPECIAL_TOKENS,
     UNK,
+    count_pieces,
+    find_pieces,
     frequent_characters,
     repeated_words,
     train_wordpiece,
@@ -42,7 +43,7 @@ _MAX_WORD_CHARACTERS = 1000  # longer ones, without spaces in them, teach nothin
 
 def train_tokenizer(
     kind: str,
-    texts: Iterable[str],
+    texts: Iterable[str] | Counter[str],
     *,
     vocab_size: int,
     lowercase: bool | None = None,
@@ -54,7 +55,8 @@ def train_tokenizer(
       kind: one of `bert_jax.data.limits.TOKENIZERS`: "wordpiece", see `train_wordpiece`; "bpe",
         byte-level as in ModernBERT, which knows every text; "unigram" (Kudo 2018,
         https://arxiv.org/abs/1804.10959); "characters", where each is a token, and so is a space.
-      texts: read once.
+      texts: read once; or how often each of their pieces occurs: `count_pieces` with what
+        `finds_pieces` gives for this kind.
       vocab_size: maximum size, reached if enough words occur twice.
       lowercase: lower-case the text. None: only for "wordpiece".
       strip_accents: drop accents. None: as `train_wordpiece` does; for other kinds not.
@@ -72,7 +74,8 @@ def train_tokenizer(
     if vocab_size < (least := _SMALLEST.get(kind, 2 * len(SPECIAL_TOKENS))):
         raise UserError(f"vocab_size: {vocab_size} leaves no room for words; take {least} or more")
     normalizer = _normalizer(kind, bool(lowercase), bool(strip_accents))
-    words = _normalized(_count_words(texts), normalizer)
+    counts = texts if isinstance(texts, Counter) else count_pieces(texts, finds_pieces(kind))
+    words = _normalized(counts, normalizer)
     if not words:
         raise UserError("no text to train a vocabulary on: check the sources")
     train = {"bpe": _train_bpe, "unigram": _train_unigram, "characters": _train_characters}[kind]
@@ -96,14 +99,13 @@ def _normalizer(kind: str, lowercase: bool, strip_accents: bool) -> normalizers.
     return normalizers.Sequence([*steps, last])
 
 
-def _count_words(texts: Iterable[str]) -> Counter[str]:
-    """How often each string between white space occurs; rare ones are dropped past a bound."""
-    words: Counter[str] = Counter()
-    for text in texts:
-        words.update(word for word in text.split() if len(word) <= _MAX_WORD_CHARACTERS)
-        if len(words) > MAX_COUNTED_PIECES:
-            words = Counter({word: n for word, n in words.items() if n > 1})
-    return words
+def finds_pieces(kind: str) -> Callable[[str], list[str]]:
+    """What gives the pieces of a text that a tokenizer of a kind is trained on."""
+    return find_pieces if kind == "wordpiece" else _words
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split() if len(word) <= _MAX_WORD_CHARACTERS]
 
 
 def _normalized(words: Counter[str], normalizer: normalizers.Normalizer) -> Counter[str]:

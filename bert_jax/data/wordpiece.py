@@ -6,13 +6,14 @@ Hugging Face's format: `BertTokenizerFast.from_pretrained` reads what is saved h
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -345,7 +346,7 @@ _LETTER_MARKS = 0.01  # share of words whose letters stripping would change, fro
 
 
 def train_wordpiece(
-    texts: Iterable[str],
+    texts: Iterable[str] | Counter[str],
     *,
     vocab_size: int,
     lowercase: bool = True,
@@ -359,7 +360,7 @@ def train_wordpiece(
     Memory is bounded: past five million different words, words seen once are dropped.
 
     Args:
-      texts: read once.
+      texts: read once; or how often each of their pieces occurs, as `count_pieces` says.
       vocab_size: maximum size, reached if enough words occur twice.
       lowercase: lower-case the text.
       strip_accents: drop accents. None: if `lowercase`, but not where they are parts of letters, as
@@ -370,7 +371,7 @@ def train_wordpiece(
     """
     if vocab_size < 2 * len(SPECIAL_TOKENS):
         raise UserError(f"vocab_size: {vocab_size} leaves no room for words; take 1000 or more")
-    pieces = _count_pieces(texts)
+    pieces = texts if isinstance(texts, Counter) else count_pieces(texts, find_pieces)
     if strip_accents is None and lowercase and _letters_have_marks(pieces):
         strip_accents = False
     if strip_accents == lowercase:
@@ -392,16 +393,34 @@ def train_wordpiece(
     return dataclasses.replace(empty, vocab=vocab)
 
 
-def _count_pieces(texts: Iterable[str]) -> Counter[str]:
-    """Pieces of the texts, of one or more words each; they end where words end."""
-    empty = WordPiece(SPECIAL_TOKENS, lowercase=False)
-    pieces: Counter[str] = Counter()
+def find_pieces(text: str) -> list[str]:
+    """Pieces of a text, of one or more words each; they end where words end."""
+    empty = _without_words()
+    found = empty._cut.findall(text)
+    if max(map(len, found), default=0) > _MAX_CACHED_CHARACTERS:  # text without blanks
+        words = itertools.chain.from_iterable(map(empty._split, found))
+        found = [word for word in words if len(word) <= _MAX_CACHED_CHARACTERS]
+    return found
+
+
+@functools.cache
+def _without_words() -> WordPiece:
+    return WordPiece(SPECIAL_TOKENS, lowercase=False)
+
+
+def count_pieces(
+    texts: Iterable[str], find: Callable[[str], Iterable[str]], before: Counter[str] | None = None
+) -> Counter[str]:
+    """How often each piece occurs; rare ones are dropped after a text with which they are too many.
+
+    Args:
+      texts: read once.
+      find: gives the pieces of a text.
+      before: counts of the texts before these.
+    """
+    pieces = Counter() if before is None else before
     for text in texts:
-        found = empty._cut.findall(text)
-        if max(map(len, found), default=0) > _MAX_CACHED_CHARACTERS:  # text without blanks
-            words = itertools.chain.from_iterable(map(empty._split, found))
-            found = [word for word in words if len(word) <= _MAX_CACHED_CHARACTERS]
-        pieces.update(found)
+        pieces.update(find(text))
         if len(pieces) > MAX_COUNTED_PIECES:
             pieces = Counter({piece: n for piece, n in pieces.items() if n > 1})
     return pieces

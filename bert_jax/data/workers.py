@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -12,14 +12,16 @@ from typing import Any, TypeVar
 from bert_jax.errors import UserError
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Sized)
 
 CHUNK_CHARACTERS = 1_000_000
 _function: Callable[[list[str]], Any]  # of a worker
 
 
-def in_chunks(documents: Iterable[str], characters: int = CHUNK_CHARACTERS) -> Iterator[list[str]]:
+def in_chunks(documents: Iterable[S], characters: int = CHUNK_CHARACTERS) -> Iterator[list[S]]:
     """The documents in lists, each ending with the document that reaches so many characters."""
-    chunk, size = [], 0
+    chunk: list[S] = []
+    size = 0
     for text in documents:
         chunk.append(text)
         size += len(text)
