@@ -609,7 +609,7 @@ def test_names_of_what_is_no_source(name, message):
 
 # In a process of its own: whether TensorFlow gets imported is a property of the process.
 BUILD_AND_READ = """
-import sys
+import pickle, sys
 from bert_jax.corpora.sotu import Sotu
 from bert_jax.data.documents import find_sources, read_documents
 Sotu(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
@@ -618,6 +618,8 @@ texts = list(read_documents([source]))
 carried = set(read_documents(find_sources(["corpus:sotu"])))
 assert len(texts) == len(set(texts)) == 100 and carried.issuperset(texts)
 assert source.fingerprint() == {"name": "tfds:sotu/1.0.0:train[:100]", "examples": 100}
+sent = pickle.loads(pickle.dumps(source))  # to a worker
+assert [*read_documents([sent])] == [*read_documents([source])]
 assert source.size > 1_000_000
 assert len(list(read_documents(find_sources(["tfds:sotu:1.0.0"], data_dir=sys.argv[1])))) == 249
 assert "tensorflow" not in sys.modules

@@ -16,6 +16,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import beam_in_one_process
 import jax
 import numpy as np
 import pytest
@@ -30,13 +31,16 @@ from bert_jax.api.evaluate import load_trained
 from bert_jax.api.pretrain import pretrain
 from bert_jax.cli import plot, predict, prepare
 from bert_jax.data import store as stores
+from bert_jax.data.beam import beam_job
 from bert_jax.data.documents import find_sources, read_documents
+from bert_jax.data.filters import Filtering
 from bert_jax.data.store import verify_store
 from bert_jax.data.store_writer import append_to_store, write_store
 from bert_jax.data.stores import open_store, verify
-from bert_jax.errors import UserError
+from bert_jax.errors import UserError, throw
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.metrics_file import read_metrics
+from bert_jax.storage import files_below
 from bert_jax.train.checkpoints import latest_step
 
 # Read as gcsfs is imported: otherwise it asks Google what kind of bucket it is.
@@ -228,6 +232,34 @@ def test_shards_are_copied_when_they_are_used(bucket, local_store, other_host, c
     more = append_to_store(path, texts[:20], provenance={}, shard_tokens=300)
     assert len(more.shards["train"]) > count
     verify_store(path)
+
+
+def test_workers_write_shards_into_a_bucket(bucket, local_store, other_host, monkeypatch):
+    """From a corpus in the bucket, and more of it into the store that is there then."""
+    beam_in_one_process.install(monkeypatch)
+    tokenizer = open_store(local_store).tokenizer
+    for number in range(3):
+        lines = [f"State {i} of union {number}.\nIt is strong.\n\n" for i in range(20)]
+        (bucket / "many" / f"{number}.txt").write_text("".join(lines))
+    sources, remote = find_sources([f"{bucket}/many"]), bucket / "stores" / "many"
+    local = other_host.parent / "many"
+    options = {"runner": "dataflow", "options": [], "workers": 1}
+    for write, given in (
+        (write_store, {"tokenizer": tokenizer, "heldout_bound": 0.2}),
+        (append_to_store, {}),
+    ):
+        given |= {"provenance": {}, "shard_tokens": 200}
+        with beam_job(sources, throw, (), remote, **options) as job:
+            job.measure(Filtering(()), 200)
+            store = write(remote, job, **given)
+        expected = write(local, read_documents(sources), **given)
+        assert len(expected.shards["train"]) > 2
+        assert store.fingerprint == expected.fingerprint
+        files = {path.relative_to(local): path.read_bytes() for path in files_below(local)}
+        found = {path.relative_to(remote): path.read_bytes() for path in files_below(remote)}
+        assert found == files
+    verify_store(remote)
+    assert not (bucket / "stores" / "many.beam").exists()
 
 
 def test_no_room(remote_store, other_host, monkeypatch):

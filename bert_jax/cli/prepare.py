@@ -58,8 +58,7 @@ examples:
   bert-jax prepare more.jsonl --tokenizer data/books --output data/more
   bert-jax prepare books.jsonl --tokenizer bpe --vocab-size 50368 --output data/books
   bert-jax prepare hf:wikimedia/wikipedia/20231101.en --output data/wiki
-  bert-jax prepare 'gs://mine/web/*.jsonl.gz' --runner=dataflow --beam-option=project=mine \\
-    --beam-option=region=us-central1 --output gs://mine/stores/web
+  bert-jax prepare 'gs://me/*.jsonl' --runner dataflow --beam-option project=p --output gs://me/web
   bert-jax prepare tfds:wikipedia/20230601.en --data-dir ~/tensorflow_datasets --output data/wiki
 """
 

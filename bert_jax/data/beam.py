@@ -86,13 +86,10 @@ def beam_job(
         sent = [pickle.dumps((source, refuse)) for source in sources]
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise UserError(f"a source cannot be sent to workers ({error})") from error
-    flags = [f"--runner={RUNNERS[runner]}", *(f"--{option}" for option in options)]
+    own = [f"runner={RUNNERS[runner]}"]
     if runner == "direct":
-        flags = [
-            "--direct_running_mode=multi_processing",
-            f"--direct_num_workers={workers}",
-            *flags,
-        ]
+        own += ["direct_running_mode=multi_processing", f"direct_num_workers={workers}"]
+    flags = [f"--{option}" for option in (*own, *options)]
     around = output.with_name(f"{output.name}.beam")
     with locked(f"{around}.lock", str(output)):
         if around.exists():  # of an interrupted run
@@ -331,6 +328,8 @@ def _write(folder: str, number: int, *, first: int, target: str) -> None:
 def _documents(folder: str, number: int) -> tuple[Iterator[str], Refuse]:
     """The documents of a source, and what is called with records that cannot be read."""
     source, refuse = pickle.loads(_shared(folder, "sources")[number])
+    if isinstance(refuse, SkippedRecords):
+        refuse.count = 0  # the launcher has read some
     return read_documents([source], refuse=refuse), refuse
 
 
