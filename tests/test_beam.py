@@ -110,6 +110,8 @@ def test_mistakes(corpus, tmp_path, monkeypatch, capsys):
     beam_in_one_process.install(monkeypatch)
     with pytest.raises(UserError, match=r"store: workers of Dataflow see gs:// only"):
         cli.main([*command, "--runner=dataflow", "--skip-bad-lines"])
+    with pytest.raises(UserError, match=r"--beam-option=--region=us: must be NAME or NAME=VALUE"):
+        cli.main([*command, "--runner=direct", "--beam-option=--region=us", "--skip-bad-lines"])
     with pytest.raises(UserError, match=r"2.jsonl, line 19: .*; or leave such records out"):
         cli.main([*command, "--runner=direct"])
     assert not list(tmp_path.iterdir())

@@ -22,6 +22,7 @@ import contextlib
 import functools
 import itertools
 import pickle
+import re
 import shutil
 import tempfile
 import uuid
@@ -73,13 +74,16 @@ def beam_job(
       workers: processes of the runner "direct"; others have their own options.
 
     Raises:
-      UserError: Beam is not installed, a source cannot be sent to workers, or workers would not see
-        the store.
+      UserError: Beam is not installed, an option has another form, a source cannot be sent to
+        workers, or workers would not see the store.
     """
     try:
         import apache_beam  # noqa: F401
     except ImportError as error:
         raise UserError("--runner needs Apache Beam: pip install apache-beam") from error
+    for option in options:
+        if not re.fullmatch(r"[A-Za-z]\w*(=.*)?", option, re.DOTALL):
+            raise UserError(f"--beam-option={option}: must be NAME or NAME=VALUE, without dashes")
     if runner == "dataflow" and not is_remote(output):
         raise UserError(f"--output={output}: workers of Dataflow see gs:// only")
     try:
