@@ -243,7 +243,7 @@ COMMANDS = {
     "pretrain --config={configs}/bert.py:huge --workdir={tmp}/new": (
         r"bert\.py:huge: ValueError: unknown size 'huge': use one of tiny, "
     ),
-    "pretrain --config={configs}/bert_base.py:x --workdir={tmp}/new": r"takes 0 positional arg",
+    "pretrain --config={configs}/neobert.py:x --workdir={tmp}/new": r"takes 0 positional arg",
     "pretrain --config={configs}/bert.py --workdir={tmp}/new --steps=3": (
         r"unknown flag --steps: overrides look like --config\.steps=1000"
     ),
