@@ -55,18 +55,28 @@ class Batcher:
                 requests.append(self._queue.get_nowait())
             try:
                 together = [one for inputs, _ in requests for one in inputs]
-                found = iter(await asyncio.to_thread(self._method, together))
-                for inputs, answer in requests:
-                    answer.set_result([plain(next(found)) for _ in inputs])
+                found = iter(await self._computed(together))
             except Exception:  # an input of one is wrong: find out whose, one by one
                 for inputs, answer in requests:
                     await self._alone(inputs, answer)
+                continue
+            for inputs, answer in requests:
+                results = [next(found) for _ in inputs]
+                if not answer.done():  # it is, if who asked has gone
+                    answer.set_result(results)
+
+    async def _computed(self, inputs: list[Any]) -> list[Any]:
+        return [plain(each) for each in await asyncio.to_thread(self._method, inputs)]
 
     async def _alone(self, inputs: list[Any], answer: asyncio.Future[list[Any]]) -> None:
         try:
-            answer.set_result([plain(x) for x in await asyncio.to_thread(self._method, inputs)])
+            results = await self._computed(inputs)
         except Exception as error:
-            answer.set_exception(error)
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                answer.set_result(results)
 
 
 def plain(result: Any) -> Any:

@@ -99,6 +99,22 @@ def test_a_wrong_input_is_that_of_its_request(serve):
     assert bad == (400, {"error": "a text is bad"})
 
 
+@pytest.mark.parametrize("text", ["good", "bad"])
+def test_one_who_has_gone_does_not_stop_the_others(serve, text):
+    async def ask():
+        batcher = serve.Batcher(Bert().classify, wait=0.01)
+        running = asyncio.create_task(batcher.run())
+        gone = asyncio.create_task(batcher([text]))
+        await asyncio.sleep(0)
+        gone.cancel()
+        first = await batcher(["one"])
+        second = await batcher(["three"])
+        running.cancel()
+        return [*first, *second]
+
+    assert asyncio.run(asyncio.wait_for(ask(), 30)) == [{"long": 0.3}, {"long": 0.5}]
+
+
 @pytest.mark.parametrize(
     "content", [{}, [], {"inputs": []}, {"inputs": "x"}, {"inputs": [1]}, {"inputs": [["a"]]}]
 )
