@@ -74,7 +74,7 @@ def publish(
         config, steps = read_pretrain_config(config_file), saved_steps(workdir)
     for step in steps:
         _convert(workdir, output / f"step-{step}", step=step)
-    if config and not config.branch_from:
+    if config and steps and not config.branch_from:
         try:
             _write_first(workdir, config, steps[0], output / "step-0")
             steps = [0, *steps]
