@@ -82,10 +82,10 @@ def sweep(
     cls = PretrainConfig if verb == "pretrain" else FinetuneConfig
     trials = list(_trials(config, cls, workdir, grid, seeds))
     workdir.mkdir(parents=True, exist_ok=True)
-    failed = _Runs(config, verb, trials, gpus).run()
-    if failed is None:
+    results = _Runs(config, verb, trials, gpus).run()
+    if results is None:
         return False
-    found = [(trial, _result(trial, verb)) for trial in trials if trial not in failed]
+    found = [(trial, results[trial.workdir]) for trial in trials if trial.workdir in results]
     if not found:
         raise UserError(f"{workdir}: no run has results; see its .log files")
     metric = found[0][1][0]
@@ -139,10 +139,10 @@ class _Runs:
         self._running: dict[subprocess.Popen[bytes], tuple[Trial, str | None, float]] = {}
         self._stopping = False
 
-    def run(self) -> list[Trial] | None:
-        """The trials that failed; None if a signal stopped the runs."""
-        waiting, failed = list(self._trials), list[Trial]()
-        free = list(self._places)
+    def run(self) -> dict[str, tuple[str, float]] | None:
+        """Workdir -> metric and value of the runs that did not fail; None if a signal stopped."""
+        waiting, free = list(self._trials), list(self._places)
+        results = {}
         with self._signals():
             while (waiting and not self._stopping) or self._running:
                 while waiting and free and not self._stopping:
@@ -154,15 +154,14 @@ class _Runs:
                     if process.returncode == EXIT_STOPPED:
                         self._stopping = True
                     elif process.returncode:
-                        failed.append(trial)
                         say(f"{trial.workdir}: exit code {process.returncode}, see {_log(trial)}")
                     else:
-                        name, value = _result(trial, self._verb)
+                        name, value = results[trial.workdir] = _result(trial, self._verb)
                         took = duration(time.monotonic() - start)
                         done = len(self._trials) - len(waiting) - len(self._running)
                         count = f"{done}/{len(self._trials)}"
                         say(f"{count} {trial.workdir}: {name} {shown(name, value)}, {took}")
-        return None if self._stopping else failed
+        return None if self._stopping else results
 
     def _start(self, trial: Trial, gpu: str | None) -> None:
         epath.Path(trial.workdir).parent.mkdir(parents=True, exist_ok=True)

@@ -94,13 +94,18 @@ class _File:
 
 
 @dataclass(frozen=True)
-class TextFile(_File):
-    """A `.txt` or `.jsonl` file, plain or compressed (.gz, .xz, .bz2, .zst)."""
+class _Texts(_File):
+    """A file of texts, or of files with texts, and how they are read."""
 
     document_per_file: bool
     unwrap: bool
     refuse: Refuse = throw
     separator: re.Pattern[str] | None = None
+
+
+@dataclass(frozen=True)
+class TextFile(_Texts):
+    """A `.txt` or `.jsonl` file, plain or compressed (.gz, .xz, .bz2, .zst)."""
 
     def documents(self, advance: Advance) -> Iterator[str]:
         with self.path.open("rb") as file:
@@ -170,13 +175,8 @@ class _Member(TextFile):
 
 
 @dataclass(frozen=True)
-class TarFile(_File):
+class TarFile(_Texts):
     """A `.tar` file, plain or compressed, whose `.txt` and `.jsonl` files are read in its order."""
-
-    document_per_file: bool
-    unwrap: bool
-    refuse: Refuse = throw
-    separator: re.Pattern[str] | None = None
 
     def documents(self, advance: Advance) -> Iterator[str]:
         with self.path.open("rb") as file:

@@ -17,7 +17,6 @@ verified by its checksums.
 import contextlib
 import functools
 import hashlib
-import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,7 +49,7 @@ from bert_jax.data.tokenizer import TOKENIZER_FILE, VOCAB_FILE, Tokenizer
 from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.locks import locked
-from bert_jax.storage import errors_name, is_remote
+from bert_jax.storage import cache_folder, errors_name, is_remote
 from bert_jax.terminal import progress
 
 if TYPE_CHECKING:
@@ -216,8 +215,7 @@ def verify_store(path: epath.PathLike) -> None:
 
 def cache() -> epath.Path:
     """Where copies of stores in object storage are."""
-    caches = epath.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return caches.expanduser() / "bert_jax" / "stores"
+    return cache_folder("stores")
 
 
 @contextlib.contextmanager
