@@ -117,6 +117,23 @@ def test_what_crosses_the_network(layout, absent, present):
     assert not [shape for shape in moved["all-gather"] if 48 in shape], "activations move"
 
 
+def test_accumulation_reduces_gradients_once():
+    """No loop, neither that over microbatches nor one over layers, has a collective in it."""
+    compiled, batch = jitted(*LAYOUTS["zero1"], microbatches=2)
+    text = compiled.lower(batch, 0).compile().as_text()
+    before_entry, _, entry = text.partition("\nENTRY ")
+    collective = re.compile(r" (?:all-gather|all-reduce|all-to-all|reduce-scatter)\(")
+    assert collective.search(entry)
+    assert not collective.search(before_entry)
+
+
+def test_accumulation_computes_the_same_on_every_layout():
+    """With dropout, whose bits depend on the row of the microbatch and not on its device."""
+    expected, _ = run(1, 1, 1, False, microbatches=2, steps=3)
+    losses, _ = run(4, 1, 2, True, microbatches=2, steps=3)
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("options", [{"scan_layers": False}, {"remat": "dots"}, {"remat": "full"}])
 def test_scan_and_remat_change_nothing(options):
     expected, _ = one_device()
@@ -129,6 +146,8 @@ def test_the_kernel_with_dropout_drops_the_same_on_every_layout():
     options = {"attention": "flash", "heads": 4, "length": 128, "microbatches": 2, "steps": 2}
     expected, _ = run(1, 1, 1, False, **options)
     losses, _ = run(2, 2, 2, True, **options, scan_layers=False, remat="none")
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    losses, _ = run(4, 1, 2, True, **options)  # reduces gradients once, by part of the batch
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 

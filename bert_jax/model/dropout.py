@@ -3,10 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from bert_jax.model.parts import row_bits
+
 LEVELS = 256  # values of a byte
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+def dropout(
+    x: jax.Array, rate: float, key: jax.Array | None, *, has_rows: bool = True
+) -> jax.Array:
     """Zeroes elements of `x` with probability `rate` and rescales the rest.
 
     One random byte decides each element: a quarter of the random bits that a float would need, and
@@ -17,11 +21,13 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
       x: any shape, floating point.
       rate: in [0, 1).
       key: a typed PRNG key; None turns dropout off.
+      has_rows: whether the first axis of `x` is that of the batch.
     """
     dropped = dropped_levels(rate)
     if key is None or dropped == 0:
         return x
-    keep = jax.random.bits(key, x.shape, jnp.uint8) >= dropped
+    draw = row_bits if has_rows else jax.random.bits
+    keep = draw(key, x.shape, jnp.uint8) >= dropped
     return jnp.where(keep, x * (LEVELS / (LEVELS - dropped)), 0).astype(x.dtype)
 
 

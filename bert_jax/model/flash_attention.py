@@ -14,6 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from bert_jax.model.dropout import LEVELS, dropped_levels
+from bert_jax.model.parts import row_bits
 
 LENGTH_MULTIPLE = 128  # row lengths and blocks are multiples of it: the lanes of a register
 MAX_LENGTH = 8192  # the kernel keeps all keys of a head in fast memory
@@ -31,11 +32,11 @@ def dropout_streams(key: jax.Array, rows: int, heads: int) -> jax.Array:
 
     Args:
       key: a typed PRNG key; the streams are the same on every mesh, whatever its implementation.
-      rows, heads: sizes of the global batch.
+      rows, heads: sizes of the global batch, or of a part of it.
     """
     # Keys of rbg are those of threefry, twice. Bits of rbg would depend on the platform.
     key = jax.random.wrap_key_data(jax.random.key_data(key)[:2], impl="threefry2x32")
-    return jax.random.bits(key, (rows, heads, 2), jnp.uint32)
+    return row_bits(key, (rows, heads, 2), jnp.uint32)
 
 
 def kept(

@@ -54,7 +54,7 @@ class SelfAttention(nnx.Module):
         """
         if distances is not None:
             dropout_key, own_key = split_key(dropout_key, 2)
-            distances = dropout(distances, self.dropout_rate, own_key)
+            distances = dropout(distances, self.dropout_rate, own_key, has_rows=False)
         query, key = self._query_and_key(hidden, position_ids, is_local)
         context = self.attend(
             query,

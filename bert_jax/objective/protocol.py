@@ -46,7 +46,11 @@ class BoundObjective(Protocol):
         """Per head, the weights of a prepared batch; they sum to the "<head>_count" of `sums`."""
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
-        """Per head, fp32 "<head>_loss" (nats), "<head>_count" and perhaps "<head>_correct"."""
+        """Per head, fp32 "<head>_loss" (nats), "<head>_count" and perhaps "<head>_correct".
+
+        The batch may be the rows of one device, under `jax.vmap`; the step adds up the sums. Draw
+        random numbers of rows with `row_bits`, or from keys of examples.
+        """
 
 
 def own_masks(name: str, masking: BoundMasking | None) -> BoundMasking:

@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from bert_jax.model.architecture import Constrain
 from bert_jax.model.parameters import WORD_EMBEDDINGS, Axes, Params, is_stacked, path_of
+from bert_jax.model.parts import PART, is_split
 from bert_jax.parallel.mesh import AXES, row_devices
 
 # Logical axis -> the mesh axes that it is split over; other axes are replicated.
@@ -33,6 +34,8 @@ LANES = 128
 
 def spec(names: tuple[str | None, ...], keep: tuple[str, ...] = AXES) -> P:
     """The PartitionSpec of an array whose axes have these names, split over mesh axes in `keep`."""
+    if is_split():  # what the batch is split over belongs to the axis of the parts
+        keep = tuple(axis for axis in keep if axis not in RULES["batch"])
     kept = ([axis for axis in RULES.get(name or "", ()) if axis in keep] for name in names)
     return P(*(tuple(axes) or None for axes in kept))
 
@@ -81,7 +84,7 @@ def _split_over_data(
     return axes
 
 
-def gather(mesh: Mesh, params: Params, axes: Axes) -> Params:
+def gather(mesh: Mesh, params: Params, axes: Axes, *, copies: bool = True) -> Params:
     """Gathers stored parameters for computation.
 
     Parameters are gathered over data and fsdp, except that `gather_layer` gathers each layer over
@@ -89,14 +92,15 @@ def gather(mesh: Mesh, params: Params, axes: Axes) -> Params:
 
     The table of word embeddings gets a leading axis with a copy for every part of the batch. It is
     used twice, as lookup and as decoder: with one copy for both, each part sums its two gradients
-    before they are reduced over the parts; without, each of the two is reduced separately.
+    before they are reduced over the parts; without, each of the two is reduced separately. A step
+    that runs `by_part` needs no `copies`: each part has its own gradient of every parameter.
     """
 
     def constrain(keys: Any, leaf: jax.Array) -> jax.Array:
         path = path_of(keys)
-        if path == WORD_EMBEDDINGS:
-            copies = jnp.broadcast_to(leaf, (row_devices(mesh), *leaf.shape))
-            return _pin_copies(mesh, copies, axes)
+        if copies and path == WORD_EMBEDDINGS:
+            tables = jnp.broadcast_to(leaf, (row_devices(mesh), *leaf.shape))
+            return _pin_parts(mesh, tables, axes[path])
         keep = ("fsdp", "tensor") if is_stacked(axes[path]) else ("tensor",)
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec(axes[path], keep)))
 
@@ -104,21 +108,40 @@ def gather(mesh: Mesh, params: Params, axes: Axes) -> Params:
 
 
 def scatter(mesh: Mesh, gradients: Params, axes: Axes, shardings: Any) -> Params:
-    """Reduces the gradients of gathered parameters to the shardings of the stored ones."""
+    """Reduces the gradients of gathered parameters to the shardings of the stored ones.
+
+    A gradient with one axis more than its parameter has one for each part of the batch.
+    """
 
     def constrain(keys: Any, leaf: jax.Array, sharding: NamedSharding) -> jax.Array:
-        if path_of(keys) == WORD_EMBEDDINGS:
-            leaf = jnp.sum(_pin_copies(mesh, leaf, axes), axis=0)
+        names = axes[path_of(keys)]
+        if leaf.ndim > len(names):
+            leaf = jnp.sum(_pin_parts(mesh, leaf, names), axis=0)
         return jax.lax.with_sharding_constraint(leaf, sharding)
 
     return jax.tree_util.tree_map_with_path(constrain, gradients, shardings)
 
 
-def _pin_copies(mesh: Mesh, table: jax.Array, axes: Axes) -> jax.Array:
-    """Keeps each copy of the word embeddings with its part of the batch."""
-    kept = spec(axes[WORD_EMBEDDINGS], ("tensor",))
-    sharding = NamedSharding(mesh, P(RULES["batch"], *kept))
-    return jax.lax.with_sharding_constraint(table, sharding)
+def _pin_parts(mesh: Mesh, arrays: jax.Array, names: tuple[str, ...]) -> jax.Array:
+    """Keeps each of the arrays, on the first axis, with its part of the batch."""
+    sharding = NamedSharding(mesh, P(RULES["batch"], *spec(names, ("tensor",))))
+    return jax.lax.with_sharding_constraint(arrays, sharding)
+
+
+def by_part(mesh: Mesh, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Builds the function that runs another on each part of a batch, the rows of one device.
+
+    Args:
+      mesh: mesh to run on, without fsdp.
+      function: takes rows and gives a tree of arrays; see `bert_jax.model.parts`.
+
+    Returns:
+      A function of all rows; its arrays have a leading axis, the parts.
+    """
+    run = jax.vmap(function, axis_name=PART, spmd_axis_name=RULES["batch"])
+    return lambda rows: run(
+        jax.tree.map(lambda x: x.reshape(row_devices(mesh), -1, *x.shape[1:]), rows)
+    )
 
 
 def gather_layer(mesh: Mesh, axes: Axes) -> Callable[[Params], Params]:

@@ -100,18 +100,22 @@ class Program:
             gradients = rules.scatter(mesh, gradients, model.axes, shardings.params)
             return jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
 
+        # A device then holds all gradients in fp32, so not where parameters are gathered by layer.
+        accumulation = settings.optimizer.gradient_accumulation
+        reduce_once = accumulation > 1 and mesh.shape["data"] > 1 and mesh.shape["fsdp"] == 1
         replicated = rules.replicated(mesh)
         self.step = jax.jit(
             make_train_step(
                 objective,
                 optimizer,
                 rate,
-                gradient_accumulation=settings.optimizer.gradient_accumulation,
+                gradient_accumulation=accumulation,
                 ema_decay=settings.optimizer.ema_decay,
                 guard=guard,
                 adaptive=adaptive,
-                load=loader(mesh, model.axes, settings.numerics),
+                load=loader(mesh, model.axes, settings.numerics, copies=not reduce_once),
                 store=store,
+                by_part=functools.partial(rules.by_part, mesh) if reduce_once else None,
             ),
             in_shardings=(
                 shardings,
@@ -148,11 +152,12 @@ def dropout_key(settings: Settings, seed: int) -> jax.Array | None:
     return jax.random.fold_in(key, DROPOUT_STREAM)
 
 
-def loader(mesh: Mesh, axes: Axes, numerics: Numerics) -> Any:
+def loader(mesh: Mesh, axes: Axes, numerics: Numerics, *, copies: bool = True) -> Any:
     """Builds the function that casts and gathers stored parameters for computation.
 
     Weights of matrix products and embeddings are cast before they are gathered: bf16 halves the
-    bytes, and gradients are then reduced in bf16 too. Biases and LayerNorm stay fp32.
+    bytes, and gradients are then reduced in bf16 too. Biases and LayerNorm stay fp32. For `copies`
+    see `rules.gather`.
     """
     dtype = jnp.dtype(numerics.compute_dtype)
 
@@ -160,6 +165,8 @@ def loader(mesh: Mesh, axes: Axes, numerics: Numerics) -> Any:
         return leaf.astype(dtype) if keys[-1].key in ("kernel", "embedding") else leaf
 
     def load(params: Params) -> Params:
-        return rules.gather(mesh, jax.tree_util.tree_map_with_path(cast, params), axes)
+        return rules.gather(
+            mesh, jax.tree_util.tree_map_with_path(cast, params), axes, copies=copies
+        )
 
     return load

@@ -5,6 +5,7 @@ computes gradients, accumulates them and applies the optimizer; it is the same f
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ def make_train_step(
     adaptive: AdaptiveMasking | None = None,
     load: Callable[[Params], Params] = lambda params: params,
     store: Callable[[Params], Params] = lambda gradients: gradients,
+    by_part: Callable[[Callable[[Batch], Any]], Callable[[Batch], Any]] | None = None,
 ) -> Step:
     """Builds `train_step(state, batch, dropout_key) -> (state, metrics)`, a pure function to jit.
 
@@ -57,6 +59,9 @@ def make_train_step(
         are fixed.
       load: stored parameters -> those to compute with, cast and gathered.
       store: gradients -> gradients in the dtype and sharding of the stored parameters.
+      by_part: builds the function that runs another on each part of a microbatch; gradients are
+        then reduced once, after the last microbatch, and before that added up by part in fp32.
+        None reduces those of each microbatch.
 
     Returns:
       The step. Its dropout key is typed, and folded with step and microbatch; None trains without
@@ -85,11 +90,18 @@ def make_train_step(
 
         def gradients_and_sums(index: Any, microbatch: Batch) -> tuple[Params, Metrics]:
             key = None if step_key is None else jax.random.fold_in(step_key, index)
-            gradients, sums = jax.grad(loss, has_aux=True)(params, microbatch, key)
-            return store(gradients), sums
+            return jax.grad(loss, has_aux=True)(params, microbatch, key)
+
+        def to_add(index: Any, microbatch: Batch) -> tuple[Params, Metrics]:
+            if by_part is None:
+                gradients, sums = gradients_and_sums(index, microbatch)
+                return store(gradients), sums
+            gradients, sums = by_part(functools.partial(gradients_and_sums, index))(microbatch)
+            return jax.tree.map(lambda g: g.astype(jnp.float32), gradients), sums
 
         if gradient_accumulation == 1:
             gradients, metrics = gradients_and_sums(0, batch)
+            gradients = store(gradients)
         else:
             # A microbatch takes every n-th row, so that each device splits the rows it already has.
             microbatches = jax.tree.map(
@@ -97,13 +109,17 @@ def make_train_step(
             )
             first = jax.tree.map(lambda x: x[0], microbatches)
             zeros = jax.tree.map(
-                lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(gradients_and_sums, 0, first)
+                lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(to_add, 0, first)
             )
             (gradients, metrics), _ = jax.lax.scan(
-                lambda total, xs: (jax.tree.map(jnp.add, total, gradients_and_sums(*xs)), None),
+                lambda total, xs: (jax.tree.map(jnp.add, total, to_add(*xs)), None),
                 zeros,
                 (jnp.arange(gradient_accumulation), microbatches),
             )
+            if by_part is not None:
+                gradients = jax.tree.map(lambda g, p: g.astype(p.dtype), gradients, params)
+                gradients = store(gradients)
+                metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics)
 
         direction, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         learning_rate = rate(state.step, *horizon)
