@@ -17,6 +17,7 @@ from matplotlib import image
 
 from bert_jax import __version__, terminal
 from bert_jax.__main__ import VERBS, main
+from bert_jax.cli import compiled_programs
 from bert_jax.config.saved import read_pretrain_config
 from bert_jax.inference.trained import load
 from bert_jax.model.model import build_model
@@ -280,3 +281,61 @@ def test_from_text_to_words(tmp_path, capsys, monkeypatch):
         )
     assert main(command) == 2
     assert "exists and is not empty" in capsys.readouterr().err
+
+
+@pytest.fixture
+def compiled(tmp_path, monkeypatch):
+    """The folder of compiled programs of a user without settings; environment as before after."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_COMPILATION_CACHE_MAX_SIZE"):
+        monkeypatch.setenv(name, "")  # so that it is restored, even if the test sets it
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "bert_jax" / "compiled"
+
+
+def test_compiled_programs_are_kept(compiled):
+    script = (
+        "from bert_jax.cli import compiled_programs; compiled_programs.keep(); import jax;"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0);"
+        "jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1);"
+        "print(jax.jit(lambda x: x * 2 + 1)(3))"
+    )
+    kept = []
+    for _ in range(2):
+        found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+        assert (found.stdout, found.stderr) == (b"7\n", b"")
+        (folder,) = compiled.iterdir()
+        kept.append({path: path.stat().st_mtime_ns for path in folder.glob("*-cache")})
+    assert kept[0]
+    assert kept[1] == kept[0]  # the second process found them
+
+
+def test_compiled_programs_that_a_killed_process_left_are_removed(compiled):
+    compiled_programs.keep()
+    (folder,) = compiled.iterdir()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(folder)
+    assert os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] == str(4 * 2**30)
+    for name in ("torn-cache", "whole-cache", "whole-atime"):
+        (folder / name).write_bytes(b"")
+    del os.environ["JAX_COMPILATION_CACHE_DIR"]
+    compiled_programs.keep()
+    assert {path.name for path in folder.iterdir()} - {".lockfile"} == {
+        "whole-cache",
+        "whole-atime",
+    }
+
+
+@pytest.mark.parametrize("folder", ["", "/elsewhere"])
+def test_the_folder_of_the_user_is_taken(compiled, monkeypatch, folder):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+    compiled_programs.keep()
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == folder
+    assert "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ
+    assert not compiled.exists()
+
+
+@pytest.mark.parametrize("caches", ["gs://bucket/cache", "/proc/none"])
+def test_no_programs_are_kept_where_none_can_be(compiled, monkeypatch, caches):
+    monkeypatch.setenv("XDG_CACHE_HOME", caches)
+    compiled_programs.keep()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ

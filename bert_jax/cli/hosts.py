@@ -2,6 +2,7 @@
 
 import argparse
 
+from bert_jax.cli import compiled_programs
 from bert_jax.errors import UserError
 
 
@@ -60,3 +61,4 @@ def connect(arguments: argparse.Namespace) -> None:
         heartbeat_timeout=arguments.heartbeat_timeout,
         platform=arguments.platform,
     )
+    compiled_programs.forget_on_gpus()

@@ -15,8 +15,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 command='cd bert_jax && if ! systemctl show bert-jax --property=SubState | grep -q running; then
 sudo systemctl stop bert-jax; sudo systemctl reset-failed bert-jax; fi 2>/dev/null;
 sudo systemd-run --unit=bert-jax --remain-after-exit --same-dir --uid="$(id -u)" --gid="$(id -g)"
---property=KillMode=mixed --property=TimeoutStopSec=300
---setenv=JAX_COMPILATION_CACHE_DIR="$HOME/.cache/bert_jax/compiled" '
+--property=KillMode=mixed --property=TimeoutStopSec=300 '
 # shellcheck disable=SC2016
 command+='"$PWD/.venv/bin/bert-jax" pretrain --platform=tpu '
 on_workers all "$command$(printf '%q ' "$@")"
