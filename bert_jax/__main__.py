@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bert_jax import __version__
-from bert_jax.cli import compiled_programs
 from bert_jax.errors import TrainingDiverged, UserError
 from bert_jax.terminal import is_closed_output, output_errors, printable
 
@@ -96,6 +95,8 @@ def _run(verb: str, arguments: list[str]) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine())
     logging.basicConfig(handlers=[handler])
+    from bert_jax.cli import compiled_programs
+
     compiled_programs.keep()
     return importlib.import_module(f"bert_jax.cli.{verb}").main(arguments) or 0
 

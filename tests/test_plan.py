@@ -22,8 +22,8 @@ RECIPE = Path(__file__).parents[1] / "configs" / "bert.py"
 GIB = 2**30
 
 # Four of six layers' worth of a compiled step, as the compiler writes it: a loop that was unrolled
-# twice (it counts by 2 up to 8), an asynchronous all-gather in two parts, two reduce-scatters
-# that are alike.
+# twice (it counts by 2 up to 8), an asynchronous all-gather in two parts, two pairs of
+# reduce-scatters that are alike.
 TEXT = """HloModule jit_step, is_scheduled=true
 
 %add (a: f32[], b: f32[]) -> f32[] {
@@ -47,6 +47,13 @@ TEXT = """HloModule jit_step, is_scheduled=true
   %p.2 = f32[256,64]{1,0:T(8,128)} parameter(0)
   %all-reduce.1 = f32[256,64]{1,0:T(8,128)} all-reduce(%p.2), channel_id=8, to_apply=%add
   ROOT %slice.1 = f32[32,64]{1,0:T(8,128)} dynamic-slice(%all-reduce.1), dynamic_slice_sizes={32,64}
+}
+
+%offloaded (p.6: f32[256,64], p.7: f32[64,64]) -> (f32[32,64], f32[8,64]) {
+  %p.6 = f32[256,64]{1,0:T(8,128)} parameter(0)
+  %p.7 = f32[64,64]{1,0:T(8,128)} parameter(1)
+  ROOT %reduce-scatter.1 = (f32[32,64]{1,0:T(8,128)}, f32[8,64]{1,0:T(8,128)}) \
+reduce-scatter(%p.6, %p.7), channel_id=1, dimensions={0}, to_apply=%add
 }
 
 %condition (p.3: (s32[], f32[])) -> pred[] {
@@ -74,6 +81,10 @@ ENTRY %main (p.5: f32[]) -> f32[] {
   %part = (bf16[128,128]{1,0}, u32[]{:S(2)}) fusion(%start), kind=kCustom, calls=%gather_part
   %scattered = f32[32,64]{1,0:T(8,128)} fusion(%p.5), kind=kCustom, calls=%all-reduce-scatter
   %alike = f32[32,64]{1,0:T(8,128)} fusion(%start), kind=kCustom, calls=%all-reduce-scatter
+  %sparse-start.1 = ((f32[256,64], f32[64,64]), (f32[32,64], f32[8,64]), u32[]) \
+call-start(%p.5, %p.5), to_apply=%offloaded
+  %sparse-start.2 = ((f32[256,64], f32[64,64]), (f32[32,64], f32[8,64]), u32[]) \
+call-start(%p.5, %p.5), to_apply=%offloaded
   %loop = (s32[]{:T(128)}, f32[]{:T(128)}) while(%p.5), condition=%condition, body=%body
   %update = f32[8,128]{1,0} add(%p.5, %p.5), metadata={op_name="jit(step)/add"}, \
 backend_config={"estimated_cycles":"500"}
@@ -98,7 +109,8 @@ def test_loops_count_as_often_as_they_run():
 
 def test_collectives_count_once_however_they_are_written():
     assert collectives(TEXT) == [
-        Collective("reduce-scatter", "f32", 2, 2 * 256 * 64 * 4),
+        # Two fusions, and two combined ones on a SparseCore that share a channel.
+        Collective("reduce-scatter", "f32", 4, 2 * 256 * 64 * 4 + 2 * (256 + 64) * 64 * 4),
         Collective("all-gather", "bf16", 1, 128 * 128 * 2),
         Collective("all-reduce (slices)", "f32", 1, 8 * 128 * 4),
         Collective("collective-permute", "u8", 1, 96),

@@ -124,11 +124,12 @@ def collectives(text: str) -> list[Collective]:
                 kind = "reduce-scatter"
             sizes = _bytes_by_dtype(shape)
             # The parts of an asynchronous collective, spread over fusions, share a channel; other
-            # collectives with its number differ in kind or size. A collective outside of fusions is
-            # whole, and several equal ones can share a channel.
+            # collectives with its number differ in kind or size. A collective outside of such
+            # fusions is whole, and several equal ones can share a channel: all that the compiler
+            # has combined have the first.
             channel = operation.attribute("channel_id") or operation.name
-            if is_scatter or outer is operation:
-                channel = outer.name
+            if is_scatter or outer.opcode != "fusion":
+                channel = f"{outer.name} {operation.name}"
             found.setdefault((kind, channel, tuple(sizes.items())), times)
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     total: collections.Counter[tuple[str, str]] = collections.Counter()
