@@ -200,7 +200,8 @@ def test_prepare_loads_no_jax():
 def test_only_main_imports_the_command_line():
     text = (ROOT / "bert_jax" / "__main__.py").read_text(encoding="utf-8")
     assert 'import_module(f"bert_jax.cli.{' in text
-    assert {room(module) for module, rooms in OURS.items() if "cli" in rooms} == {"cli"}
+    importers = {room(module) for module, rooms in OURS.items() if "cli" in rooms}
+    assert importers == {"__main__", "cli"}
 
 
 def test_every_verb_has_a_page():
