@@ -348,7 +348,7 @@ def test_a_run_may_start_from_both_models(run, to, tmp_path):
 def test_suites_are_refused(run, tmp_path):
     changes = {"data.store": run[1].data.store, "eval_suites": ("blimp:nowhere",)}
     config = configured("electra.py", **FIELDS | changes)
-    with pytest.raises(UserError, match="eval_suites: the model predicts no masked words"):
+    with pytest.raises(UserError, match="eval_suites: the model predicts no words"):
         pretrain(config, epath.Path(tmp_path / "run"))
 
 

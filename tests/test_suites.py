@@ -298,7 +298,8 @@ class Totals:
         return SimpleNamespace(chance=0.5, metrics=lambda: found | {"tokens": counts.sum()})
 
 
-def test_scores_on_a_mesh(model):
+@pytest.mark.parametrize("method", ["pll", "mntp", "causal"])
+def test_scores_on_a_mesh(model, method):
     """In training, sentences have the same scores as afterwards, whatever the layout and dtype."""
     texts = ["", *(f"The Union is strong {'and free ' * n}at last." for n in range(20))]
     texts.append("peace " * 200)  # is cut
@@ -311,11 +312,10 @@ def test_scores_on_a_mesh(model):
     architecture = model.architecture
     parts = parts_of(model.params)
     structure = build_model(architecture, numerics, parallelism(mesh, numerics), parts=parts)
-    score = SuiteScores(
-        halves, model.tokenizer, structure, numerics, mesh, longest_row=128, batch_tokens=2048
-    )
+    sizes = {"longest_row": 128, "batch_tokens": 2048}
+    score = SuiteScores(halves, model.tokenizer, structure, numerics, mesh, **sizes, method=method)
     found = score(rules.put_params(model.params, mesh, structure.axes))
-    expected = TrainedBert(model).score(texts)
+    expected = TrainedBert(model).score(texts, method)
     names = [f"first_score/{n}" for n in range(11)] + [f"second_score/{n}" for n in range(11)]
     totals = [score.total for score in expected]
     np.testing.assert_allclose([found[name] for name in names], totals, atol=2e-4)

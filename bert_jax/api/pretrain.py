@@ -69,6 +69,8 @@ from bert_jax.train.workdirs import (
 # Beginnings of lines about fields in which a branch may differ from its run; the rows of its data
 # are the same whatever `SAME_ROWS` are.
 SAME_ROWS = ("data.max_passes:", "data.batch_size:", "data.start_batch_size:", "data.growth_")
+# How suites are scored, by what a head of words learned.
+METHODS = {"mlm": "pll", "mntp": "mntp", "clm": "causal"}
 BRANCH = ("branch_from:", "optimizer.", "masking.", *SAME_ROWS)
 
 
@@ -436,10 +438,11 @@ def suite_scores(
       word_heads: those of its objective.
 
     Raises:
-      UserError: a suite cannot be read, or the model predicts no masked words.
+      UserError: a suite cannot be read, or the model predicts no words.
     """
-    if MASKED_LM.part not in parts or not {"mlm", "mntp"} & {*word_heads}:
-        raise UserError("config.eval_suites: the model predicts no masked words; set it to ()")
+    methods = [METHODS[head] for head in word_heads if head in METHODS]
+    if MASKED_LM.part not in parts or not methods:
+        raise UserError("config.eval_suites: the model predicts no words; set it to ()")
     with hosts.agreement():
         suites = {
             name.label: open_suite(name, config.eval_suite_pairs)
@@ -454,7 +457,7 @@ def suite_scores(
         mesh,
         longest_row=config.model.max_position_embeddings,
         batch_tokens=config.data.batch_size * config.data.max_seq_length,
-        from_before="mntp" in word_heads,
+        method=methods[0],
     )
 
 

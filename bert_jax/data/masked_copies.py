@@ -52,7 +52,12 @@ def tokens_of(tokenizer: Tokenizer, text: str) -> Tokens:
 
 
 def masked_copies(
-    tokenizer: Tokenizer, tokens: Tokens, *, within_word: bool = False, from_before: bool = False
+    tokenizer: Tokenizer,
+    tokens: Tokens,
+    *,
+    within_word: bool = False,
+    from_before: bool = False,
+    causal: bool = False,
 ) -> Iterator[Copy]:
     """A copy for each token of a text, in their order.
 
@@ -63,6 +68,7 @@ def masked_copies(
         (Kauf and Ivanova 2023, https://arxiv.org/abs/2305.10588).
       from_before: whether a masked token is predicted from the position before it, as models do
         that were trained to predict the next token (MNTP).
+      causal: whether nothing is masked, since no position attends to later ones; `from_before`.
     """
     count = len(tokens.ids)
     index = np.arange(count)
@@ -70,10 +76,14 @@ def masked_copies(
     if within_word:
         word = np.cumsum(~tokens.continues)
         masked = (word == word[:, None]) & (index >= index[:, None])
+    if causal:
+        masked = np.zeros_like(masked)
     copies = np.empty((count, count + 2), np.int32)
     copies[:, 0], copies[:, -1] = tokenizer.cls_id, tokenizer.sep_id
     copies[:, 1:-1] = np.where(masked, tokenizer.mask_id, tokens.ids)
-    return map(Copy, copies, itertools.count(0 if from_before else 1), tokens.ids.tolist())
+    return map(
+        Copy, copies, itertools.count(0 if from_before or causal else 1), tokens.ids.tolist()
+    )
 
 
 def pack_copies(

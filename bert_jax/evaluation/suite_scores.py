@@ -36,7 +36,7 @@ def exact(numerics: Numerics) -> Numerics:
 
 
 class SuiteScores:
-    """Pseudo-log-likelihoods of fixed sentences on a mesh.
+    """Log-likelihoods of fixed sentences, or pseudo-log-likelihoods, on a mesh.
 
     All hosts compute together: each holds a share of the rows of every batch.
     """
@@ -51,7 +51,7 @@ class SuiteScores:
         *,
         longest_row: int,
         batch_tokens: int,
-        from_before: bool = False,
+        method: str = "pll",
     ):
         """Makes the masked copies of all sentences; compiles at the first call.
 
@@ -63,15 +63,17 @@ class SuiteScores:
           mesh: devices to compute on.
           longest_row: number of positions of the model; longer sentences are cut.
           batch_tokens: tokens of a batch, roughly.
-          from_before: see `masked_copies`.
+          method: "pll", "mntp" or "causal", see `TrainedBert.score`.
         """
+        # Even if nothing is masked there is a copy for each token: all methods share a program.
+        masks = {"from_before": method == "mntp", "causal": method == "causal"}
         self._suites, self._pad_id, self._mesh = suites, tokenizer.pad_id, mesh
         texts = [text for suite in suites.values() for text in suite.texts]
         whole = [tokens_of(tokenizer, text) for text in texts]
         kept = [Tokens(ids[: longest_row - 2], word[: longest_row - 2]) for ids, word in whole]
         if cut := sum(map(lambda before, after: len(before.ids) > len(after.ids), whole, kept)):
             _log.warning(f"{cut} of {len(texts)} sentences cut to {longest_row} tokens")
-        copies = (masked_copies(tokenizer, tokens, from_before=from_before) for tokens in kept)
+        copies = (masked_copies(tokenizer, tokens, **masks) for tokens in kept)
         self._copies = list(itertools.chain.from_iterable(copies))
         self._counts = np.array([len(tokens.ids) for tokens in kept])
         longest = max((len(copy.ids) for copy in self._copies), default=1)
@@ -82,6 +84,8 @@ class SuiteScores:
         load = loader(mesh, model.axes, numerics)
 
         def step(params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
+            if method == "causal":
+                batch = {**batch, "causal": batch["segment_ids"] > 0}
             with jax.default_matmul_precision("float32"):
                 merged = nnx.merge(model.graphdef, load(params))
                 hidden = gather_positions(merged.encode(batch), batch["positions"])
