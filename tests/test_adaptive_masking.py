@@ -13,7 +13,9 @@ from tiny import make_batch, make_masking
 
 from bert_jax.api.pretrain import Part, pretrain, trained_parts
 from bert_jax.data.stores import open_store
+from bert_jax.errors import UserError
 from bert_jax.model.heads import MASKED_LM
+from bert_jax.objective import pretraining
 from bert_jax.objective.masking import TokenMasking, mask_tokens
 from bert_jax.report.metrics_file import read_metrics
 
@@ -72,6 +74,40 @@ def test_rates_are_those_of_loops(run, sotu_store):
         np.testing.assert_array_equal(state.words.correct, correct)
         np.testing.assert_array_equal(state.words.masked, masked)
     assert rates.min() < 0.9 * rates.max()
+
+
+@pytest.mark.parametrize(
+    ("objective", "head"),
+    [
+        ({"objective": "hybrid", "objective.causal_share": 0.5}, "mntp"),
+        ({"objective": "replaced_token"}, "mlm"),
+    ],
+)
+def test_other_objectives_count_their_masked_words(sotu_store, objective, head):
+    config = adaptive(sotu_store, **objective, **{"data.pairs": "none"})
+    part = Part.build(config.stages()[0], open_store(sotu_store), trained_parts(config))
+    state = part.initial_state(config.seed, {})
+    batch = next(part.batches(0))
+
+    @jax.jit
+    def sums(state, batch):
+        batch = batch | {"word_rates": state.words.rates[batch["input_ids"]]}
+        batch = part.objective.prepare(batch, state.step)
+        weights = part.objective.weights(batch)[head]
+        return batch["masked_lm_ids"], weights, part.objective.sums(state.params, batch)
+
+    ids, weights, found = jax.device_get(sums(state, batch))
+    expected = np.bincount(ids.ravel(), weights.ravel(), WORDS)
+    assert 0 < expected.sum() < ids.size
+    np.testing.assert_array_equal(found["word_masked"], expected)
+    assert found["word_correct"].sum() == found[f"{head}_correct"]
+    assert (found["word_correct"] <= expected).all()
+
+
+def test_an_objective_that_counts_no_words_is_refused(sotu_store, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretraining, "count_words", lambda *_: {})
+    with pytest.raises(UserError, match="adaptive rates need the sums of `count_words`"):
+        pretrain(adaptive(sotu_store), epath.Path(tmp_path / "run"))
 
 
 def test_a_resume_is_exact(run, sotu_store, tmp_path):

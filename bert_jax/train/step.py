@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from bert_jax.errors import UserError
 from bert_jax.model.parameters import Params
 from bert_jax.objective.masking import AdaptiveMasking
 from bert_jax.objective.protocol import BoundObjective
@@ -68,6 +69,10 @@ def make_train_step(
       dropout. Its metrics are the objective's sums, those of `count_positions`, and the scalars
       "grad_norm" (before clipping), "update_norm", "param_norm" (before the update),
       "learning_rate", and under a guard those of `guarded`.
+
+    Raises:
+      UserError: when the step is traced, if there are adaptive rates and the objective counts no
+        words.
     """
 
     def train_step(
@@ -137,6 +142,11 @@ def make_train_step(
             ema = jax.tree.map(lambda a, p: ema_decay * a + (1.0 - ema_decay) * p, ema, params)
         if words is not None:
             assert adaptive is not None
+            if "word_masked" not in metrics:
+                raise UserError(
+                    "config.masking: adaptive rates need the sums of `count_words`, which "
+                    "config.objective does not give"
+                )
             by_word = metrics.pop("word_correct"), metrics.pop("word_masked")
             words = adaptive.renewed(words, state.step + 1, *by_word)
         after = TrainState(state.step + 1, params, opt_state, ema, words=words)
