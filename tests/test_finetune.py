@@ -40,6 +40,7 @@ from bert_jax.tasks.batches import ExampleBatches
 from bert_jax.tasks.features import Features
 from bert_jax.train import trainer
 from bert_jax.train.checkpoints import Checkpoints
+from bert_jax.train.hooks import Patience
 from bert_jax.train.optimizers import scale_by_depth
 
 WORDS = [f"w{index}" for index in range(40)]
@@ -207,6 +208,53 @@ def test_a_task_is_learned(task, model, tmp_path, capsys):
         assert again.read_text() == "\n".join("\t".join(x[:1] + x[2:]) for x in lines) + "\n"
     else:
         assert again.read_text() == written.read_text()
+
+
+def test_a_run_without_progress_ends(model, tmp_path, capsys):
+    changes = {"optimizer.learning_rate": 1e-9, "evals_per_epoch": 2, "max_examples": 64}
+    config = recipe("classification", model, tmp_path, patience=1, **changes)
+    workdir = epath.Path(tmp_path / "run")
+    assert finetune(config, workdir)
+    said = capsys.readouterr().out
+    assert "train: 64 examples" in said
+    assert "step 4: accuracy has not become better for 1 evaluations" in said
+    heldout = [x["step"] for x in read_metrics(workdir) if x["split"] == "heldout"]
+    assert heldout == [2, 4]
+    assert json.loads((workdir / "results.json").read_text())["step"] == 4  # the latest of equals
+    (workdir / "results.json").unlink()
+    assert finetune(config, workdir)
+    assert [x["step"] for x in read_metrics(workdir) if x["split"] == "heldout"] == heldout
+    assert (workdir / "results.json").exists()
+    assert finetune(dataclasses.replace(config, patience=0), workdir)
+    heldout = [x["step"] for x in read_metrics(workdir) if x["split"] == "heldout"]
+    assert heldout == [2, 4, 6, 8]
+
+
+def test_a_larger_sample_has_the_smaller_one(model, tmp_path):
+    config = recipe("classification", model, tmp_path)
+    some, more = (dataclasses.replace(config, max_examples=n).chosen([*range(100)]) for n in (9, 30))
+    assert len(some) == 9
+    assert len(more) == 30
+    assert {*some} < {*more}
+    assert more == sorted(more)
+    assert config.chosen([*range(100)]) == [*range(100)]
+    with pytest.raises(UserError, match=r"max_examples=9 of .*train\.tsv has only 9 examples"):
+        finetune(dataclasses.replace(config, max_examples=9), tmp_path / "run")
+
+
+def test_patience_counts_evaluations_that_are_not_better(tmp_path):
+    patience = Patience("f1", 2, epath.Path(tmp_path), done=0)
+    ended = []
+    for score in (0.1, 0.1, 0.3, 0.2, 0.3):
+        assert not patience.ended()
+        patience(None, {"f1": score})
+        ended.append(patience.ended())
+    assert ended == [False, False, False, False, True]
+    lines = [{"step": n, "split": "heldout", "f1": 1 - n / 10} for n in (1, 2, 3)]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    ends = [Patience("f1", 2, epath.Path(tmp_path), done=done).ended() for done in (2, 3)]
+    assert ends == [False, True]
 
 
 @pytest.fixture(scope="module")

@@ -213,7 +213,7 @@ def _evaluate_task(
         limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
         features = task.features(examples, model.tokenizer, limit)
         check_token_types(features, model.architecture.type_vocab_size, model.tokenizer)
-        baseline = _baseline(task, examples) if labelled else {}
+        baseline = _baseline(task, config, examples) if labelled else {}
     mesh = make_mesh()
     structure = build_model(
         model.architecture,
@@ -266,7 +266,9 @@ def _with_tuples(value: Any) -> Any:
     return tuple(map(_with_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _baseline(task: AnyTask, examples: Sequence[Any]) -> dict[str, float]:
+def _baseline(
+    task: AnyTask, config: FinetuneConfig | None, examples: Sequence[Any]
+) -> dict[str, float]:
     if not task.train:
         return {}
     try:
@@ -274,7 +276,7 @@ def _baseline(task: AnyTask, examples: Sequence[Any]) -> dict[str, float]:
     except UserError as error:  # it may have moved, and the scores do not need it
         _log.warning(f"no baseline, since the training examples cannot be read: {error}")
         return {}
-    return task.baseline(train, examples)
+    return task.baseline(config.chosen(train) if config else train, examples)
 
 
 class Trained(NamedTuple):

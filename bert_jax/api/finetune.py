@@ -43,7 +43,7 @@ from bert_jax.tasks.features import Features, check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, saved_steps
 from bert_jax.train.checksums import weights_fingerprint
-from bert_jax.train.hooks import Evaluate, KeepBest, Log, save
+from bert_jax.train.hooks import Evaluate, KeepBest, Log, Patience, save
 from bert_jax.train.metrics import MetricsWriter
 from bert_jax.train.optimizers import scale_by_depth
 from bert_jax.train.profiling import Profiler
@@ -131,13 +131,15 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
         examples = task.read(name, labelled=labelled)
         if split == "train":
             task = task.with_labels_of(examples)
+            examples = config.chosen(examples)
         features = task.features(examples, source.tokenizer, task.max_seq_length)
         check_token_types(features, source.architecture.type_vocab_size, source.tokenizer)
         data[split] = Examples(examples, features, labelled)
-    if len(data["train"].features) < config.batch_size:
+    if (count := len(data["train"].features)) < config.batch_size:
+        source = f"config.max_examples={config.max_examples} of {task.train}"
         raise UserError(
-            f"config.batch_size={config.batch_size}, but {task.train} has only "
-            f"{len(data['train'].features)} examples"
+            f"config.batch_size={config.batch_size}, but "
+            f"{source if config.max_examples else task.train} has only {count} examples"
         )
     return task, data
 
@@ -273,11 +275,13 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
         if done is None:
             writer.write(0, "baseline", baseline)
         trainer = Trainer(state, checkpoints, progress)
-        keep_best = KeepBest(best, next(iter(baseline)), workdir)
+        metric = next(iter(baseline))
+        keep_best = KeepBest(best, metric, workdir)
+        patience = Patience(metric, config.patience, workdir, done or 0)
         evaluate = Evaluate(
             lambda params: setup.scores["dev"](params).metrics,
             writer,
-            [keep_best],
+            [keep_best, patience],
             params=operator.attrgetter("averaged"),
         )
         every = max(1, batches.steps_per_epoch // config.evals_per_epoch)
@@ -285,13 +289,19 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
         trainer.every(every, evaluate)
         trainer.every(every, save, when_stopped=True)
         trainer.after_every_step(profiler.after_step)
+        trainer.stop_when(patience.ended)
         key = program.dropout_key(config.seed)
         trainer.fit(
             lambda state, batch: program.step(state, batch, key),
             device_batches(batches, trainer.done, setup.steps, setup.mesh),
             setup.steps,
         )
-        if trainer.done < setup.steps:
+        if trainer.done < setup.steps and patience.ended():
+            hosts.print_once(
+                f"step {trainer.done}: {metric} has not become better for {config.patience} "
+                "evaluations (config.patience)"
+            )
+        elif trainer.done < setup.steps:
             assert trainer.stopped_by is not None  # nothing else ends it early
             signal = trainer.stopped_by.name
             hosts.print_once(f"{signal}: saved at step {trainer.done}; run again to go on")

@@ -1,6 +1,9 @@
 """The configuration of a fine-tuning run."""
 
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
 
 from bert_jax.config.pretraining import check_microbatches
 from bert_jax.errors import UserError
@@ -10,6 +13,8 @@ from bert_jax.parallel.mesh import Layout
 from bert_jax.tasks import ClassificationTask, Task
 from bert_jax.train.optimizers import AdamW, Optimizer
 from bert_jax.train.run import FinetuningRun
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,13 @@ class FinetuneConfig(FinetuningRun):
     def to_dict(self) -> Plain:
         """Nested plain values, as in `config.json`."""
         return to_plain(self)
+
+    def chosen(self, examples: list[T]) -> list[T]:
+        """Those to train on of all training examples, in their order: `max_examples` of them."""
+        if not 0 < self.max_examples < len(examples):
+            return examples
+        order = np.random.default_rng(0).permutation(len(examples))
+        return [examples[index] for index in sorted(order[: self.max_examples].tolist())]
 
     def check(self, path: str) -> None:
         """Raises UserError if a source is missing or fields do not fit together."""

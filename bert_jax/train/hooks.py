@@ -142,6 +142,32 @@ class Target:
         return {self.metric: self.value}
 
 
+class Patience:
+    """Ends training when the evaluations of a run have not become better for some time."""
+
+    def __init__(self, metric: str, evaluations: int, workdir: epath.Path, done: int):
+        """Args:
+        metric: name of the score; higher is better.
+        evaluations: how many in a row without a better score end it; 0 never ends it.
+        workdir: directory of the run, whose metrics hold the earlier evaluations.
+        done: steps that the run has done.
+        """
+        self._metric, self._evaluations = metric, evaluations
+        lines = read_metrics(workdir) if done else []
+        of_dev = [line for line in lines if line["split"] == "heldout" and line["step"] <= done]
+        self._scores = [line.get(metric, -math.inf) for line in of_dev]
+
+    def __call__(self, trainer: Trainer, scores: Scores) -> None:
+        self._scores.append(scores[self._metric])
+
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        if not self._evaluations or not self._scores:
+            return False
+        best = self._scores.index(max(self._scores))
+        return len(self._scores) - 1 - best >= self._evaluations
+
+
 class KeepBest:
     """Saves the parameters of the best evaluation so far, or their average if the run has one."""
 

@@ -194,3 +194,15 @@ class FinetuningRun(Run):
     evals_per_epoch: int = field(
         1, "evaluations per epoch, each with a checkpoint", bounds=POSITIVE
     )
+    patience: int = field(
+        0,
+        "evaluations in a row without a better score after which a run ends; 0: it does all epochs",
+        bounds=NOT_NEGATIVE,
+        resume=True,
+    )
+    max_examples: int = field(
+        0,
+        "training examples to use, drawn the same for every seed: a larger number has those of a "
+        "smaller one, too; 0 for all",
+        bounds=NOT_NEGATIVE,
+    )
