@@ -100,8 +100,19 @@ def questions(path, count, seed):
     path.write_text(json.dumps({"version": "1.1", "data": articles}))
 
 
-WRITE = {"classification": classes, "tagging": tags, "answering": questions}
-SUFFIX = {"classification": "tsv", "tagging": "conll", "answering": "json"}
+def labels(path, count, seed):
+    """Whether a text has words of the first half, as many as others or more; the same of others."""
+    rows = []
+    for words in sentences(count, seed):
+        early = sum(WORDS.index(word) < 20 for word in words)
+        found = ["early"] * (2 * early >= len(words)) + ["late"] * (2 * early <= len(words))
+        rows.append(json.dumps({"text": " ".join(words), "label": found}) + "\n")
+    path.write_text("".join(rows))
+
+
+WRITE = {"classification": classes, "multi_label": labels, "tagging": tags}
+WRITE |= {"answering": questions}
+SUFFIX = {"classification": "tsv", "multi_label": "jsonl", "tagging": "conll", "answering": "json"}
 
 
 def recipe(task, model, folder, train=160, **changes):
@@ -128,6 +139,7 @@ def recipe(task, model, folder, train=160, **changes):
 
 
 LEARNED = {"classification": ("accuracy", 0.7), "tagging": ("f1", 0.7), "answering": ("f1", 0.7)}
+LEARNED |= {"multi_label": ("micro_f1", 0.7)}
 
 
 def said_by_classify(path, folder):
@@ -136,6 +148,17 @@ def said_by_classify(path, folder):
     assert all(sum(scores.values()) == pytest.approx(1) for scores in found)
     assert all(list(s.values()) == sorted(s.values(), reverse=True) for s in found)
     said = [f"{index}\t{next(iter(scores))}" for index, scores in enumerate(found)]
+    return "\n".join(["index\tprediction", *said]) + "\n"
+
+
+def said_by_multi_label(path, folder):
+    bert = load(path)
+    rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    task = bert.text_task()
+    assert {text.split("=")[0] for text in task.thresholds} == {"early", "late"}  # fitted
+    found = bert.classify([row["text"] for row in rows])
+    chosen = [{*task.said(scores)["labels"]} for scores in found]
+    said = [f"{i}\t{','.join(n for n in bert.labels if n in x)}" for i, x in enumerate(chosen)]
     return "\n".join(["index\tprediction", *said]) + "\n"
 
 
@@ -169,6 +192,7 @@ def said_by_answer(path, folder):
 
 
 SAID = {"classification": said_by_classify, "tagging": said_by_tag, "answering": said_by_answer}
+SAID |= {"multi_label": said_by_multi_label}
 
 
 @pytest.mark.parametrize("task", WRITE)
@@ -208,6 +232,24 @@ def test_a_task_is_learned(task, model, tmp_path, capsys):
         assert again.read_text() == "\n".join("\t".join(x[:1] + x[2:]) for x in lines) + "\n"
     else:
         assert again.read_text() == written.read_text()
+
+
+def test_several_labels_mean_the_same_to_transformers(model, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    weights = {"task.class_weights": "balanced", "epochs": 0.2}
+    assert finetune(recipe("multi_label", model, tmp_path, **weights), tmp_path / "run")
+    target = tmp_path / "converted"
+    best = str(tmp_path / "run" / "best")
+    assert main(["convert", best, str(target), "--to=huggingface"]) == 0
+    theirs = transformers.BertForSequenceClassification.from_pretrained(target)
+    assert theirs.config.problem_type == "multi_label_classification"
+    tokens = transformers.AutoTokenizer.from_pretrained(target)("w1 w2 w30", return_tensors="pt")
+    with torch.no_grad():
+        chances = theirs(**tokens).logits[0].sigmoid().tolist()
+    expected = dict(zip(("early", "late"), chances))
+    for path in (best, target):
+        assert load(path).classify(["w1 w2 w30"])[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_run_without_progress_ends(model, tmp_path, capsys):

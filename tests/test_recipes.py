@@ -393,8 +393,11 @@ def other(kind: type, name: str) -> tuple[str, Any]:
     declared, annotation = fields_of(kind)[name], type_of(kind, name)
     default, choices = declared.default, declared.metadata["choices"]
     if name == "metric_names":
-        named = "spearman" if kind().regression else "macro_f1,accuracy"
+        named = "spearman" if getattr(kind(), "regression", False) else "macro_f1,accuracy"
         return named, tuple(named.split(","))
+    if name in ("thresholds", "class_weights"):
+        named = f"{(*kind().label_names, 'b')[0]}=0.25"
+        return named, (named,)
     if choices:
         chosen = next(choice for choice in choices if choice != default)
         return chosen, chosen
@@ -419,7 +422,7 @@ def test_every_option_works_on_the_command_line_and_in_a_recipe(task, name, tmp_
     needed = {"train": "a.tsv", "dev": "b.tsv"}
     if name == "regression":  # has no classes, and other metrics
         needed |= {"labels": "", "metric_names": ""}
-    if name == "labels" and task == "glue/stsb":
+    if name in ("labels", "thresholds", "class_weights") and task == "glue/stsb":
         needed |= {"regression": "False"}
     flags = [f"--config.task.{field}={of}" for field, of in needed.items() if field != name]
     recipe = f"--config={CONFIGS / 'finetune.py'}:{task}"

@@ -26,7 +26,7 @@ from bert_jax.fields import Plain, resumable, to_plain
 from bert_jax.interop.initial import read_initial, replace_params, without_parts
 from bert_jax.interop.portable import Portable
 from bert_jax.model.architecture import Architecture, Numerics
-from bert_jax.model.heads import parts_of
+from bert_jax.model.heads import MULTI_LABEL_CLASSIFIER, parts_of
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Axes, Params
 from bert_jax.objective.finetuning import FineTuning
@@ -211,6 +211,7 @@ class Setup(NamedTuple):
                 mesh,
                 pad_id=source.tokenizer.pad_id,
                 batch_size=4 * config.batch_size,
+                fit=split == "dev",
             )
             for split, examples in data.items()
             if split != "train"
@@ -256,6 +257,8 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
     with hosts.agreement():
         if hosts.is_primary():
             described = description | {"task": settings(to_plain(task))}
+            if task.head.problem_type:
+                described |= {"problem_type": task.head.problem_type}
             for directory in (workdir, workdir / "best"):
                 claim_workdir(directory, described, identity | started, setup.source.tokenizer)
             record_start(workdir, done or 0)
@@ -385,7 +388,8 @@ def head_by_names(source: Portable, task: AnyTask) -> Params | None:
     None if the model has no such head, or if its outputs do not mean these classes.
     """
     found, wanted = source.labels, task.label_names
-    other_meaning = source.problem_type == "multi_label_classification"
+    several = MULTI_LABEL_CLASSIFIER.problem_type
+    other_meaning = (source.problem_type == several) != (task.head.problem_type == several)
     if task.head.part not in source.params or sorted(found) != sorted(wanted) or other_meaning:
         return None
     head: Params = source.params[task.head.part]
@@ -456,7 +460,9 @@ def report(workdir: epath.Path, setup: Setup) -> None:
         if split not in data:
             continue
         examples = data[split].examples
-        metrics, predictions, _ = setup.scores[split](params)
+        metrics, predictions, _, task = setup.scores[split](params, task)
+        if split == "dev" and task != setup.task and hosts.is_primary():
+            keep_fitted(workdir, setup.task, task)
         if hosts.is_primary():
             name = task.submission_name(getattr(task, split))
             name = name or f"{split}_predictions{task.predictions_suffix}"
@@ -483,6 +489,17 @@ def report(workdir: epath.Path, setup: Setup) -> None:
         for split, found in matrices.items():
             draw_confusion(found, task.label_names, workdir / f"{split}_confusion.png")
         draw_run(workdir)
+
+
+def keep_fitted(workdir: epath.Path, task: AnyTask, fitted: AnyTask) -> None:
+    """Prints what a task has fitted to the best model, and notes it beside run and model."""
+    before, after = (settings(to_plain(each)) for each in (task, fitted))
+    for name, value in after.items():
+        if value != before[name]:
+            hosts.print_here(f"{name}, fitted on dev: {', '.join(map(str, value))}")
+    for directory in (workdir, workdir / "best"):
+        described = read_json(directory / "config.json")
+        write_json(directory / "config.json", described | {"task": after})
 
 
 def summarize_seeds(workdir: epath.Path, runs: Iterable[epath.Path]) -> None:

@@ -164,11 +164,11 @@ def _columns(arguments: argparse.Namespace, given: Input) -> Columns:
             raise UserError(f"--columns={arguments.columns}: {len(names)} columns; {given.takes}")
         return Columns((names[0],), ()) if len(names) == 1 else Columns((), tuple(zip(names)))
     from bert_jax.inference.fine_tuned import task_in
-    from bert_jax.tasks import ClassificationTask
+    from bert_jax.tasks import TextTask
     from bert_jax.tasks.classification.names import all_of
 
     task = task_in(epath.Path(arguments.model))
-    if not isinstance(task, ClassificationTask) or given is not EITHER:
+    if not isinstance(task, TextTask) or given is not EITHER:
         return usual
     if not task.text_b:
         return Columns((*all_of(task.text_a), *usual.text), ())

@@ -252,9 +252,9 @@ def _add_classify(tasks: Any) -> None:
         "classify",
         help="classify or score texts",
         description="Classifies or scores texts, or pairs of texts, with a fine-tuned classifier "
-        "or regression. Prints them as JSON lines with `label`, the most probable class, its "
-        "`probability`, and the `probabilities` of all classes; or with the `score` that a "
-        "regression predicts.",
+        "or regression. Prints them as JSON lines with `label`, the predicted class, its "
+        "`probability`, and the `probabilities` of all classes; or with `labels`, where a text may "
+        "have several; or with the `score` that a regression predicts.",
         epilog="examples:\n  bert-jax predict classify --model=runs/sst2/best reviews.csv\n"
         '  bert-jax predict classify --model=runs/sst2/best "A wonderful film."',
     )
@@ -262,18 +262,24 @@ def _add_classify(tasks: Any) -> None:
     _add_model(task)
     inputs.add(task, inputs.EITHER)
     _add_max_seq_length(task, "tokens to which longer texts are cut", "the model's positions")
+    task.add_argument(
+        "--thresholds",
+        metavar="NAME=NUMBER[,...]",
+        help="predict a class from this probability on; where a text may have several classes, a "
+        "NUMBER alone is for all of them (default: as in fine-tuning)",
+    )
 
 
 def _classify(arguments: argparse.Namespace) -> None:
     lines, bert = inputs.read(arguments), _load(arguments)
-
-    from bert_jax.tasks.classification.writer import verdict_fields
+    thresholds = arguments.thresholds.split(",") if arguments.thresholds else None
+    task = bert.text_task(thresholds=thresholds)
 
     def classify(texts: Iterator[Any]) -> Iterator["Verdict"]:
         return bert.classify(texts, arguments.max_seq_length)
 
     for line, found in _with_results(lines, classify):
-        say_json(line.merged(verdict_fields(found)))
+        say_json(line.merged(task.said(found)))
     _report_skipped(lines)
 
 

@@ -37,11 +37,13 @@ class Scores(NamedTuple):
       metrics: metrics of the task, and loss.
       predictions: as from `Task.predictions`.
       logits: outputs of the head for each sequence of the features.
+      task: the task, with what it has fitted to them.
     """
 
     metrics: dict[str, float]
     predictions: Any
     logits: list[np.ndarray]
+    task: AnyTask
 
 
 class TaskScores:
@@ -57,6 +59,7 @@ class TaskScores:
         *,
         pad_id: int,
         batch_size: int,
+        fit: bool = False,
     ):
         """Compiles at the first call.
 
@@ -68,8 +71,9 @@ class TaskScores:
           mesh: devices to compute on.
           pad_id: id of [PAD].
           batch_size: examples in a batch.
+          fit: whether the task takes what it fits, such as thresholds, from these examples.
         """
-        self._task, self._data, self._mesh = task, data, mesh
+        self._task, self._data, self._mesh, self._fit = task, data, mesh, fit
         self._batches = ExampleBatches(
             data.features,
             task.head,
@@ -87,8 +91,13 @@ class TaskScores:
 
         self._step = jax.jit(step, out_shardings=rules.replicated(mesh))
 
-    def __call__(self, params: Params) -> Scores:
-        """Scores the examples: the task's metrics, then "loss"; none if labels are unknown."""
+    def __call__(self, params: Params, fitted: AnyTask | None = None) -> Scores:
+        """Scores the examples: the task's metrics, then "loss"; none if labels are unknown.
+
+        Args:
+          params: parameters of the model.
+          fitted: the task with what it has fitted to other examples; None for the task as it is.
+        """
         outputs: list[Any] = [None] * len(self._data.features)
         sums = []
         for batch, (logits, batch_sums) in self._results(params):
@@ -97,12 +106,15 @@ class TaskScores:
             for index, output in zip(batch.examples.tolist(), found):
                 outputs[index] = output
         examples, features, labelled = self._data
-        predictions = self._task.predictions(outputs, features, examples)
+        task = fitted or self._task
+        if self._fit:
+            task = task.fitted(outputs, features, examples)
+        predictions = task.predictions(outputs, features, examples)
         if not labelled:
-            return Scores({}, predictions, outputs)
+            return Scores({}, predictions, outputs, task)
         loss = means(add_sums(jax.device_get(sums)), FineTuning.heads)["loss"]
-        metrics = self._task.metrics(predictions, examples) | {"loss": loss}
-        return Scores(metrics, predictions, outputs)
+        metrics = task.metrics(predictions, examples) | {"loss": loss}
+        return Scores(metrics, predictions, outputs, task)
 
     def _results(self, params: Params) -> Iterator[tuple[Batch, tuple[jax.Array, Metrics]]]:
         sharding = rules.batch_sharding(self._mesh)

@@ -12,12 +12,17 @@ from bert_jax.inference.load_bert import MANIFEST
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import CONFIG_FILE
 from bert_jax.storage import read_json
-from bert_jax.tasks import AnsweringTask, ClassificationTask, TaggingTask, Task
+from bert_jax.tasks import (
+    AnsweringTask,
+    ClassificationTask,
+    MultiLabelTask,
+    TaggingTask,
+    Task,
+    TextTask,
+)
 from bert_jax.tasks.protocol import AnyTask
 
 SomeTask = TypeVar("SomeTask", bound=AnyTask)
-
-KINDS: tuple[type[AnyTask], ...] = (ClassificationTask, TaggingTask, AnsweringTask)
 
 
 def task_in(path: epath.Path) -> AnyTask | None:
@@ -67,7 +72,7 @@ def task_as(model: Portable, kind: type[SomeTask], **changes: Any) -> SomeTask:
             f"max_seq_length={changes['max_seq_length']}: the model has {positions} positions"
         )
     known, fields = known_task(model), _defaults(model, kind)
-    if isinstance(known, kind):
+    if isinstance(known, kind) or (isinstance(known, TextTask) and issubclass(kind, TextTask)):
         kind, fields = type(known), to_plain(known)
     elif known is not None:
         fields["max_seq_length"] = known.max_seq_length
@@ -83,18 +88,24 @@ def task_of(model: Portable) -> AnyTask:
     """
     if known := known_task(model):
         return known
-    scores = model.problem_type == "regression" and model.outputs > 1
-    if scores or model.problem_type == "multi_label_classification":
+    if model.problem_type == "regression" and model.outputs > 1:
         raise UserError(
             f"problem_type is {model.problem_type} with {model.outputs} outputs, which no task "
             "scores: compare what `bert-jax predict classify` gives with your labels"
         )
-    for kind in KINDS:
+    kinds: tuple[type[AnyTask], ...] = (text_kind(model), TaggingTask, AnsweringTask)
+    for kind in kinds:
         task = task_as(model, kind)
         if task.head.part in model.params:
             return task
-    heads = ", ".join(kind().head.part for kind in KINDS)
+    heads = ", ".join(kind().head.part for kind in kinds)
     raise UserError(f"the model has no head of a task, none of {heads}: fine-tune it")
+
+
+def text_kind(model: Portable) -> type[TextTask]:
+    """The task of a classifier or regression about which no more is known."""
+    several = model.problem_type == MultiLabelTask().head.problem_type
+    return MultiLabelTask if several else ClassificationTask
 
 
 def _task(fields: Plain) -> AnyTask:
@@ -105,8 +116,8 @@ def _task(fields: Plain) -> AnyTask:
 def _defaults(model: Portable, kind: type[AnyTask]) -> Plain:
     """Fields of a task that nothing is known about but the model's labels."""
     fields: Plain = {}
-    if issubclass(kind, ClassificationTask):
+    if issubclass(kind, TextTask):
         fields["max_seq_length"] = model.architecture.max_position_embeddings
-        if not model.labels:
+        if not model.labels and issubclass(kind, ClassificationTask):
             fields |= {"regression": True, "metric_names": ["pearson", "spearman"]}
     return fields

@@ -19,7 +19,7 @@ from bert_jax.inference import programs
 from bert_jax.inference.choices import COMPUTE_DTYPES, METHODS, POOLINGS
 from bert_jax.inference.devices import Devices
 from bert_jax.inference.exported import is_exported, read_exported
-from bert_jax.inference.fine_tuned import known_task, task_as
+from bert_jax.inference.fine_tuned import known_task, task_as, text_kind
 from bert_jax.inference.functions import Function, part_functions
 from bert_jax.inference.scores import Score, by_text, default_method
 from bert_jax.inference.texts import Text, checked, excerpt
@@ -33,7 +33,7 @@ from bert_jax.model.heads import (
     parts_of,
 )
 from bert_jax.model.model import build_model
-from bert_jax.tasks import AnsweringTask, ClassificationTask, TaggingTask
+from bert_jax.tasks import AnsweringTask, TaggingTask, TextTask
 from bert_jax.tasks.answering.decoding import Prediction
 from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.classification.decoding import Verdict, verdict
@@ -412,20 +412,34 @@ class TrainedBert:
 
         Returns:
           For each text the probability of every class by name, the most probable first. They sum
-          to 1, unless the model's classes are independent (`problem_type` in Hugging Face's
-          config.json). For a regression, which is a model without labels, its score.
+          to 1, unless the model's classes are independent (the task `multi_label`, or
+          `problem_type` in Hugging Face's config.json). For a regression, which is a model without
+          labels, its score. `text_task().said(found)` tells which classes are predicted.
 
         Raises:
           UserError: the model has no sequence_classifier.
         """
         self.require(*SEQUENCE_CLASSIFIER.parts(self.architecture))
-        task = task_as(self._model, ClassificationTask, max_seq_length=max_seq_length)
-        known = isinstance(known_task(self._model), ClassificationTask)
+        task = self.text_task(max_seq_length)
+        known = isinstance(known_task(self._model), TextTask)
         takes_pairs = bool(task.text_b)
         some = checked(texts, text=not (known and takes_pairs), pair=takes_pairs or not known)
         examples = self._tokenized(some, self._limit(task))
         logits, meant = self.logits_stream(SEQUENCE_CLASSIFIER, examples), self._model.problem_type
         return _like(texts, (verdict(each, self.labels, meant) for each in logits))
+
+    def text_task(self, max_seq_length: int | None = None, **options: Any) -> TextTask:
+        """The task of the classifier: how it reads texts, and from when it predicts a class.
+
+        Args:
+          max_seq_length: as for `classify`.
+          **options: fields of the task, such as `thresholds`, to set otherwise than in fine-tuning.
+
+        Raises:
+          UserError: an option does not exist, or has a wrong value.
+        """
+        kind = text_kind(self._model)
+        return task_as(self._model, kind, max_seq_length=max_seq_length, **options)
 
     @overload
     def tag(

@@ -6,7 +6,7 @@ outputs map back to examples. `HEADS` lists those that our checkpoints can hold.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -61,6 +61,8 @@ class Head:
     dropout = True
     # Whether its outputs are named classes.
     has_labels = False
+    # What they mean in the words of transformers, where it is not what their number says.
+    problem_type: ClassVar[str | None] = None
 
     def uses_pooler(self, architecture: Architecture) -> bool:
         """Whether the pooler is between the encoder and its module."""
@@ -207,14 +209,62 @@ class MaskedLmModule(Transform):
 
 @dataclass(frozen=True)
 class SequenceClassifier(Head):
-    """One class for each example: a label is an int32 class, -1 where there is none."""
+    """One class for each example: a label is an int32 class, -1 where there is none.
+
+    Attributes:
+      class_weights: weight of the examples of each class; empty = all have the same.
+    """
+
+    class_weights: tuple[float, ...] = ()
 
     pooled = True
     has_labels = True
 
+    def weights(self, labels: jax.Array) -> jax.Array:
+        """fp32, the weight of its class where there is a label, else 0."""
+        if not self.class_weights:
+            return super().weights(labels)
+        of_class = jnp.asarray(self.class_weights, jnp.float32)
+        return jnp.where(labels >= 0, of_class[jnp.maximum(labels, 0)], 0)
+
     def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
         """[rows, examples] int32."""
         found = np.full(rows.rows["cls_positions"].shape, -1, np.int32)
+        found[rows.row, rows.slot] = labels[rows.examples]
+        return found
+
+
+@dataclass(frozen=True)
+class MultiLabelClassifier(SequenceClassifier):
+    """Any of the classes for each example: labels are int32 [classes], 1 for those that apply.
+
+    Others are 0, and all are -1 where they are not known. An output is a logit of the sigmoid.
+
+    Attributes:
+      class_weights: weight of the examples to which a class applies, in the loss of that class;
+        empty = that of the others, 1.
+    """
+
+    problem_type = "multi_label_classification"
+
+    def weights(self, labels: jax.Array) -> jax.Array:
+        """fp32, 1 where there are labels, else 0."""
+        return (labels[..., 0] >= 0).astype(jnp.float32)
+
+    def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
+        """The loss is the mean of the classes' binary cross-entropies, in nats."""
+        del batch
+        applies = labels == 1
+        nats = -jax.nn.log_sigmoid(jnp.where(applies, logits, -logits))
+        if self.class_weights:
+            of_class = jnp.asarray(self.class_weights, jnp.float32)
+            nats *= jnp.where(applies, of_class, 1)
+        return {"loss": jnp.sum(nats.mean(axis=-1) * weights), "count": jnp.sum(weights)}
+
+    def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
+        """[rows, examples, classes] int32."""
+        shape = (*rows.rows["cls_positions"].shape, labels.shape[1])
+        found = np.full(shape, -1, np.int32)
         found[rows.row, rows.slot] = labels[rows.examples]
         return found
 
@@ -343,12 +393,13 @@ class AnswerSpan(Head):
 MASKED_LM = MaskedLm("masked_lm")
 NEXT_SENTENCE = NextSentence("next_sentence", 2)
 SEQUENCE_CLASSIFIER = SequenceClassifier("sequence_classifier")
+MULTI_LABEL_CLASSIFIER = MultiLabelClassifier("sequence_classifier")
 SEQUENCE_REGRESSION = SequenceRegression("sequence_classifier", 1)
 TOKEN_CLASSIFIER = TokenClassifier("token_classifier")
 ANSWER_SPAN = AnswerSpan("answer_span", 2)
 REPLACED_TOKEN = ReplacedToken("replaced_token", 1)
 
-# The head of each part. A regression is a classifier with one output and has the same module.
+# The head of each part. A regression and a classifier of several labels have its module, too.
 HEADS: dict[str, Head] = {
     head.part: head
     for head in (

@@ -6,7 +6,17 @@ Importing this package registers the names of its tasks with `Task`.
 from bert_jax.tasks.answering.task import AnsweringTask
 from bert_jax.tasks.classification.glue import GlueTask
 from bert_jax.tasks.classification.task import ClassificationTask
+from bert_jax.tasks.classification.text_task import TextTask
+from bert_jax.tasks.multi_label.task import MultiLabelTask
 from bert_jax.tasks.protocol import Task
 from bert_jax.tasks.tagging.task import TaggingTask
 
-__all__ = ["AnsweringTask", "ClassificationTask", "GlueTask", "TaggingTask", "Task"]
+__all__ = [
+    "AnsweringTask",
+    "ClassificationTask",
+    "GlueTask",
+    "MultiLabelTask",
+    "TaggingTask",
+    "Task",
+    "TextTask",
+]

@@ -18,8 +18,9 @@ class Features:
     Attributes:
       input_ids: n arrays, int32, including special tokens.
       b_start: int32 [n]: where token type 1 begins; the length if there is no B.
-      labels: targets of the loss: a class per sequence, int32 [n], -1 = ignored; a score per
-        sequence, float32 [n], NaN = ignored; a class per token, n arrays like `input_ids`, -1 =
+      labels: targets of the loss: a class per sequence, int32 [n], -1 = ignored; whether each class
+        applies to a sequence, int32 [n, classes], 1 or 0, -1 = ignored; a score per sequence,
+        float32 [n], NaN = ignored; a class per token, n arrays like `input_ids`, -1 =
         ignored; or the first and last token of an answer per sequence, int32 [n, 2].
       counts: how often each kind of truncation or repair happened, for the log.
     """

@@ -159,6 +159,24 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
           examples: the examples that `features` was made from.
         """
 
+    def fitted(
+        self,
+        logits: Sequence[np.ndarray],
+        features: SomeFeatures,
+        examples: Sequence[Example],
+    ) -> Self:
+        """The same task with what it takes from a trained model's outputs for dev examples.
+
+        Such as the probabilities from which classes are predicted. Itself if it takes nothing.
+
+        Args:
+          logits: as for `predictions`.
+          features: the sequences.
+          examples: the examples that `features` was made from.
+        """
+        del logits, features, examples
+        return self
+
     @abc.abstractmethod
     def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
         """The official metrics of the task by name; the first one picks the best checkpoint.

@@ -68,11 +68,20 @@ class Classes:
         if name not in self._numbers:
             if name in NO_LABEL:
                 return -1
-            raise UserError(
-                f"{place}: label {name!r} is none of {', '.join(self.names)}, the labels "
-                "given or those of the training examples"
-            )
+            raise self.unknown(name, place)
         return self._numbers[name]
+
+    def unknown(self, name: str, place: str) -> UserError:
+        """The error for a label that is no class."""
+        return UserError(
+            f"{place}: label {name!r} is none of {', '.join(self.names)}, the labels "
+            "given or those of the training examples"
+        )
+
+
+def is_blank(label: Any) -> bool:
+    """Whether a label is text without a character that is seen."""
+    return isinstance(label, str) and not label.strip()
 
 
 def read_class(label: Any, place: str) -> str:
@@ -144,5 +153,6 @@ def score_labels(examples: Sequence[Example]) -> np.ndarray:
 
 
 def is_known(labels: np.ndarray) -> np.ndarray:
-    """bool [n]: which of the labels of `class_labels` or `score_labels` are known."""
-    return ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
+    """bool [n]: which labels are known, of those that `Features` may have for a sequence."""
+    known = ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
+    return known if known.ndim == 1 else known.all(axis=1)

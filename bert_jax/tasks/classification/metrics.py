@@ -1,7 +1,8 @@
 """Metrics of classification and regression, from scikit-learn and SciPy, and a baseline guess.
 
 The libraries are imported when a metric is computed, because that takes a second. Labels and
-predictions are int32 [n] classes or float32 [n] scores, all of them known.
+predictions are int32 [n] classes, float32 [n] scores, or int32 [n, classes] of which several may
+apply to an example (1, else 0); all of them known.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,20 @@ def macro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
     from sklearn.metrics import f1_score
 
     return float(f1_score(labels, predictions, average="macro", zero_division=0))
+
+
+def micro_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """F1 of all decisions together, for every class of every example."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="micro", zero_division=0))
+
+
+def samples_f1(labels: np.ndarray, predictions: np.ndarray) -> float:
+    """Mean F1 of the examples; 1 for one without classes of which none is predicted."""
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, average="samples", zero_division=1))
 
 
 def matthews(labels: np.ndarray, predictions: np.ndarray) -> float:

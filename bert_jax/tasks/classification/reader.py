@@ -1,4 +1,4 @@
-"""Reads examples of classification and regression from tables."""
+"""Reads texts and pairs of texts with their labels from tables."""
 
 import logging
 import math
@@ -8,7 +8,7 @@ from typing import Any
 
 from bert_jax.data.tables import Row, read_rows
 from bert_jax.errors import UserError
-from bert_jax.tasks.classification.example import Example
+from bert_jax.tasks.classification.example import Example, Label
 from bert_jax.tasks.classification.names import Names, all_of, either
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Columns:
 def read_examples(
     source: str,
     columns: Columns,
-    read_label: Callable[[Any, str], str | float | None],
+    read_label: Callable[[Any, str], Label | None],
     *,
     labelled: bool,
     skip_incomplete: bool,
@@ -46,8 +46,8 @@ def read_examples(
     Args:
       source: as in `read_rows`.
       columns: columns of the source; an example without an index gets its number, from 0.
-      read_label: makes a label from a value that is not empty and its place, for messages; None if
-        it stands for no label.
+      read_label: makes a label from a value and its place, for messages; None if it stands for no
+        label.
       labelled: whether labels are read; False ignores any.
       skip_incomplete: leave out rows that lack a column, and log how many.
       format, encoding, data_dir: as in `read_rows`.
@@ -84,7 +84,7 @@ def read_examples(
 def _example(
     row: Row,
     columns: Columns,
-    read_label: Callable[[Any, str], str | float | None] | None,
+    read_label: Callable[[Any, str], Label | None] | None,
     default_index: str,
 ) -> Example:
     label = row.get(*all_of(columns.label)) if read_label else None
@@ -92,16 +92,15 @@ def _example(
     return Example(
         _text(row, columns.text_a),
         _text(row, columns.text_b) if columns.text_b else None,
-        read_label(label, row.place) if read_label and _says_something(label) else None,
+        read_label(label, row.place) if read_label and not _is_missing(label) else None,
         str(row.get(*index)) if row.has(*index) else default_index,
         row.place,
     )
 
 
-def _says_something(label: Any) -> bool:
-    if label is None or (isinstance(label, float) and math.isnan(label)):
-        return False
-    return bool(str(label).strip())
+def _is_missing(label: Any) -> bool:
+    """Whether a value of a table is none: null, or NaN."""
+    return label is None or (isinstance(label, float) and math.isnan(label))
 
 
 def _text(row: Row, names: Names) -> str:

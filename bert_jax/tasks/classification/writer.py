@@ -1,6 +1,6 @@
 """Writes predicted classes, their probabilities, and scores."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -10,16 +10,22 @@ from bert_jax.tasks.classification.decoding import Verdict
 from bert_jax.tasks.classification.example import Example
 
 
-def verdict_fields(found: Verdict) -> Plain:
+def verdict_fields(found: Verdict, thresholds: Mapping[str, float]) -> Plain:
     """What a classifier says of a text, as values of a JSON object.
 
-    For classes `label`, the most probable one, its `probability`, and the `probabilities` of all by
+    For classes `label`, the predicted one, its `probability`, and the `probabilities` of all by
     name, best first; for a regression its `score`. All have 6 decimals.
+
+    Args:
+      found: verdict on the text.
+      thresholds: the class that is predicted from a probability on, and else the likeliest of the
+        others; empty to predict the likeliest class.
     """
     if isinstance(found, float):
         return {"score": round(found, 6)}
-    rounded = {label: round(probability, 6) for label, probability in found.items()}
-    label = next(iter(rounded))
+    reached = [name for name in thresholds if found[name] >= thresholds[name]]
+    label = next(iter(reached or [name for name in found if name not in thresholds]))
+    rounded = {name: round(probability, 6) for name, probability in found.items()}
     return {"label": label, "probability": rounded[label], "probabilities": rounded}
 
 
