@@ -274,12 +274,13 @@ def test_a_run_without_progress_ends(model, tmp_path, capsys):
 
 def test_a_larger_sample_has_the_smaller_one(model, tmp_path):
     config = recipe("classification", model, tmp_path)
-    some, more = (dataclasses.replace(config, max_examples=n).chosen([*range(100)]) for n in (9, 30))
+    all_of_them = [*range(100)]
+    some, more = (dataclasses.replace(config, max_examples=n).chosen(all_of_them) for n in (9, 30))
     assert len(some) == 9
     assert len(more) == 30
     assert {*some} < {*more}
     assert more == sorted(more)
-    assert config.chosen([*range(100)]) == [*range(100)]
+    assert config.chosen(all_of_them) == all_of_them
     with pytest.raises(UserError, match=r"max_examples=9 of .*train\.tsv has only 9 examples"):
         finetune(dataclasses.replace(config, max_examples=9), tmp_path / "run")
 
