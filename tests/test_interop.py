@@ -114,10 +114,13 @@ def assert_same_logits(transformers, directory, model, texts=None):
         directory, output_loading_info=True
     )
     assert not any(loading.values()), loading
+    if architecture.endswith("MultipleChoice"):  # questions with one choice each
+        encoding = {name: array[:, None] for name, array in encoding.items()}
     with torch.inference_mode():
         inputs = {name: torch.from_numpy(array) for name, array in encoding.items()}
         theirs = reference.eval()(**inputs)
 
+    encoding = {name: array.reshape(-1, array.shape[-1]) for name, array in encoding.items()}
     hidden, functions = our_hidden(model, encoding)
     real = encoding["attention_mask"] == 1
     assert not real.all()  # some rows are padded
@@ -134,6 +137,7 @@ def assert_same_logits(transformers, directory, model, texts=None):
             theirs.get("seq_relationship_logits", theirs.get("logits")),
         ),
         "sequence_classifier": lambda: (apply["sequence_classifier"](pooled), theirs.logits),
+        "multiple_choice": lambda: (apply["multiple_choice"](pooled), theirs.logits),
         "token_classifier": lambda: (apply["token_classifier"](hidden[real]), theirs.logits[real]),
         "answer_span": lambda: (
             apply["answer_span"](hidden[real]),

@@ -135,7 +135,7 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
         features = task.features(examples, source.tokenizer, task.max_seq_length)
         check_token_types(features, source.architecture.type_vocab_size, source.tokenizer)
         data[split] = Examples(examples, features, labelled)
-    if (count := len(data["train"].features)) < config.batch_size:
+    if (count := len(data["train"].features.units)) < config.batch_size:
         source = f"config.max_examples={config.max_examples} of {task.train}"
         raise UserError(
             f"config.batch_size={config.batch_size}, but "

@@ -16,6 +16,7 @@ from bert_jax.tasks import (
     AnsweringTask,
     ClassificationTask,
     MultiLabelTask,
+    MultipleChoiceTask,
     TaggingTask,
     Task,
     TextTask,
@@ -93,7 +94,8 @@ def task_of(model: Portable) -> AnyTask:
             f"problem_type is {model.problem_type} with {model.outputs} outputs, which no task "
             "scores: compare what `bert-jax predict classify` gives with your labels"
         )
-    kinds: tuple[type[AnyTask], ...] = (text_kind(model), TaggingTask, AnsweringTask)
+    kinds: tuple[type[AnyTask], ...]
+    kinds = (text_kind(model), TaggingTask, AnsweringTask, MultipleChoiceTask)
     for kind in kinds:
         task = task_as(model, kind)
         if task.head.part in model.params:

@@ -47,7 +47,7 @@ class Bert:
 
     Besides `encoder` and `attention` it has a method for each part that was exported: `pooler`,
     `masked_lm`, `next_sentence`, `sequence_classifier`, `token_classifier`, `answer_span`,
-    `replaced_token`. They take hidden states [..., hidden] (`next_sentence` and
+    `replaced_token`, `multiple_choice`. They take hidden states [..., hidden] (`next_sentence` and
     `sequence_classifier` take results of `pooler`, as do `token_classifier` and `answer_span` if
     `architecture["pooler"]` is "transform") and return fp32 [..., outputs], logits except from
     `pooler`. Results are `jax.Array`s.

@@ -52,6 +52,7 @@ FINE_TUNED = {
     "sequence_classifier": "classification",
     "token_classifier": "tagging",
     "answer_span": "answering",
+    "multiple_choice": "multiple_choice",
 }
 
 _log = logging.getLogger(__name__)

@@ -27,6 +27,7 @@ CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
         "BertForSequenceClassification": ("pooler", "sequence_classifier"),
         "BertForTokenClassification": ("token_classifier",),
         "BertForQuestionAnswering": ("answer_span",),
+        "BertForMultipleChoice": ("pooler", "multiple_choice"),
     },
     "roberta": {f"Roberta{name}": parts for name, parts in _ROBERTA.items()},
     "xlm-roberta": {f"XLMRoberta{name}": parts for name, parts in _ROBERTA.items()},

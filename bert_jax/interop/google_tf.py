@@ -42,7 +42,8 @@ GELU_WRITTEN = {
 # Names follow from those of Hugging Face, except for the heads of Google's run_classifier.py and
 # run_squad.py; there is none for these parts.
 SCOPES = {"sequence_classifier": "", "answer_span": "cls/squad/"}
-GOOGLE_PARTS = tuple(part for part in PARTS if part not in ("token_classifier", "replaced_token"))
+WITHOUT_NAMES = ("token_classifier", "replaced_token", "multiple_choice")
+GOOGLE_PARTS = tuple(part for part in PARTS if part not in WITHOUT_NAMES)
 
 
 def _tensor(name: str, module: str, leaf: str, is_norm: bool) -> tuple[str, bool]:

@@ -140,6 +140,7 @@ BERT = Lineage(
         "next_sentence": "cls.seq_relationship",
         "sequence_classifier": "classifier",
         "token_classifier": "classifier",
+        "multiple_choice": "classifier",
         "answer_span": "qa_outputs",
     },
     tied={

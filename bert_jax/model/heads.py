@@ -390,6 +390,35 @@ class AnswerSpan(Head):
         return found
 
 
+@dataclass(frozen=True)
+class MultipleChoice(Head):
+    """The right one of the choices of each question; every choice is an example of the row.
+
+    The output is the score of a choice. A label is an int32 pair: the question, and 1 for the right
+    choice, 0 for others, -1 where that is not known. All choices of a question are in one row.
+    """
+
+    pooled = True
+
+    def weights(self, labels: jax.Array) -> jax.Array:
+        """fp32, 1 for right choices: one for each question, else 0."""
+        return (labels[..., 1] == 1).astype(jnp.float32)
+
+    def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
+        """Cross-entropies of softmaxes over the choices of each question, in nats."""
+        del batch
+        question, choices = labels[..., 0], jnp.arange(labels.shape[1])
+        own = question[:, :, None] == question[:, None, :]
+        scores = jnp.where(own, logits[..., 0][:, None, :], IMPOSSIBLE)
+        return cross_entropy(scores, jnp.broadcast_to(choices, question.shape), weights)
+
+    def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
+        """[rows, examples, 2] int32, -1 where there is no choice."""
+        found = np.full((*rows.rows["cls_positions"].shape, 2), -1, np.int32)
+        found[rows.row, rows.slot] = labels[rows.examples]
+        return found
+
+
 MASKED_LM = MaskedLm("masked_lm")
 NEXT_SENTENCE = NextSentence("next_sentence", 2)
 SEQUENCE_CLASSIFIER = SequenceClassifier("sequence_classifier")
@@ -398,6 +427,7 @@ SEQUENCE_REGRESSION = SequenceRegression("sequence_classifier", 1)
 TOKEN_CLASSIFIER = TokenClassifier("token_classifier")
 ANSWER_SPAN = AnswerSpan("answer_span", 2)
 REPLACED_TOKEN = ReplacedToken("replaced_token", 1)
+MULTIPLE_CHOICE = MultipleChoice("multiple_choice", 1)
 
 # The head of each part. A regression and a classifier of several labels have its module, too.
 HEADS: dict[str, Head] = {
@@ -409,6 +439,7 @@ HEADS: dict[str, Head] = {
         TOKEN_CLASSIFIER,
         ANSWER_SPAN,
         REPLACED_TOKEN,
+        MULTIPLE_CHOICE,
     )
 }
 # What a checkpoint can hold besides the encoder.

@@ -1,10 +1,10 @@
 """Batches of a task's examples, packed into rows: step -> arrays, a pure function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bert_jax.data.packing import Batch, Example, fill_rows, pack
+from bert_jax.data.packing import TOKENS_PER_SLOT, Batch, Example, fill_rows, pack
 from bert_jax.model.heads import Head
 from bert_jax.tasks.features import Features
 
@@ -13,6 +13,9 @@ ROW_MULTIPLE = 32  # row lengths are multiples of this
 
 class ExampleBatches:
     """The batches of one host: `batch_size` examples each, in as few rows as hold them.
+
+    An example is a sequence, or a group of sequences, such as the choices of a question, which
+    share a row.
 
     Short examples share a row, so little is computed on padding; since attention stays within an
     example, results do not depend on the packing. The number of rows is rounded up to a multiple of
@@ -43,24 +46,30 @@ class ExampleBatches:
           features: the examples.
           head: output layer, which lays out their labels.
           pad_id: id of [PAD].
-          batch_size: examples of the global batch.
+          batch_size: examples of the global batch, or groups.
           seed: random seed of the order of examples; None = their own order, once.
-          packing: False gives each example its own row.
+          packing: False gives each example, or group, its own row.
           row_multiple: the number of rows is a multiple of it.
           host_rows: number of rows of the global batch -> rows that this host gathers.
         """
         self._labels, self._head = features.labels, head
         self._examples = [*map(Example, features.input_ids, features.b_start)]
+        self._units = features.units
+        self._lengths = [self._length(unit) for unit in self._units]
         self._pad_id = pad_id
         self._batch_size = batch_size
         self._seed = seed
         self._packing = packing
         self._host_rows = host_rows
-        longest = max(map(len, features.input_ids))
-        self._row_length = -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
+        self._row_length = -(-max(self._lengths) // ROW_MULTIPLE) * ROW_MULTIPLE
         self._row_multiple = row_multiple * -(-batch_size // (8 * row_multiple))
-        count = len(features)
+        count = len(self._units)
         self.steps_per_epoch = count // batch_size if seed is not None else -(-count // batch_size)
+
+    def _length(self, unit: Sequence[int]) -> int:
+        """Tokens that a unit takes in a row; in a group, each sequence needs a slot of the row."""
+        lengths = [len(self._examples[index].ids) for index in unit]
+        return lengths[0] if len(unit) == 1 else sum(max(n, TOKENS_PER_SLOT) for n in lengths)
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This host's rows of batch `step`, as `bert_jax.objective.finetuning` takes them."""
@@ -69,15 +78,15 @@ class ExampleBatches:
     def packed(self, step: int) -> Batch:
         """The same, with the position of each example."""
         epoch, step = divmod(step, self.steps_per_epoch)
-        order = np.arange(len(self._examples))
+        order = np.arange(len(self._units))
         if self._seed is not None:
             order = np.random.default_rng((self._seed, epoch)).permutation(order)
         chosen = order[step * self._batch_size : (step + 1) * self._batch_size].tolist()
-        rows = [[example] for example in chosen]
+        rows = [self._units[unit] for unit in chosen]
         if self._packing:
-            lengths = [len(self._examples[example].ids) for example in chosen]
+            lengths = [self._lengths[unit] for unit in chosen]
             packed = pack(lengths, [self._row_length])[self._row_length]
-            rows = [[chosen[index] for index in row] for row in packed]
+            rows = [[i for index in row for i in self._units[chosen[index]]] for row in packed]
         num_rows = -(-len(rows) // self._row_multiple) * self._row_multiple
         rows += [[]] * (num_rows - len(rows))
         mine = [rows[row] for row in self._host_rows(num_rows)]

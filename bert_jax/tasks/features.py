@@ -21,7 +21,10 @@ class Features:
       labels: targets of the loss: a class per sequence, int32 [n], -1 = ignored; whether each class
         applies to a sequence, int32 [n, classes], 1 or 0, -1 = ignored; a score per sequence,
         float32 [n], NaN = ignored; a class per token, n arrays like `input_ids`, -1 =
-        ignored; or the first and last token of an answer per sequence, int32 [n, 2].
+        ignored; the first and last token of an answer per sequence, int32 [n, 2]; or of a choice,
+        int32 [n, 2], its question and whether it is right, 1 or 0, -1 = ignored.
+      group: int32 [n], not falling: sequences with the same number are in the same row of a batch;
+        None = each sequence is by itself.
       counts: how often each kind of truncation or repair happened, for the log.
     """
 
@@ -29,9 +32,18 @@ class Features:
     b_start: np.ndarray
     labels: np.ndarray | list[np.ndarray]
     counts: Mapping[str, int] = field(default_factory=dict)
+    group: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def units(self) -> list[list[int]]:
+        """The sequences that are drawn together: those of each group, or each by itself."""
+        indices = np.arange(len(self))
+        group = indices if self.group is None else self.group
+        starts = np.flatnonzero(np.diff(group)) + 1
+        return [each.tolist() for each in np.split(indices, starts)]
 
 
 # The error for pairs of texts; the second text of a pair has type 1.
