@@ -136,10 +136,10 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
         check_token_types(features, source.architecture.type_vocab_size, source.tokenizer)
         data[split] = Examples(examples, features, labelled)
     if (count := len(data["train"].features.units)) < config.batch_size:
-        source = f"config.max_examples={config.max_examples} of {task.train}"
+        few = f"config.max_examples={config.max_examples} of {task.train}"
         raise UserError(
             f"config.batch_size={config.batch_size}, but "
-            f"{source if config.max_examples else task.train} has only {count} examples"
+            f"{few if config.max_examples else task.train} has only {count} examples"
         )
     return task, data
 

@@ -73,7 +73,7 @@ def task_as(model: Portable, kind: type[SomeTask], **changes: Any) -> SomeTask:
             f"max_seq_length={changes['max_seq_length']}: the model has {positions} positions"
         )
     known, fields = known_task(model), _defaults(model, kind)
-    if isinstance(known, kind) or (isinstance(known, TextTask) and issubclass(kind, TextTask)):
+    if isinstance(known, kind):
         kind, fields = type(known), to_plain(known)
     elif known is not None:
         fields["max_seq_length"] = known.max_seq_length
@@ -105,7 +105,9 @@ def task_of(model: Portable) -> AnyTask:
 
 
 def text_kind(model: Portable) -> type[TextTask]:
-    """The task of a classifier or regression about which no more is known."""
+    """The class of the task of a classifier or regression, from its fine-tuning or its head."""
+    if isinstance(known := known_task(model), TextTask):
+        return type(known)
     several = model.problem_type == MultiLabelTask().head.problem_type
     return MultiLabelTask if several else ClassificationTask
 

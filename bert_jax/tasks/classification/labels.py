@@ -155,4 +155,4 @@ def score_labels(examples: Sequence[Example]) -> np.ndarray:
 def is_known(labels: np.ndarray) -> np.ndarray:
     """bool [n]: which labels are known, of those that `Features` may have for a sequence."""
     known = ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
-    return known if known.ndim == 1 else known.all(axis=1)
+    return np.all(known, axis=tuple(range(1, known.ndim)))

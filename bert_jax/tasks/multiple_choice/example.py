@@ -1,9 +1,10 @@
 """Examples of multiple choice."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Question(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Question:
     """A question and its choices.
 
     Attributes:
