@@ -18,6 +18,7 @@ from bert_jax.model.heads import MULTIPLE_CHOICE
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.tasks import MultipleChoiceTask
 from bert_jax.tasks.batches import ExampleBatches
+from bert_jax.tasks.multiple_choice.example import Question
 
 WORDPIECE = WordPiece((*SPECIAL_TOKENS, *"abcdefghij"), lowercase=True)
 SWAG = MultipleChoiceTask(
@@ -37,15 +38,15 @@ def ids(text):
 
 def test_choices_are_columns_lists_or_named(tmp_path):
     swag = SWAG.read(write(tmp_path, "a.csv", "sent1,sent2,ending0,ending1,label\na,b,c,d,1\n"))
-    assert swag[0][:5] == ("a", "b", ("c", "d"), 1, "0")
+    assert swag == [Question("a", "b", ("c", "d"), 1, "0", swag[0].place)]
     row = {"article": "a", "question": "b", "options": ["c", "d", "e"], "answer": "C", "id": "x"}
     race = RACE.read(write(tmp_path, "a.jsonl", json.dumps(row)))
-    assert race[0][:5] == ("a", "b", ("c", "d", "e"), 2, "x")
+    assert race == [Question("a", "b", ("c", "d", "e"), 2, "x", race[0].place)]
     choices = {"label": ["X", "Y"], "text": ["c", "d"]}
     row = {"question": "b", "choices": choices, "answerKey": "Y"}
     task = MultipleChoiceTask(answer="answerKey")
     found = task.read(write(tmp_path, "b.jsonl", json.dumps(row)))
-    assert found[0][:5] == (None, "b", ("c", "d"), 1, "0")
+    assert found == [Question(None, "b", ("c", "d"), 1, "0", found[0].place)]
 
 
 @pytest.mark.parametrize("answer", [None, "", -1, "-1"])

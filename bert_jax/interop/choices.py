@@ -54,7 +54,14 @@ CLASSES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 ARCHITECTURES = {name: parts for classes in CLASSES.values() for name, parts in classes.items()}
 # Parts that can start at random.
-INITIALISED = ("pooler", "masked_lm", "next_sentence", "answer_span", "replaced_token")
+INITIALISED = (
+    "pooler",
+    "masked_lm",
+    "next_sentence",
+    "answer_span",
+    "replaced_token",
+    "multiple_choice",
+)
 HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")  # NAME or OWNER/NAME
 
 
