@@ -1,6 +1,7 @@
 """What is printed: plain text that cannot act on a terminal, and what to do if nobody reads it."""
 
 import contextlib
+import logging
 import os
 import re
 import sys
@@ -14,6 +15,7 @@ from bert_jax.json_values import dump_json
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _OUTPUT = "standard output"  # the name that errors give it
 _SECONDS_PER_LINE = 60.0  # of progress in a log
+_quiet = False
 
 
 def printable(text: object) -> str:
@@ -37,6 +39,29 @@ def say(line: object) -> None:
     """Prints a line on standard output, at once; see `printable`."""
     with output_errors():
         print(printable(line), flush=True)
+
+
+def say_progress(line: object) -> None:
+    """As `say`, unless only results are wanted."""
+    if not _quiet:
+        say(line)
+
+
+def be_quiet() -> None:
+    """Prints results, warnings and errors only, from now on."""
+    global _quiet
+    _quiet = True
+
+
+def is_quiet() -> bool:
+    """Whether progress is left out."""
+    return _quiet
+
+
+def be_verbose() -> None:
+    """Shows what libraries log, such as absl and JAX, from now on."""
+    for name in ("", "absl"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def say_json(value: Any) -> None:
@@ -65,13 +90,15 @@ class Progress(Protocol):
 def progress(label: str, total: int | None, unit: str = "B") -> Iterator[Progress]:
     """Shows progress on standard error: a bar on a terminal, else a line each minute.
 
+    Shows nothing if only results are wanted.
+
     Args:
       label: what is done.
       total: units in all; None or 0 if that is not known.
       unit: name of a unit, as it follows a number.
     """
     lines = _Lines(label, total, unit)
-    if not sys.stderr.isatty():
+    if _quiet or not sys.stderr.isatty():
         yield lines
         lines.close()
         return
@@ -110,6 +137,8 @@ class _Lines:
         from tqdm import tqdm
 
         self._printed = time.monotonic()
+        if _quiet:
+            return
         done = tqdm.format_sizeof(self.n, self._unit)
         if self._total:
             done += f" of {tqdm.format_sizeof(self._total, self._unit)}"

@@ -21,6 +21,7 @@ from bert_jax.cli import compiled_programs
 from bert_jax.config.saved import read_pretrain_config
 from bert_jax.inference.trained import load
 from bert_jax.model.model import build_model
+from bert_jax.parallel import hosts
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.profiling import PROFILED_STEPS
 from bert_jax.train.starts import read_starts
@@ -129,6 +130,48 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_log(monkeypatch, capsys)
     assert "\rwords: 100%" in capsys.readouterr().err
 
 
+def test_quiet_leaves_out_progress(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "_quiet", False)
+    monkeypatch.setattr(terminal, "_SECONDS_PER_LINE", 0)
+    terminal.be_quiet()
+    with terminal.progress("words", 2000) as bar:
+        bar.update(2000)
+    with hosts.waiting("compiling"):
+        hosts.print_once("step 1")
+    hosts.print_once("step 2 held-out", result=True)
+    terminal.say_progress("compiled")
+    terminal.say("curves.png")
+    assert capsys.readouterr() == ("step 2 held-out\ncurves.png\n", "")
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "predict fill-mask"])
+def test_every_verb_takes_quiet_or_verbose(verb, monkeypatch, capsys):
+    """What one of them does is done before the verb is."""
+    done = []
+    for name in ("be_quiet", "be_verbose"):
+        monkeypatch.setattr(f"bert_jax.cli.flags.{name}", lambda name=name: done.append(name))
+    for flags in (["--quiet"], ["--verbose"], ["--quiet", "--verbose"]):
+        with pytest.raises(SystemExit):
+            main([*verb.split(), *flags, "--help"])
+    assert done == ["be_quiet", "be_verbose", "be_quiet"]
+    assert "not allowed with argument --quiet" in capsys.readouterr().err
+
+
+def test_verbose_shows_what_libraries_log():
+    code = (
+        "import logging, sys; from bert_jax.__main__ import main; main(['plot', *sys.argv[1:]]);"
+        "from bert_jax.train import checkpoints; log = logging.getLogger('absl'); log.info('told');"
+        "record = log.makeRecord('absl', logging.INFO, '/orbax/save.py', 1, 'kept', (), None);"
+        "log.handle(record); logging.getLogger('jax').debug('no')"
+    )
+    for flags, told in ((["none"], []), (["none", "--verbose"], ["told", "kept"])):
+        command = [sys.executable, "-c", code, *flags]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        error, *lines = run.stderr.splitlines()
+        assert "none/metrics.jsonl: no such file" in error
+        assert [line for line in lines if line in ("told", "kept", "no")] == told
+
+
 def test_warnings_of_the_library_are_plain_lines():
     code = (
         "import logging, bert_jax; bert_jax.load; from bert_jax.train import checkpoints; "
@@ -200,10 +243,14 @@ def test_from_text_to_words(tmp_path, capsys, monkeypatch):
     }
     flags = [f"--config.{field}={value}" for field, value in overrides.items()]
     recipe = f"--config={ROOT / 'configs' / 'bert.py'}:tiny"
-    assert main(["pretrain", recipe, f"--workdir={workdir}", *flags]) == 0
     capsys.readouterr()
-
+    monkeypatch.setattr(terminal, "_quiet", False)  # so that it is restored
+    assert main(["pretrain", recipe, f"--workdir={workdir}", "--quiet", *flags]) == 0
+    monkeypatch.undo()
+    told = capsys.readouterr()
     baseline, *_, last = read_metrics(workdir)
+    (line,) = [line for line in told.out.splitlines() if not line.startswith("Warning: ")]
+    assert re.fullmatch(rf"step 2 held-out  loss {last['loss']:.4g}  .*  \d:\d\d", line)
     assert main(["evaluate", f"--workdir={workdir}", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert {"step": 2, "split": "heldout"} | scores["heldout"] == last

@@ -307,7 +307,9 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
         elif trainer.done < setup.steps:
             assert trainer.stopped_by is not None  # nothing else ends it early
             signal = trainer.stopped_by.name
-            hosts.print_once(f"{signal}: saved at step {trainer.done}; run again to go on")
+            hosts.print_once(
+                f"{signal}: saved at step {trainer.done}; run again to go on", result=True
+            )
             return False
     report(workdir, setup)
     return True
@@ -471,14 +473,15 @@ def report(workdir: epath.Path, setup: Setup) -> None:
             continue
         baseline = task.baseline(data["train"].examples, examples)
         results[split] = {"metrics": finite(metrics), "baseline": finite(baseline)}
-        hosts.print_once(f"{split} at step {step}: {listed(metrics)}")
-        hosts.print_once(f"{split} baseline: {listed(baseline)}")
+        hosts.print_once(f"{split} at step {step}: {listed(metrics)}", result=True)
+        hosts.print_once(f"{split} baseline: {listed(baseline)}", result=True)
         if not task.label_names:
             continue
         classes = results[split]["classes"] = task.per_class(predictions, examples)
         for row in classes:
             numbers = "  ".join(f"{name} {row[name]:.1%}" for name in ("precision", "recall", "f1"))
-            hosts.print_once(f"{split} {row['label']}: {numbers}  support {row['support']:,}")
+            line = f"{split} {row['label']}: {numbers}  support {row['support']:,}"
+            hosts.print_once(line, result=True)
         matrix = task.confusion_matrix(predictions, examples)
         if matrix is not None:
             results[split]["confusion"] = matrix.tolist()
@@ -520,7 +523,8 @@ def summarize_seeds(workdir: epath.Path, runs: Iterable[epath.Path]) -> None:
             }
             summary.setdefault(split, {})[name] = numbers | {"values": values}
             spread = "  ".join(f"{what} {shown(name, x)}" for what, x in numbers.items())
-            hosts.print_here(f"{split} {name}, {len(values)} seeds: {spread}")
+            line = f"{split} {name}, {len(values)} seeds: {spread}"
+            hosts.print_here(line, result=True)
     write_json(workdir / "results.json", summary)
 
 

@@ -36,7 +36,7 @@ from bert_jax.parallel.topologies import topology_devices
 from bert_jax.report import compiled
 from bert_jax.report.plans import Plan, Program
 from bert_jax.storage import whole_file
-from bert_jax.terminal import say
+from bert_jax.terminal import say_progress
 from bert_jax.train import program
 from bert_jax.train.state import num_params
 
@@ -156,7 +156,7 @@ def search(config: PretrainConfig, topology: str, num_slices: int = 1) -> Iterat
             )
             tried[rows] = found = plan(trial, topology, num_slices)
             speed = f"{found.tokens_per_second:,.0f} tokens/s by estimate" if found.fits else ""
-            say(
+            say_progress(
                 f"remat={remat:<5}{rows:>6} rows a device: {found.peak_bytes / 2**30:8.2f} GiB, "
                 f"{'fits    ' if found.fits else 'too much'} {speed}"
             )
@@ -234,7 +234,7 @@ def _compile(
     if path.exists():
         return json.loads(gzip.decompress(path.read_bytes()))
 
-    say(f"compiling for {name} ...")
+    say_progress(f"compiling for {name} ...")
     start = time.monotonic()
     result: dict[str, Any]
     try:
@@ -257,7 +257,7 @@ def _compile(
             "compiler_flops": costs["flops"],
             "text": text,
         }
-    say(f"compiled in {time.monotonic() - start:.0f} s")
+    say_progress(f"compiled in {time.monotonic() - start:.0f} s")
     cache.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as unfinished:
         unfinished.write_bytes(gzip.compress(json.dumps(result).encode(), compresslevel=6))

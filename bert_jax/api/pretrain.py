@@ -38,6 +38,7 @@ from bert_jax.parallel.parallelism import check_attention, parallelism
 from bert_jax.report.flops import peak_flops, pretraining_flops_per_example
 from bert_jax.report.live import draw_run
 from bert_jax.storage import read_json
+from bert_jax.terminal import is_quiet
 from bert_jax.train.budget import Budget
 from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, latest_step
 from bert_jax.train.checksums import weights_fingerprint
@@ -131,7 +132,7 @@ def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) 
         if stage.last_step > (done or 0)
     ]
     if not left:
-        hosts.print_once(f"{workdir} has all its {done} steps: nothing to train")
+        hosts.print_once(f"{workdir} has all its {done} steps: nothing to train", result=True)
         draw(workdir)
         return True
     # Build all stages now, so that a mistake in the last one fails before the first is trained.
@@ -168,7 +169,7 @@ def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) 
         trainer.stop_by(budget)
         trainer.carry(target.progress)
         if over := is_over(config, trainer.done, budget, target):
-            hosts.print_once(f"{workdir}: {over}: nothing to train")
+            hosts.print_once(f"{workdir}: {over}: nothing to train", result=True)
             draw(workdir)
             return True
 
@@ -192,7 +193,8 @@ def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) 
                     writer.write(trainer.done, "baseline", baselines)
                 trainer.state = part.program.place(trainer.state)
                 trainer.report_every(config.log_every, part.log(writer))
-                trainer.every(config.eval_every, Evaluate(part.heldout, writer, [target]))
+                heldout = Evaluate(part.heldout, writer, [target])
+                trainer.every(config.eval_every, heldout)
                 if part.stage.config.optimizer.ema_decay:
                     ema = attrgetter("ema")
                     scored = Evaluate(part.heldout, writer, split="heldout_ema", params=ema)
@@ -208,11 +210,13 @@ def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) 
                 if trainer.stopped_by or over:
                     break
     draw(workdir)
+    if is_quiet() and heldout.line:  # else it is there already
+        hosts.print_once(heldout.line, result=True)
     if over:
-        hosts.print_once(over)
+        hosts.print_once(over, result=True)
     elif trainer.stopped_by and trainer.done < config.last_step:
         signal = trainer.stopped_by.name
-        hosts.print_once(f"{signal}: saved at step {trainer.done}; run again to go on")
+        hosts.print_once(f"{signal}: saved at step {trainer.done}; run again to go on", result=True)
         return False
     return True
 
@@ -362,7 +366,7 @@ def describe(parts: list[Part]) -> None:
                 f"each of their {len(sizes)} sizes"
             )
         if part.stream.usage and (warning := part.stream.usage.warning()):
-            hosts.print_once(f"Warning: {warning}.")
+            hosts.print_once(f"Warning: {warning}.", result=True)
 
 
 def _describe_mixture(part: Part) -> None:
@@ -377,7 +381,7 @@ def _describe_mixture(part: Part) -> None:
             f"{before[source.name]:.2f} to {after[source.name]:.2f} times"
         )
         if source.usage and (warning := source.usage.warning()):
-            hosts.print_once(f"Warning: {source.name}: {warning}.")
+            hosts.print_once(f"Warning: {source.name}: {warning}.", result=True)
 
 
 def _used(usage: Usage | None, pairs: str) -> str:
@@ -757,7 +761,7 @@ def check_origin(config: PretrainConfig, store: Store) -> int:
             f"{'; '.join(refused)}. Give the values of that run, or new ones in config.phases"
         )
     for line in changed:
-        hosts.print_once(f"other than in {run}: {line}")
+        hosts.print_once(f"other than in {run}: {line}", result=True)
     if any(x.startswith("data.") and not x.startswith(same_rows) for x in changed):
         return 0
     first_row = start_of(run).get(FIRST_ROW, 0) if before.first_step == saved.first_step else 0

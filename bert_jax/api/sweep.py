@@ -22,7 +22,7 @@ from bert_jax.report.metrics_file import read_metrics
 from bert_jax.report.sweeps import Group, draw_sweep, table
 from bert_jax.report.units import duration, shown
 from bert_jax.storage import read_json, write_json
-from bert_jax.terminal import say
+from bert_jax.terminal import say, say_progress
 
 Grid = Mapping[str, Sequence[str]]
 # Devlin et al. 2019, https://arxiv.org/abs/1810.04805, appendix A.3.
@@ -159,8 +159,8 @@ class _Runs:
                         name, value = results[trial.workdir] = _result(trial, self._verb)
                         took = duration(time.monotonic() - start)
                         done = len(self._trials) - len(waiting) - len(self._running)
-                        count = f"{done}/{len(self._trials)}"
-                        say(f"{count} {trial.workdir}: {name} {shown(name, value)}, {took}")
+                        count, score = f"{done}/{len(self._trials)}", shown(name, value)
+                        say_progress(f"{count} {trial.workdir}: {name} {score}, {took}")
         return None if self._stopping else results
 
     def _start(self, trial: Trial, gpu: str | None) -> None:

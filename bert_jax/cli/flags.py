@@ -7,7 +7,7 @@ Files in object storage, and those of a run on several hosts, are left to the ru
 import argparse
 import textwrap
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from etils import epath
 
@@ -16,7 +16,7 @@ from bert_jax.errors import UserError
 from bert_jax.inference.choices import METHODS
 from bert_jax.interop.choices import no_model
 from bert_jax.storage import UNFINISHED, is_remote, read_json
-from bert_jax.terminal import printable
+from bert_jax.terminal import be_quiet, be_verbose, printable
 from bert_jax.train.weights import MEANING, TRAINED, parse_weights
 
 # Fields that name a file or folder, and what to say if it does not exist.
@@ -60,10 +60,31 @@ FIELDS_HELP = (
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, whatever the arguments hold."""
+    """An argument parser whose errors are one line, whatever the arguments hold.
+
+    Every verb takes --quiet and --verbose, which act when they are parsed.
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        output = self.add_mutually_exclusive_group()
+        for name, act, help in (
+            ("--quiet", be_quiet, "print only results, warnings and errors"),
+            ("--verbose", be_verbose, "also show what libraries log, such as absl and JAX"),
+        ):
+            output.add_argument(
+                name, action=_Act, nargs=0, const=act, default=argparse.SUPPRESS, help=help
+            )
 
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+
+class _Act(argparse.Action):
+    """Calls its function, and keeps nothing among the arguments."""
+
+    def __call__(self, *_: object) -> None:
+        self.const()
 
 
 def add_config(parser: argparse.ArgumentParser, help: str) -> None:

@@ -19,7 +19,7 @@ from jax.sharding import Sharding
 
 from bert_jax.background import in_background
 from bert_jax.errors import UserError
-from bert_jax.terminal import say
+from bert_jax.terminal import is_quiet, say, say_progress
 
 HINT_AFTER_SECONDS = 60
 HINT = (
@@ -127,16 +127,21 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def print_once(line: str) -> None:
+def print_once(line: str, *, result: bool = False) -> None:
     """Prints a line about a run on process 0 only; see `print_here`."""
     if is_primary():
-        print_here(line)
+        print_here(line, result=result)
 
 
-def print_here(line: str) -> None:
-    """Prints a line about a run; the run goes on if nobody reads it any more."""
+def print_here(line: str, *, result: bool = False) -> None:
+    """Prints a line about a run; the run goes on if nobody reads it any more.
+
+    Args:
+      line: what to say.
+      result: whether it is said even if progress is not wanted: a result or a warning.
+    """
     try:
-        say(line)
+        (say if result else say_progress)(line)
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             print("standard output was closed; the run goes on", file=sys.stderr)
@@ -149,7 +154,7 @@ def waiting(what: str) -> Iterator[None]:
     Args:
       what: what the block does, such as "compiling the training step".
     """
-    if not is_primary():
+    if not is_primary() or is_quiet():
         yield
         return
     if not sys.stdout.isatty():

@@ -37,8 +37,10 @@ def _tells_the_user(record: logging.LogRecord) -> bool:
     """False for what no user can act on, and for what is raised as well.
 
     The first are warnings about Orbax's own options and about files of other versions, the second
-    errors of its background threads, with tracebacks.
+    errors of its background threads, with tracebacks. True for all that `be_verbose` asks for.
     """
+    if logging.getLogger("absl").isEnabledFor(logging.INFO):
+        return True
     if "orbax" not in record.pathname:
         return True
     is_raised = record.filename in ("future.py", "async_checkpointer.py")

@@ -73,7 +73,8 @@ class Log:
         left = (last - row) / (row - first) * sums["steps"] / line["steps_per_second"]
         print_once(progress_line(trainer.done, last_step, line, left))
         if skipped:
-            print_once(f"skipped {skipped:.0f} of {sums['steps']:.0f} steps: not finite or spikes")
+            count = f"{skipped:.0f} of {sums['steps']:.0f} steps"
+            print_once(f"skipped {count}: not finite or spikes", result=True)
         trainer.sums = {}
 
 
@@ -99,6 +100,7 @@ class Evaluate:
         self._score, self._writer, self._listeners = score, writer, tuple(listeners)
         self._split, self._params = split, params
         self._compiled = False
+        self.line = ""  # the last one
 
     def __call__(self, trainer: Trainer) -> None:
         trainer.collect()
@@ -114,7 +116,8 @@ class Evaluate:
         name = SPLITS.get(self._split, self._split)
         start, end = f"step {trainer.done} {name}", duration(seconds)
         numbers = scores_line(scores, 80 - len(start) - len(end) - 4)
-        print_once(f"{start}  {numbers}  {end}")
+        self.line = f"{start}  {numbers}  {end}"
+        print_once(self.line)
         trainer.stopwatch.skip(seconds)
 
 

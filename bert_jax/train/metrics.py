@@ -147,7 +147,7 @@ def _set_aside(bad: Sequence[BadLine], path: epath.Path) -> None:
     with whole_file(path) as file:
         file.write_bytes(before + b"".join(line.text + b"\n" for line in bad))
     for line in bad:
-        hosts.print_here(f"{line.reason}; moved to {path.name}")
+        hosts.print_here(f"{line.reason}; moved to {path.name}", result=True)
 
 
 class _Events:

@@ -137,7 +137,7 @@ def check_same_run(
             f"Choose another --workdir, or give the old values to resume"
         )
     for line in changed:
-        hosts.print_once(f"changed since the last start: {line}")
+        hosts.print_once(f"changed since the last start: {line}", result=True)
 
 
 def other_data(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
