@@ -19,8 +19,8 @@ from bert_jax.errors import UserError
 from bert_jax.evaluation.heldout import HeldOut
 from bert_jax.evaluation.predictions import Predicted, check_path, write
 from bert_jax.evaluation.task_scores import Examples, TaskScores
-from bert_jax.fields import build, to_plain
-from bert_jax.inference.fine_tuned import task_of
+from bert_jax.fields import Plain, build, to_plain
+from bert_jax.inference.fine_tuned import known_task, task_of
 from bert_jax.interop.formats import read
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import check_params
@@ -31,7 +31,7 @@ from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.storage import read_json
-from bert_jax.tasks import Task
+from bert_jax.tasks import SimilarityTask, Task
 from bert_jax.tasks.features import check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, latest_step
@@ -86,7 +86,9 @@ def evaluate(
     with hosts.agreement():
         config_file = workdir / "config.json"
         fields = read_json(config_file) if config_file.exists() else {}
-        if wrong := [flag for flag in overrides if not flag.startswith("--config.task.")]:
+        if wrong := [
+            flag for flag in overrides if not flag.startswith(("--config.task.", "--config.task="))
+        ]:
             raise UserError(f"{wrong[0]}: only fields of the task, --config.task.FIELD=VALUE")
     if "data" not in fields:
         return _evaluate_task(workdir, step, weights, data, predictions, overrides)
@@ -220,7 +222,7 @@ def _evaluate_task(
         model.numerics,
         parallelism(mesh, model.numerics),
         parts=parts_of(model.params),
-        outputs=task.num_labels,
+        outputs=task.num_labels or model.outputs,
     )
     score = TaskScores(
         task,
@@ -240,15 +242,20 @@ def _evaluate_task(
 
 def _task(model: Portable, config: FinetuneConfig | None, overrides: Sequence[str]) -> AnyTask:
     """The task that the model was fine-tuned on or that its head is for, with overrides."""
-    fields = to_plain(task_of(model))
+    is_named = any(flag.startswith(("--config.task=", "--config.task.name=")) for flag in overrides)
+    if is_named and known_task(model) is None:
+        fields: Plain = {"name": SimilarityTask.called()}  # the overrides change it
+    else:
+        fields = to_plain(task_of(model))
     if config:
         fields = to_plain(config.task) | settings(fields)
     given = ConfigDict({"task": _with_tuples(fields)})
     changed = with_overrides(FinetuneConfig, given, overrides)["task"]
     task: AnyTask = build(Task, changed, "config.task")  # type: ignore[type-abstract]
     task = task.with_labels(model.labels)
-    if task.head.part not in model.params:
-        raise UserError(f"config.task.name={task.called()}: the model has no {task.head.part}")
+    parts = parts_of(model.params)
+    if missing := [part for part in task.head.parts(model.architecture) if part not in parts]:
+        raise UserError(f"config.task.name={task.called()}: the model has no {missing[0]}")
     names = task.label_names
     in_other_order = names != model.labels and {*names} == {*model.labels}
     if names and (len(names) != model.outputs or in_other_order):

@@ -101,7 +101,10 @@ def task_of(model: Portable) -> AnyTask:
         if task.head.part in model.params:
             return task
     heads = ", ".join(kind().head.part for kind in kinds)
-    raise UserError(f"the model has no head of a task, none of {heads}: fine-tune it")
+    raise UserError(
+        f"the model has no head of a task, none of {heads}: fine-tune it, or score its "
+        "vectors with --config.task=similarity"
+    )
 
 
 def text_kind(model: Portable) -> type[TextTask]:

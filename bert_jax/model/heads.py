@@ -419,6 +419,96 @@ class MultipleChoice(Head):
         return found
 
 
+@dataclass(frozen=True)
+class TextVector(Head):
+    """The mean of each text's states, scaled to length 1; it has no parameters of its own.
+
+    A product of two outputs is a cosine. A label is fp32 [3]: 0 for the first text of a pair and 1
+    for the second, -1 where there is none; a key, the same for texts that belong together; and the
+    pair's score in [0, 1], NaN where there is none.
+    """
+
+    pooled = True
+    dropout = False
+
+    def uses_pooler(self, architecture: Architecture) -> bool:
+        """False: vectors are those of `encode`, which no pooler changes."""
+        return False
+
+    def parts(self, architecture: Architecture) -> tuple[str, ...]:
+        """None, besides the encoder."""
+        return ()
+
+    def read(self, bert: Bert, hidden: jax.Array, batch: Batch) -> jax.Array:
+        """[rows, examples, hidden] fp32."""
+        del bert
+        return mean_of_examples(hidden, batch)
+
+    def apply(self, model: Any, inputs: jax.Array) -> jax.Array:
+        """fp32 [rows, examples, hidden]; 0 where there is no example."""
+        del model
+        squares = jnp.sum(inputs**2, axis=-1, keepdims=True)
+        return inputs * jax.lax.rsqrt(jnp.maximum(squares, 1e-24))
+
+    def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
+        """[rows, examples, 3] fp32."""
+        found = np.full((*rows.rows["cls_positions"].shape, 3), -1, np.float32)
+        found[rows.row, rows.slot] = labels[rows.examples]
+        return found
+
+
+@dataclass(frozen=True)
+class CosineScore(TextVector):
+    """The cosine of the two texts of a pair, which are in one row."""
+
+    def weights(self, labels: jax.Array) -> jax.Array:
+        """fp32, 1 for the first text of each pair with a score, else 0."""
+        return ((labels[..., 0] == 0) & ~jnp.isnan(labels[..., 2])).astype(jnp.float32)
+
+    def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
+        """The loss is the squared difference of cosine and score."""
+        del batch
+        side, key, score = jnp.moveaxis(labels, -1, 0)
+        cosines = jnp.einsum("rih,rjh->rij", logits, logits, precision="highest")
+        own = (key[:, :, None] == key[:, None, :]) & (side[:, None, :] == 1)
+        cosine = jnp.sum(jnp.where(own, cosines, 0), axis=-1)
+        errors = jnp.where(weights > 0, cosine - score, 0)
+        return {"loss": jnp.sum(errors**2), "count": jnp.sum(weights)}
+
+
+@dataclass(frozen=True)
+class InBatchNegatives(TextVector):
+    """The second text of each pair, among the second texts of the batch.
+
+    As in Henderson et al. 2017 (https://arxiv.org/abs/1705.00652): a softmax of the cosines over
+    `temperature`. Second texts with the same key are one. With gradient accumulation the others are
+    those of a microbatch on one device.
+    """
+
+    temperature: float = 0.05
+
+    def weights(self, labels: jax.Array) -> jax.Array:
+        """fp32, 1 for the first text of each pair, else 0."""
+        return (labels[..., 0] == 0).astype(jnp.float32)
+
+    def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
+        """The loss is the cross-entropy in nats."""
+        del batch
+        vectors = logits.reshape(-1, logits.shape[-1])
+        side, key = labels[..., 0].ravel(), labels[..., 1].ravel()
+        scores = jnp.einsum("ih,jh->ij", vectors, vectors, precision="highest") / self.temperature
+        # Copies of a text share its probability, so that they count once.
+        same = (key[:, None] == key) & (side == 1)
+        scores -= jnp.log(jnp.maximum(jnp.sum(same & (side == 1)[:, None], axis=0), 1))
+        scores = jnp.where(side == 1, scores, IMPOSSIBLE)
+        right = jax.nn.logsumexp(jnp.where(same, scores, IMPOSSIBLE), axis=-1)
+        nats = jax.nn.logsumexp(scores, axis=-1) - right
+        is_best = jnp.max(jnp.where(same, scores, IMPOSSIBLE), axis=-1) >= jnp.max(scores, axis=-1)
+        weights = weights.ravel()
+        sums = {"loss": nats, "correct": is_best, "count": jnp.ones_like(weights)}
+        return {name: jnp.sum(jnp.where(weights > 0, x, 0)) for name, x in sums.items()}
+
+
 MASKED_LM = MaskedLm("masked_lm")
 NEXT_SENTENCE = NextSentence("next_sentence", 2)
 SEQUENCE_CLASSIFIER = SequenceClassifier("sequence_classifier")
@@ -429,7 +519,11 @@ ANSWER_SPAN = AnswerSpan("answer_span", 2)
 REPLACED_TOKEN = ReplacedToken("replaced_token", 1)
 MULTIPLE_CHOICE = MultipleChoice("multiple_choice", 1)
 
-# The head of each part. A regression and a classifier of several labels have its module, too.
+COSINE_SCORE = CosineScore("text_vector")
+IN_BATCH_NEGATIVES = InBatchNegatives("text_vector")
+
+# The head of each part that has parameters. A regression and a classifier of several labels have
+# its module, too.
 HEADS: dict[str, Head] = {
     head.part: head
     for head in (

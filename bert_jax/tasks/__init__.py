@@ -10,6 +10,7 @@ from bert_jax.tasks.classification.text_task import TextTask
 from bert_jax.tasks.multi_label.task import MultiLabelTask
 from bert_jax.tasks.multiple_choice.task import MultipleChoiceTask
 from bert_jax.tasks.protocol import Task
+from bert_jax.tasks.similarity.task import SimilarityTask
 from bert_jax.tasks.tagging.task import TaggingTask
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "GlueTask",
     "MultiLabelTask",
     "MultipleChoiceTask",
+    "SimilarityTask",
     "TaggingTask",
     "Task",
     "TextTask",
