@@ -103,7 +103,7 @@ def task_of(model: Portable) -> AnyTask:
     heads = ", ".join(kind().head.part for kind in kinds)
     raise UserError(
         f"the model has no head of a task, none of {heads}: fine-tune it, or score its "
-        "vectors with --config.task=similarity"
+        "vectors, by the task similarity"
     )
 
 
