@@ -117,8 +117,13 @@ def test_what_crosses_the_network(layout, absent, present):
     assert not [shape for shape in moved["all-gather"] if 48 in shape], "activations move"
 
 
-def test_accumulation_reduces_gradients_once():
-    """No loop, neither that over microbatches nor one over layers, has a collective in it."""
+@pytest.fixture
+def two_slices(monkeypatch):
+    monkeypatch.setattr("bert_jax.train.program.num_slices", lambda devices: 2)
+
+
+def test_accumulation_reduces_gradients_once(two_slices):
+    """On several slices no loop, over microbatches or over layers, has a collective in it."""
     compiled, batch = jitted(*LAYOUTS["zero1"], microbatches=2)
     text = compiled.lower(batch, 0).compile().as_text()
     before_entry, _, entry = text.partition("\nENTRY ")
@@ -127,7 +132,7 @@ def test_accumulation_reduces_gradients_once():
     assert not collective.search(before_entry)
 
 
-def test_accumulation_computes_the_same_on_every_layout():
+def test_accumulation_computes_the_same_on_every_layout(two_slices):
     """With dropout, whose bits depend on the row of the microbatch and not on its device."""
     expected, _ = run(1, 1, 1, False, microbatches=2, steps=3)
     losses, _ = run(4, 1, 2, True, microbatches=2, steps=3)
@@ -141,12 +146,13 @@ def test_scan_and_remat_change_nothing(options):
     np.testing.assert_allclose(losses, expected[:6], rtol=1e-5)
 
 
-def test_the_kernel_with_dropout_drops_the_same_on_every_layout():
+def test_the_kernel_with_dropout_drops_the_same_on_every_layout(monkeypatch):
     """In its interpreter; the kernel's bits depend neither on the mesh nor on how layers run."""
     options = {"attention": "flash", "heads": 4, "length": 128, "microbatches": 2, "steps": 2}
     expected, _ = run(1, 1, 1, False, **options)
     losses, _ = run(2, 2, 2, True, **options, scan_layers=False, remat="none")
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    monkeypatch.setattr("bert_jax.train.program.num_slices", lambda devices: 2)
     losses, _ = run(4, 1, 2, True, **options)  # reduces gradients once, by part of the batch
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 

@@ -1,7 +1,7 @@
 """The mesh of all devices, with its three axes."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -69,6 +69,11 @@ def check_divides(mesh: Mesh, architecture: Architecture, owner: str = "config.m
             )
 
 
+def num_slices(devices: Iterable[jax.Device]) -> int:
+    """How many groups of devices have a fast network within, and a slow one in between."""
+    return len({getattr(device, "slice_index", 0) for device in devices})
+
+
 def make_mesh(
     data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
@@ -96,7 +101,7 @@ def make_mesh(
             f"config.mesh ({wanted}) does not fit {count} devices: the sizes must multiply to "
             f"{count}; set one of them to -1 to take the rest"
         )
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    slices = num_slices(devices)
     if shape[0] % slices:
         raise UserError(
             f"config.mesh ({wanted}) gives data={shape[0]}, which must be a multiple of the "

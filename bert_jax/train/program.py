@@ -16,7 +16,7 @@ from bert_jax.objective.masking import AdaptiveMasking
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import rules
 from bert_jax.parallel.compiler import compiler_options
-from bert_jax.parallel.mesh import Layout
+from bert_jax.parallel.mesh import Layout, num_slices
 from bert_jax.train.optimizers import Optimizer
 from bert_jax.train.schedules import Rate
 from bert_jax.train.state import Members, TrainState, init_state, start_members
@@ -100,9 +100,11 @@ class Program:
             gradients = rules.scatter(mesh, gradients, model.axes, shardings.params)
             return jax.tree.map(lambda g: g.astype(jnp.float32), gradients)
 
-        # A device then holds all gradients in fp32, so not where parameters are gathered by layer.
+        # A device then adds up all gradients in fp32, which within a slice takes longer than to
+        # reduce them. Where parameters are gathered by layer, no device is to hold all of them.
         accumulation = settings.optimizer.gradient_accumulation
-        reduce_once = accumulation > 1 and mesh.shape["data"] > 1 and mesh.shape["fsdp"] == 1
+        crosses_slices = num_slices(mesh.devices.flat) > 1
+        reduce_once = accumulation > 1 and crosses_slices and mesh.shape["fsdp"] == 1
         replicated = rules.replicated(mesh)
         self.step = jax.jit(
             make_train_step(
