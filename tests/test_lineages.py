@@ -21,11 +21,11 @@ from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
 from bert_jax.interop import formats
 from bert_jax.interop.choices import CLASSES
-from bert_jax.interop.configs import lineage_of
+from bert_jax.interop.configs import lineage_of, write_fields
 from bert_jax.interop.huggingface import write_huggingface
 from bert_jax.interop.lineages import LINEAGES
 from bert_jax.interop.tensors import huggingface_naming, write_tensors
-from bert_jax.model.architecture import Architecture
+from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.heads import HEADS, MASKED_LM, parts_of
 from bert_jax.model.losses import cross_entropy
 from bert_jax.model.model import build_model
@@ -386,6 +386,16 @@ def test_what_cannot_be_read(model_type, changes, message, wordpiece, tmp_path):
 )  # fmt: skip
 def test_the_class_that_computes_a_model(changes, lineage):
     assert lineage_of(Architecture(**changes)).model_type == lineage
+
+
+def test_a_dropout_rate_that_is_not_set_is_that_of_attention():
+    """Configurations of transformers have numbers only."""
+    numerics = Numerics(hidden_dropout=0.2, attention_dropout=0.3, feed_forward_dropout=0.4)
+    lineage = LINEAGES["modernbert"]
+    changes = lineage.blocks | {"norm_bias": False, "position_embedding": Rope()}
+    written = write_fields(Architecture(**changes), numerics, lineage)
+    rates = {name: value for name, value in written.items() if "dropout" in name}
+    assert rates == {"embedding_dropout": 0.2, "attention_dropout": 0.3, "mlp_dropout": 0.4}
 
 
 def test_without_a_pooler_its_kind_does_not_matter():

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -60,8 +60,8 @@ class JsonTokenizer(Tokenizer):
       UserError: the library cannot read it, or a special token that BERT needs is not found.
     """
 
-    definition: str
-    config: str = ""
+    definition: str = field(repr=False)
+    config: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         ids = self._whole.get_vocab(with_added_tokens=True)

@@ -61,7 +61,7 @@ class WordPiece(Tokenizer):
       UserError: the vocabulary lacks a special token or has a line break in a token.
     """
 
-    vocab: tuple[str, ...]
+    vocab: tuple[str, ...] = dataclasses.field(repr=False)
     lowercase: bool
     tokenize_chinese_chars: bool = True
     strip_accents: bool | None = None

@@ -91,13 +91,12 @@ def write_fields(architecture: Architecture, numerics: Numerics, lineage: Lineag
             f"model.{name} is {_shown(architecture, name)}; this format has the blocks of "
             f"{lineage.model_type} only"
         )
-    groups = {"model": architecture, "numerics": numerics}
     fields = {}
     for ours, theirs in lineage.fields.items():
         group, name = ours.split(".")
-        value = getattr(groups[group], name)
+        value = numerics.rate(name) if group == "numerics" else getattr(architecture, name)
         if name == "hidden_act":
-            value = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[value]
+            value = {ours: theirs for theirs, ours in ACTIVATIONS.items()}[architecture.hidden_act]
         fields[theirs] = value
     return {**fields, **lineage.write(architecture)}
 
