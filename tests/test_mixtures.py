@@ -1,6 +1,10 @@
 """Mixtures of stores: shares of tokens, passes, and runs over them."""
 
+import contextlib
+import dataclasses
+import itertools
 import json
+import math
 import random
 import shutil
 from collections import Counter
@@ -77,6 +81,90 @@ def test_rows_are_shared_exactly_and_evenly(shares):
             mixing.rows_before(row),
             np.bincount(mixing.of(np.arange(row))[0], minlength=len(shares)),
         )
+
+
+INF = math.inf
+
+
+@pytest.mark.parametrize("limits", [(INF, 1000, INF), (INF, 2 * BLOCK, 1), (70, BLOCK // 2, 0)])
+def test_a_source_that_is_used_up_leaves_its_share(limits):
+    """To the others, in proportion; a source without rows is as none."""
+    shares = np.array([0.5, 0.3, 0.2])
+    mixing, whole = Mixing(shares, seed=3, limits=limits), Mixing(shares, seed=3)
+    assert mixing.num_rows == sum(limits)
+    stop = int(min(mixing.num_rows, 9 * BLOCK))
+    sources, before = mixing.of(np.arange(stop))
+    for number in range(3):
+        np.testing.assert_array_equal(
+            before[sources == number], np.arange((sources == number).sum())
+        )
+    counts = np.bincount(sources, minlength=3)
+    assert all(counts <= limits)
+    used_up = [
+        np.flatnonzero(sources == i)[-1] + 1 if limits[i] else 0
+        for i in range(3)
+        if limits[i] < INF
+    ]
+    bounds = sorted({0, *used_up, stop})
+    for first, last in itertools.pairwise(bounds):  # all that are left, by their shares
+        found = np.bincount(sources[first:last], minlength=3)
+        left = [i for i in range(3) if mixing.rows_before(int(first))[i] < limits[i]]
+        expected = shares[left] / shares[left].sum() * (last - first)
+        np.testing.assert_allclose(found[left], expected, atol=4 + (last - first) / BLOCK)
+        assert found.sum() == found[left].sum()
+    if limits[2]:
+        same, _ = whole.of(np.arange(bounds[1]))
+        np.testing.assert_array_equal(sources[: bounds[1]], same)
+    some = np.random.default_rng(0).permutation(stop)[:3000]
+    for found, expected in zip(mixing.of(some), (sources[some], before[some])):
+        np.testing.assert_array_equal(found, expected)
+    for row in (0, stop, *bounds, *some[:5].tolist()):
+        np.testing.assert_array_equal(
+            mixing.rows_before(int(row)), np.bincount(sources[:row], minlength=3)
+        )
+
+
+def test_a_limit_on_passes(stores):
+    """Batches up to it are those without; no document is read again after it, on any host."""
+    free = sampling(stores, batch_size=32)
+    mixed = dataclasses.replace(free, max_passes=1.5)
+
+    def stream(data, rows=np.arange):
+        return open_data(data).training_batches(data, seed=1, host_rows=rows)
+
+    whole, unlimited = stream(mixed), stream(free)
+    used_up = {
+        name: next(s for s in range(999) if unlimited.passes(s)[name] > 1.5) - 1 for name in stores
+    }
+    first, second, last = sorted(used_up, key=used_up.get)
+    for step in range(used_up[first]):
+        assert same_batch(whole.batch(step), unlimited.batch(step))
+    begin, end = (whole.passes(used_up[first] + more) for more in (1, 9))
+    assert 1.49 < begin[first] == end[first] <= 1.5
+    rows = {part.name: part.rows_per_epoch for part in whole.parts}
+    read = {name: (end[name] - begin[name]) * rows[name] for name in rows}
+    shares = {part.name: part.share for part in whole.parts}
+    assert read[second] / read[last] == pytest.approx(shares[second] / shares[last], abs=0.1)
+    steps = sum(math.floor(1.5 * count) for count in rows.values()) // 32
+    keys = [whole.batch(step)["example_ids"].reshape(-1, 2) for step in range(steps)]
+    number = [*stores].index(first)
+    assert not any(
+        (key[key.any(axis=1)][:, 0] % 3 == number).any() for key in keys[used_up[first] + 2 :]
+    )
+    assert all(1.4 < times <= 1.5 for times in whole.passes(steps).values())
+    for step in (steps - 1, used_up[first], 3):
+        parts = [stream(mixed, lambda size, i=i: np.arange(size)[i::2]).batch(step) for i in (0, 1)]
+        for name, values in whole.batch(step).items():
+            for i in (0, 1):
+                np.testing.assert_array_equal(values[i::2], parts[i][name])
+    for beyond in (whole.passes, whole.batch):
+        with pytest.raises(
+            UserError, match=r"config\.data\.max_passes=1\.5: every source is passed "
+        ):
+            beyond(steps + 1)
+    after = open_data(mixed).after(dict.fromkeys(stores, 1.5))
+    with pytest.raises(UserError, match=r"max_passes=1\.5: every source is passed"):
+        MixedRows(after, mixed, seed=0)
 
 
 @pytest.mark.parametrize("packing", [False, True])
@@ -239,7 +327,7 @@ PHASES = (
 
 
 def mixed_run(stores, **changes):
-    """Nine steps over the three stores."""
+    """Nine steps over the three stores, of which `few` is used up in the seventh."""
     names = dict(zip(stores, (0.6, 0.3, 0.1)))
     first = [{"store": path, "weight": names[name]} for name, path in stores.items()]
     second = [{"store": path, "weight": 1.0} for path in stores.values()]
@@ -248,6 +336,7 @@ def mixed_run(stores, **changes):
     fields = {
         "data.store": "",
         "data.mixture": first,
+        "data.max_passes": 0.045,
         "data.max_seq_length": 32,
         "data.max_examples_per_row": 2,
         "masking.max_predictions_per_seq": 5,
@@ -266,8 +355,10 @@ def mixed_run(stores, **changes):
 
 @pytest.fixture(scope="module")
 def run(stores, tmp_path_factory):
+    """Its workdir; what it prints is beside it."""
     workdir = tmp_path_factory.mktemp("mixed_run") / "run"
-    assert pretrain(mixed_run(stores), epath.Path(workdir))
+    with (workdir.parent / "printed.txt").open("w") as file, contextlib.redirect_stdout(file):
+        assert pretrain(mixed_run(stores), epath.Path(workdir))
     return workdir
 
 
@@ -286,7 +377,13 @@ def test_passes_are_in_the_metrics_and_scores_are_by_source(run, stores):
     for line in trained:
         found = {name: line[f"data/passes/{name}"] for name in stores}
         assert found == pytest.approx(expected[line["step"]])
-    assert expected[9]["few"] > expected[9]["long"]
+    few = {step: passed["few"] for step, passed in expected.items()}
+    assert expected[9]["long"] < few[9] <= 0.045
+    used_up = next(step for step in few if few[step] == few[9])
+    assert used_up < 9
+    printed = (run.parent / "printed.txt").read_text()
+    assert printed.count("used up") == 1
+    assert f" 0.03 to 0.04 times: used up at step {used_up}, the others have its share\n" in printed
     for line in lines:
         if line["split"] in ("heldout", "baseline"):
             assert {f"{name}/mlm_loss" for name in stores} <= line.keys()
@@ -320,9 +417,12 @@ def test_what_a_start_tells(run, stores, tmp_path, capsys):
         pretrain(mixed_run(moved), epath.Path(tmp_path / "run"))
     config = mixed_run(stores, **{"data.max_passes": 0.001})
     with pytest.raises(
-        UserError, match=r"config\.data\.max_passes=0\.001: \w+ is passed 0\.\d+ times by step 5"
+        UserError,
+        match=r"config\.data\.max_passes=0\.001: every .* after \d+ of \d+ rows; train few",
     ):
         pretrain(config, epath.Path(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"data\.max_passes: 0\.045 -> 0\.0"):
+        pretrain(mixed_run(stores, **{"data.max_passes": 0.0}), epath.Path(run))
     first = [dict(each) for each in config.data.mixture]
     first[0]["weight"] = 0.5
     with pytest.raises(UserError, match=r"data\.mixture\[0\]\.weight: 0\.6 -> 0\.5"):

@@ -1,5 +1,6 @@
 """Pretrains BERT: masked LM and next sentence prediction on a token store."""
 
+import bisect
 import contextlib
 import dataclasses
 import functools
@@ -69,10 +70,10 @@ from bert_jax.train.workdirs import (
 
 # Beginnings of lines about fields in which a branch may differ from its run; the rows of its data
 # are the same whatever `SAME_ROWS` are.
-SAME_ROWS = ("data.max_passes:", "data.batch_size:", "data.start_batch_size:", "data.growth_")
+SAME_ROWS = ("data.batch_size:", "data.start_batch_size:", "data.growth_")
 # How suites are scored, by what a head of words learned.
 METHODS = {"mlm": "pll", "mntp": "mntp", "clm": "causal"}
-BRANCH = ("branch_from:", "optimizer.", "masking.", *SAME_ROWS)
+BRANCH = ("branch_from:", "optimizer.", "masking.", "data.max_passes:", *SAME_ROWS)
 
 
 def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
@@ -141,8 +142,8 @@ def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) 
     for stage, store in left:
         first_row = started.get(FIRST_ROW, 0) * (stage.first_step == config.first_step)
         parts.append(Part.build(stage, going_on(store, passed), model_parts, first_row))
-        passed |= parts[-1].stream.passes(stage.config.steps)
-        check_passes(stage, passed)
+        with stage.errors():
+            passed |= parts[-1].stream.passes(stage.config.steps)
     check_shapes(parts)
     describe(parts)
 
@@ -371,17 +372,23 @@ def describe(parts: list[Part]) -> None:
 
 def _describe_mixture(part: Part) -> None:
     """Prints shares and passes of the sources, if there are several, and warnings about them."""
-    if mixture := part.stage.config.data.mixture_summary:
+    stage, stream = part.stage, part.stream
+    if mixture := stage.config.data.mixture_summary:
         hosts.print_once(f"  tokens from {mixture}")
-    before, after = (part.stream.passes(step) for step in (0, part.stage.config.steps))
-    for source in part.stream.parts:
+    steps = range(stage.config.steps + 1)
+    before, after = stream.passes(0), stream.passes(stage.config.steps)
+    for source in stream.parts:
+        name, used_up = source.name, ""
+        if after[name] >= source.limit:
+            step = bisect.bisect_left(steps, after[name], key=lambda s: stream.passes(s)[name])
+            used_up = f": used up at step {stage.first_step + step:,}, the others have its share"
         hosts.print_once(
-            f"  {source.name}: {source.share:.1%} of the tokens, {source.rows_per_epoch:,} rows a "
-            f"pass{_used(source.usage, part.stage.config.data.pairs)}, passed "
-            f"{before[source.name]:.2f} to {after[source.name]:.2f} times"
+            f"  {name}: {source.share:.1%} of the tokens, {source.rows_per_epoch:,} rows a "
+            f"pass{_used(source.usage, stage.config.data.pairs)}, passed "
+            f"{before[name]:.2f} to {after[name]:.2f} times{used_up}"
         )
         if source.usage and (warning := source.usage.warning()):
-            hosts.print_once(f"Warning: {source.name}: {warning}.", result=True)
+            hosts.print_once(f"Warning: {name}: {warning}.", result=True)
 
 
 def _used(usage: Usage | None, pairs: str) -> str:
@@ -579,19 +586,6 @@ def passed_at_origin(config: PretrainConfig, same_rows: bool) -> dict[str, float
         return {}
     step = saved.stage_of(config.first_step).first_step if same_rows else config.first_step
     return passed_before(saved, configured_stores(saved), step, start_of(run))
-
-
-def check_passes(stage: Stage, passed: Mapping[str, float]) -> None:
-    """Raises UserError if a source is passed too often at the end of a stage."""
-    data = stage.config.data
-    for source in data.sources if data.max_passes else ():
-        if passed[source.name] > data.max_passes:
-            with stage.errors():
-                raise UserError(
-                    f"config.data.max_passes={data.max_passes:g}: {source.name} is passed "
-                    f"{passed[source.name]:.2f} times by step {stage.last_step}; lower its weight "
-                    "in config.data.mixture, train fewer steps, or allow more passes"
-                )
 
 
 def check_same(config: PretrainConfig, data: Mapping[str, str]) -> None:

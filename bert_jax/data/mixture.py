@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from bert_jax.data.batches import Batch, Batches, BatchStream, HostRows
 from bert_jax.data.mixing import Mixing
-from bert_jax.data.rows import Part, Piece, StoreRows, one_planner
+from bert_jax.data.rows import Part, Piece, StoreRows, planner
 from bert_jax.data.sampling import Sampling
 from bert_jax.data.store import TokenStore
 from bert_jax.data.tokenizer import Tokenizer
@@ -105,6 +106,7 @@ class MixedRows:
 
     A source has weight x tokens ** temperature as its share of the tokens, relative to the others.
     Its share of the rows is that, divided by the tokens in its rows.
+    Once it has been passed `max_passes` times, the others share its part.
 
     Attributes:
       rows_per_epoch: rows in which all sources together are passed once.
@@ -125,16 +127,20 @@ class MixedRows:
 
         Raises:
           UserError: a source has no examples, or some say which tokens continue a word and others
-            do not; the message names the source.
+            do not; the message names the source. Or all have been passed as often as is allowed.
         """
-        planner, self._sources = one_planner(), []
-        for name, store in mixture.stores.items():
+        threads, names = planner(len(mixture.stores)), [*mixture.stores]
+
+        def rows_of(name: str) -> StoreRows:
+            shards = mixture.stores[name].shards["train"]
             try:
-                rows = StoreRows(store.shards["train"], sampling, seed=seed, planner=planner)
+                return StoreRows(shards, sampling, seed=seed, threads=threads)
             except UserError as error:
                 raise UserError(f"config.data.mixture: {name}: {error}") from error
-            self._sources.append(rows)
-        names, self.says_words = [*mixture.stores], self._sources[0].says_words
+
+        with planner(len(names)) as waiting:  # for `threads`
+            self._sources = [*waiting.map(rows_of, names)]
+        self.says_words = self._sources[0].says_words
         for name, source in zip(names, self._sources):
             if source.says_words != self.says_words:
                 raise UserError(
@@ -147,26 +153,33 @@ class MixedRows:
         of_tokens = weights * (tokens / tokens.max()) ** sampling.temperature
         of_tokens /= of_tokens.sum()
         of_rows = of_tokens / [source.tokens_per_row for source in self._sources]
-        of_rows /= of_rows.sum()
-        self._mixing = Mixing(of_rows.tolist(), seed=seed)
-        self.rows_per_epoch = sum(source.rows_per_epoch for source in self._sources)
-        self.parts = [
-            Part(name, share, source.rows_per_epoch, source.usage)
-            for name, share, source in zip(names, of_tokens.tolist(), self._sources)
-        ]
-        self._begin = np.array(
-            [
-                round(mixture.passed.get(name, 0.0) * source.rows_per_epoch)
-                for name, source in zip(names, self._sources)
-            ]
+        passes = np.array([source.rows_per_epoch for source in self._sources])
+        self._begin = np.rint([mixture.passed.get(name, 0.0) for name in names] * passes).astype(
+            int
         )
+        self._max_passes = sampling.max_passes
+        most = np.floor((sampling.max_passes or math.inf) * passes)
+        self._mixing = Mixing(of_rows.tolist(), seed=seed, limits=(most - self._begin).tolist())
+        self._check_there(1)
+        self.rows_per_epoch = int(passes.sum())
+        self.parts = [
+            Part(name, share, source.rows_per_epoch, source.usage, limit)
+            for name, share, source, limit in zip(
+                names, of_tokens.tolist(), self._sources, (most / passes).tolist()
+            )
+        ]
 
     def pieces(self, rows: np.ndarray) -> Iterator[Piece]:
         """See `Rows`."""
+        self._check_there(int(rows.max(initial=-1)) + 1)
         sources, before = self._mixing.of(rows)
         order = np.argsort(sources, kind="stable")
         bounds = np.searchsorted(sources[order], np.arange(len(self._sources) + 1))
-        for number in np.flatnonzero(np.diff(bounds)).tolist():
+        present = np.flatnonzero(np.diff(bounds)).tolist()
+        for number in present:  # their plans are drawn side by side
+            first = order[bounds[number]]
+            self._sources[number].look_ahead(int(before[first] + self._begin[number]))
+        for number in present:
             where = order[bounds[number] : bounds[number + 1]]
             for piece in self._sources[number].pieces(before[where] + self._begin[number]):
                 yield piece._replace(
@@ -174,7 +187,20 @@ class MixedRows:
                 )
 
     def passes(self, row: int) -> dict[str, float]:
-        """How often each source was passed before a row of the stream, and earlier."""
+        """How often each source was passed before a row of the stream, and earlier.
+
+        Raises:
+          UserError: all sources have been passed as often as is allowed before that row.
+        """
+        self._check_there(row)
         done = self._begin + self._mixing.rows_before(row)
         counts = zip(self.parts, done.tolist())
         return {part.name: count / part.rows_per_epoch for part, count in counts}
+
+    def _check_there(self, num_rows: int) -> None:
+        if num_rows > self._mixing.num_rows:
+            raise UserError(
+                f"config.data.max_passes={self._max_passes:g}: every source is passed that often "
+                f"after {self._mixing.num_rows:,} of {num_rows:,} rows; train fewer steps, add "
+                "sources or allow more passes, of a run that has begun in a branch of it"
+            )

@@ -6,9 +6,11 @@ its plan is used up, that of its next pass begins, with its pairs and rows drawn
 document is used once a pass, and any row is found from its number alone.
 """
 
+import contextlib
 import functools
 import itertools
 import math
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -60,12 +62,14 @@ class Part(NamedTuple):
       share: its share of the tokens.
       rows_per_epoch: rows in a pass.
       usage: what a pass uses of its documents.
+      limit: passes after which the others have its share; may be infinite.
     """
 
     name: str
     share: float
     rows_per_epoch: int
     usage: Usage | None
+    limit: float
 
 
 class Rows(Protocol):
@@ -92,16 +96,18 @@ class Rows(Protocol):
         Rows beyond the end of the stream are in no piece.
 
         Raises:
-          UserError: as `plan_epoch`, or a shard is damaged.
+          UserError: as `plan_epoch`, or a shard is damaged, or the sources of a mixture have been
+            passed as often as is allowed.
         """
 
     def passes(self, row: int) -> dict[str, float]:
         """How often each source of a mixture was passed before a row, also earlier in the run."""
 
 
-def one_planner() -> ThreadPoolExecutor:
-    """A thread that draws plans."""
-    return ThreadPoolExecutor(max_workers=1, thread_name_prefix="plan_epoch")
+def planner(num_stores: int = 1) -> ThreadPoolExecutor:
+    """Threads that draw plans, at most one for each store and each core."""
+    threads = min(num_stores, os.cpu_count() or 1)
+    return ThreadPoolExecutor(max_workers=threads, thread_name_prefix="plan_epoch")
 
 
 class _Segment(NamedTuple):
@@ -147,7 +153,7 @@ class StoreRows:
         sampling: Sampling,
         *,
         seed: int,
-        planner: ThreadPoolExecutor | None = None,
+        threads: ThreadPoolExecutor | None = None,
     ):
         """Draws a plan of the largest shard.
 
@@ -155,15 +161,16 @@ class StoreRows:
           shards: the split.
           sampling: what a row holds.
           seed: random seed of the plans.
-          planner: one thread, which draws them; None for a new one.
+          threads: see `planner`; None: one of its own.
 
         Raises:
           UserError: as `plan_epoch`, or a shard is damaged.
         """
         self._shards, self._sampling, self._seed = shards, sampling, seed
-        self._planner = planner or one_planner()
+        self._planner = threads or planner()
         self._plans: OrderedDict[tuple[int, int], Future[Plan]] = OrderedDict()
         self._num_rows: dict[int, int] = {}  # of the first pass of a shard
+        self._awaited: set[int] = set()  # shards whose first plan is looked ahead to
         self._lock = threading.RLock()
 
         sizes = shards.sizes
@@ -231,7 +238,7 @@ class StoreRows:
             segment = self._segment(row)
             end = min(stop, int(np.searchsorted(ascending, segment.stop)))
             future = self._planned(segment.shard, segment.epoch)
-            self._look_ahead(segment.stop)
+            self.look_ahead(segment.stop)
             plan = future.result()
             yield Piece(
                 self._shards[segment.shard],
@@ -277,7 +284,7 @@ class StoreRows:
             self._num_rows[shard] = self._planned(shard, 0).result().num_rows
         return self._num_rows[shard]
 
-    def _look_ahead(self, row: int) -> None:
+    def look_ahead(self, row: int) -> None:
         """Lets the plan of a row of the stream be drawn in the background."""
         if row >= self._num_stream_rows:
             return
@@ -290,9 +297,12 @@ class StoreRows:
         def go_on(first: Future[Plan]) -> None:
             if not first.exception():  # or else it is raised when the plan is used
                 self._num_rows[shard] = first.result().num_rows
-                self._look_ahead(row)
+                with contextlib.suppress(RuntimeError):  # the program ends
+                    self.look_ahead(row)
 
-        self._planned(shard, 0).add_done_callback(go_on)
+        if shard not in self._awaited:
+            self._awaited.add(shard)
+            self._planned(shard, 0).add_done_callback(go_on)
 
     def _planned(self, shard: int, epoch: int) -> Future[Plan]:
         with self._lock:

@@ -70,9 +70,9 @@ class Sampling:
     )
     max_passes: float = field(
         0.0,
-        "a run that would pass a source of a mixture more often than this is refused; 0: no limit",
+        "how often a source of a mixture is passed at most, earlier phases included; from then on "
+        "the others have its share; 0: no limit",
         bounds=NOT_NEGATIVE,
-        resume=True,
     )
     batch_size: int = field(256, "rows of the global batch", bounds=POSITIVE)
     start_batch_size: int = field(
