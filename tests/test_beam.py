@@ -1,11 +1,13 @@
 """Stores that Apache Beam prepares: they are those of one process."""
 
+import argparse
 import contextlib
 import importlib.util
 import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import beam_in_one_process
 import pytest
@@ -115,6 +117,74 @@ def test_mistakes(corpus, tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match=r"2.jsonl, line 19: .*; or leave such records out"):
         cli.main([*command, "--runner=direct"])
     assert not list(tmp_path.iterdir())
+
+
+class _Timeout(Exception):
+    """As that of gRPC, it says nothing."""
+
+
+class _Details(Exception):
+    def details(self):
+        return "failed to connect\nto all addresses"
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("Unable to fetch\n  the job server jar."),
+            "Unable to fetch the job server jar",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "java"), r"\[Errno 2\] No .*: 'java'"),
+        (_Timeout(), r"its job server does not answer \(_Timeout\)"),
+        (_Details(), "failed to connect to all addresses"),
+        (RuntimeError("Traceback (most recent):\n  here\nKeyError: 3\n"), "KeyError: 3"),
+    ],
+)
+def test_a_cluster_that_cannot_be_used(corpus, tmp_path, monkeypatch, error, told):
+    """What its runner says is one line; nothing stays behind."""
+
+    def pipeline(options):
+        raise error
+
+    install_beam(monkeypatch, pipeline, lambda self: {})
+    command = [str(corpus), f"--output={tmp_path / 'store'}", "--skip-bad-lines"]
+    message = f"--runner=flink: Beam cannot run the job: {told}. Give the cluster"
+    with pytest.raises(UserError, match=message) as found:
+        cli.main([*command, "--runner=flink"])
+    assert "\n" not in str(found.value)
+    with pytest.raises(type(error)):  # not a matter of clusters
+        cli.main([*command, "--runner=direct"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_option_that_beam_does_not_take(corpus, tmp_path, monkeypatch):
+    def all_options(self):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--parallelism", type=int)
+        parser.parse_known_args(self.flags)
+
+    install_beam(monkeypatch, None, all_options)
+    command = [str(corpus), f"--output={tmp_path / 'store'}", "--skip-bad-lines", "--runner=flink"]
+    with pytest.raises(UserError) as found:
+        cli.main([*command, "--beam-option=parallelism=many"])
+    assert str(found.value) == "--beam-option: argument --parallelism: invalid int value: 'many'"
+
+
+def install_beam(monkeypatch, pipeline, all_options):
+    """A Beam that only gets as far as its options and its pipeline."""
+
+    class Options:
+        get_all_options = all_options
+
+        def __init__(self, flags):
+            self.flags = flags
+
+    module = SimpleNamespace(Pipeline=pipeline)
+    monkeypatch.setitem(sys.modules, "apache_beam", module)
+    monkeypatch.setitem(sys.modules, "apache_beam.options", SimpleNamespace())
+    options = SimpleNamespace(PipelineOptions=Options)
+    monkeypatch.setitem(sys.modules, "apache_beam.options.pipeline_options", options)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("apache_beam"), reason="needs Apache Beam")

@@ -20,6 +20,7 @@ have the same content every time, and appear when they are complete.
 
 import contextlib
 import functools
+import io
 import itertools
 import pickle
 import re
@@ -93,6 +94,8 @@ def beam_job(
     own = [f"runner={RUNNERS[runner]}"]
     if runner == "direct":
         own += ["direct_running_mode=multi_processing", f"direct_num_workers={workers}"]
+    if runner in ("flink", "spark"):
+        own.append("job_server_timeout=60")  # seconds; Beam would wait five minutes
     flags = [f"--{option}" for option in (*own, *options)]
     around = output.with_name(f"{output.name}.beam")
     with locked(f"{around}.lock", str(output)):
@@ -104,7 +107,7 @@ def beam_job(
         try:
             _save(folder / "sources", sent)
             _save(folder / "filters", list(filters))
-            yield BeamJob(str(folder), len(sources), output, flags)
+            yield BeamJob(str(folder), len(sources), output, runner, flags)
         finally:
             around.rmtree()
 
@@ -117,6 +120,7 @@ class BeamJob:
       folder: what the stages share.
       num_sources: number of sources.
       output: the store.
+      runner: one of `bert_jax.data.limits.RUNNERS`.
       flags: the command line of Beam.
       skipped: records that were left out because they could not be read.
     """
@@ -124,6 +128,7 @@ class BeamJob:
     folder: str
     num_sources: int
     output: epath.Path
+    runner: str
     flags: Sequence[str]
     skipped: int = 0
 
@@ -215,15 +220,44 @@ class BeamJob:
 
     def _pipeline(self, count: int, transform: Callable[[Any], Any]) -> None:
         import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
 
+        options = self._options()
         try:
-            with beam.Pipeline(options=PipelineOptions(list(self.flags))) as pipeline:
+            with beam.Pipeline(options=options) as pipeline:
                 pipeline | beam.Create(range(count)) | beam.Reshuffle() | transform(beam)
         except Exception as error:  # each runner has its own
             for path in sorted((epath.Path(self.folder) / _ERRORS).iterdir()):
                 raise UserError(path.read_text()) from error
-            raise
+            if self.runner == "direct":
+                raise
+            raise UserError(
+                f"--runner={self.runner}: Beam cannot run the job: {_in_one_line(error)}. Give the "
+                "cluster and what else its runner needs as --beam-option, or take --runner=direct"
+            ) from error
+
+    def _options(self) -> Any:
+        from apache_beam.options.pipeline_options import PipelineOptions
+
+        options = PipelineOptions(list(self.flags))
+        try:
+            with contextlib.redirect_stderr(io.StringIO()) as printed:
+                options.get_all_options()
+        except SystemExit as error:  # it has printed how to use all options of Beam
+            problem = printed.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+            raise UserError(f"--beam-option: {problem}") from error
+        return options
+
+
+def _in_one_line(error: Exception) -> str:
+    """What an error of a runner says; of a traceback, the end."""
+    details = getattr(error, "details", None)  # of gRPC
+    text = str(details() if callable(details) else error).strip()
+    if "Traceback" in text:
+        text = text.splitlines()[-1]
+    if not text:
+        name = type(error).__name__
+        text = f"its job server does not answer ({name})" if "Timeout" in name else name
+    return " ".join(text.split()).rstrip(".")
 
 
 class _Plan(NamedTuple):
