@@ -10,6 +10,7 @@ from test_tfrecords import encoded, features, write
 from bert_jax import __main__, inspect
 from bert_jax.data.contents import Lengths, read_documents_of
 from bert_jax.data.split import Split
+from bert_jax.data.store_writer import write_store
 from bert_jax.data.stores import open_store
 from bert_jax.errors import UserError
 
@@ -65,6 +66,39 @@ def test_what_is_in_a_store(contents, sotu_store):
     assert contents.unknown == train.token_counts[1] / len(train.tokens)
     assert contents.unused == np.count_nonzero(train.token_counts[5:] == 0)
     assert 100 < contents.example_lengths.mean <= contents.example_lengths.quantile(1) == 128
+
+
+def test_a_store_of_several_shards(sotu_store, tmp_path, capsys):
+    """Has the contents of the same documents in one, copies in other shards too."""
+    texts = [
+        " ".join(f"Word{(7 * i + j) % 50} one{' two' * (i % 5)}." for j in range(1 + i % 4))
+        for i in range(200)
+    ]
+    texts += texts[:20]
+    given = {"heldout_bound": 0.2, "provenance": {}}
+    tokenizer = open_store(sotu_store).tokenizer
+    write_store(tmp_path / "one", texts, tokenizer, **given)
+    sharded = write_store(tmp_path / "shards", texts, tokenizer, **given, shard_tokens=500)
+    one, many = inspect([tmp_path / "one", sharded.path])
+    assert len(sharded.shards["train"]) > 4
+    assert many.summary == f"{one.summary} in {len(sharded.shards['train'])} shards"
+    copies = 1 - len(set(texts)) / len(texts)
+    assert many.documents.duplicates == one.documents.duplicates == pytest.approx(copies)
+    assert copies > 0.09
+    assert many.sizes == one.sizes
+    assert sum(size["documents"] for size in many.sizes.values()) == len(texts)
+    for name in ("sentence_lengths", "document_lengths"):
+        of_one, of_many = (getattr(each.documents, name).counts for each in (one, many))
+        np.testing.assert_array_equal(of_one, of_many)
+    np.testing.assert_array_equal(one.counts, many.counts)
+    for name in ("vocabulary", "frequent", "unknown", "unused"):
+        assert getattr(one, name) == getattr(many, name)
+    assert many.example_lengths.quantile(1) <= 128
+    assert len(many.examples) == 4
+    name = "shards/00002/train/tokens.bin"
+    (sharded.path / name).write_bytes(bytes((sharded.path / name).stat().st_size))
+    assert run(sharded.path, "--verify") == 2
+    assert f"{name}: content changed since it was written\n" in capsys.readouterr().out
 
 
 def test_examples_are_readable(contents):
