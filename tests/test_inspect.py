@@ -96,7 +96,7 @@ def test_a_store_of_several_shards(sotu_store, tmp_path, capsys):
     assert many.example_lengths.quantile(1) <= 128
     assert len(many.examples) == 4
     name = "shards/00002/train/tokens.bin"
-    (sharded.path / name).write_bytes(bytes((sharded.path / name).stat().st_size))
+    (sharded.path / name).write_bytes(bytes((sharded.path / name).stat().length))
     assert run(sharded.path, "--verify") == 2
     assert f"{name}: content changed since it was written\n" in capsys.readouterr().out
 
