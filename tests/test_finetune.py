@@ -285,6 +285,51 @@ def test_a_larger_sample_has_the_smaller_one(model, tmp_path):
         finetune(dataclasses.replace(config, max_examples=9), tmp_path / "run")
 
 
+def test_folds_are_disjoint_and_each_is_a_dev_set(model, tmp_path, capsys):
+    config = recipe("classification", model, tmp_path, epochs=0.5)
+    task = dataclasses.replace(config.task, dev="", test="")
+    folds = [dataclasses.replace(config, task=task, fold=f"{k}/3") for k in (1, 2, 3)]
+    all_of_them = [*range(100)]
+    held_out = [fold.held_out(all_of_them) for fold in folds]
+    assert sorted(x for part in held_out for x in part) == all_of_them
+    assert [len(part) for part in held_out] == [34, 33, 33]
+    for fold, part in zip(folds, held_out):
+        assert fold.chosen(all_of_them) == sorted({*all_of_them} - {*part})
+        assert {*dataclasses.replace(fold, max_examples=9).chosen(all_of_them)}.isdisjoint(part)
+
+    workdir = epath.Path(tmp_path / "run")
+    assert finetune(folds[1], workdir)
+    said = capsys.readouterr().out
+    assert "train: 107 examples" in said
+    assert "dev: 53 examples" in said
+    results = json.loads((workdir / "results.json").read_text())["dev"]
+    assert main(["evaluate", f"--workdir={workdir}", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert printed["dev"]["accuracy"] == results["metrics"]["accuracy"]
+    assert printed["baseline"]["accuracy"] == results["baseline"]["accuracy"]
+    with pytest.raises(UserError, match=r"config.fold=200/200: .*train.tsv has only 160 examples"):
+        finetune(dataclasses.replace(folds[0], fold="200/200"), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("fold", "dev", "message"),
+    [
+        ("0/5", "", "config.fold='0/5': must be K/N, such as 1/5, from 1 to N"),
+        ("6/5", "", "config.fold='6/5': must be"),
+        ("1/1", "", "config.fold='1/1': must be"),
+        ("first", "", "config.fold='first': must be"),
+        ("1/5", "dev.tsv", "config.fold=1/5 makes the dev set: set config.task.dev= (empty)"),
+        ("", "", "config.task.dev is empty: .* with config.fold=1/5"),
+    ],
+)
+def test_bad_folds_are_named(fold, dev, message, model, tmp_path):
+    config = recipe("classification", model, tmp_path)
+    task = dataclasses.replace(config.task, dev=dev)
+    message = message if ".*" in message else re.escape(message)
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, task=task, fold=fold).check("config")
+
+
 def test_patience_counts_evaluations_that_are_not_better(tmp_path):
     patience = Patience("f1", 2, epath.Path(tmp_path), done=0)
     ended = []

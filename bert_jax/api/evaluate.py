@@ -207,11 +207,15 @@ def _evaluate_task(
             raise UserError(f"{error.fact}: {advice}") from error
         task = _task(model, config, overrides)
         splits = {split: getattr(task, split) for split in ("train", "dev", "test")}
-        source = splits.get(data, data)
+        is_fold = data == "dev" and config is not None and bool(config.fold)
+        source = task.train if is_fold else splits.get(data, data)
         if not source:
             raise UserError(f"--data={data}: {workdir} says of none; name a file")
         labelled = predictions_path is None
         examples = task.read(source, labelled=labelled)
+        if is_fold:
+            assert config is not None
+            examples = config.held_out(examples)
         limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
         features = task.features(examples, model.tokenizer, limit)
         check_token_types(features, model.architecture.type_vocab_size, model.tokenizer)

@@ -123,15 +123,17 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
             f"config.task.max_seq_length={task.max_seq_length}, but {config.init_from} has "
             f"{positions} positions"
         )
+    given = task.read(task.train)
+    task = task.with_labels_of(given)
+    splits = {"train": config.chosen(given)}
+    splits["dev"] = config.held_out(given) if config.fold else task.read(task.dev)
+    if not splits["dev"]:
+        raise UserError(f"config.fold={config.fold}: {task.train} has only {len(given)} examples")
+    if task.test:
+        splits["test"] = task.read(task.test, labelled=task.test_labelled)
     data = {}
-    for split in ("train", "dev", "test"):
-        name, labelled = getattr(task, split), split != "test" or task.test_labelled
-        if not name:
-            continue
-        examples = task.read(name, labelled=labelled)
-        if split == "train":
-            task = task.with_labels_of(examples)
-            examples = config.chosen(examples)
+    for split, examples in splits.items():
+        labelled = split != "test" or task.test_labelled
         features = task.features(examples, source.tokenizer, task.max_seq_length)
         check_token_types(features, source.architecture.type_vocab_size, source.tokenizer)
         data[split] = Examples(examples, features, labelled)

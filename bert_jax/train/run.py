@@ -206,3 +206,8 @@ class FinetuningRun(Run):
         "smaller one, too; 0 for all",
         bounds=NOT_NEGATIVE,
     )
+    fold: str = field(
+        "",
+        "K/N: the K-th of N parts of the training examples is the dev set, and the others are "
+        "trained on, the same for every seed; empty for `task.dev`",
+    )
