@@ -140,6 +140,7 @@ def test_plot_takes_any_history(tmp_path, capsys):
 def test_numbers_have_one_unit():
     assert shown("mlm_accuracy", 0.72345) == "72.3%"
     assert shown("f1", 1.0) == "100.0%"
+    assert shown("recall@10", 0.5) == "50.0%"
     assert shown("mlm_loss", 5.43219) == "5.432"
     assert shown("pearson", 0.87654) == "0.8765"
     assert listed({"accuracy": 0.5, "loss": 0.25}) == "accuracy 50.0%  loss 0.25"

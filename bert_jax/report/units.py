@@ -7,8 +7,8 @@ _SHARES = ("accuracy", "f1", "precision", "recall", "exact_match", "padding", "a
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share: its name, or that before "/", ends in accuracy, f1 and so on."""
-    return metric.partition("/")[0].endswith(_SHARES)
+    """Whether a metric is a share: its name before "/" or "@" ends in accuracy, f1 and so on."""
+    return metric.partition("/")[0].partition("@")[0].endswith(_SHARES)
 
 
 def shown(metric: str, value: float) -> str:
