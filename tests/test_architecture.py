@@ -62,12 +62,21 @@ ONLY_IN = {
     "matplotlib": {
         f"bert_jax.report.{name}"
         for name in (
-            *("curves", "attention_maps", "confusion", "figures", "suites", "sweeps", "stores"),
+            *(
+                "curves",
+                "attention_maps",
+                "confusion",
+                "figures",
+                "reliability",
+                "suites",
+                "sweeps",
+                "stores",
+            ),
         )
     },
     "seqeval": {"bert_jax.tasks.tagging.metrics"},
     "sklearn": {"bert_jax.tasks.classification.metrics"},
-    "scipy": {"bert_jax.tasks.classification.metrics"},
+    "scipy": {"bert_jax.tasks.classification.metrics", "bert_jax.tasks.classification.calibration"},
     "safetensors": {"bert_jax.interop.huggingface"},
     "apache_beam": {"bert_jax.data.beam"},
     "pyarrow": {"bert_jax.data.columnar"},

@@ -209,6 +209,13 @@ def test_a_task_is_learned(task, model, tmp_path, capsys):
     assert results["dev"]["metrics"][metric] == pytest.approx(max(heldout))
     assert (workdir / "curves.png").exists()
     assert (workdir / "test_confusion.png").exists() == (task == "classification")
+    assert (workdir / "test_calibration.png").exists() == (task == "classification")
+    if task == "classification":
+        found = [results[split]["calibration"] for split in ("dev", "test")]
+        assert found[0]["temperature"] == found[1]["temperature"]  # fitted on dev
+        loss = results["dev"]["metrics"]["loss"]
+        assert found[0]["loss_at_temperature"] <= loss + 1e-6
+        assert 0 < found[1]["ece"] < 1
 
     capsys.readouterr()
     assert main(["evaluate", f"--workdir={workdir}", "--data=test", "--json"]) == 0

@@ -36,9 +36,11 @@ from bert_jax.parallel.parallelism import check_attention, parallelism
 from bert_jax.report.confusion import draw_confusion
 from bert_jax.report.live import draw_run
 from bert_jax.report.metrics_file import finite
+from bert_jax.report.reliability import draw_reliability
 from bert_jax.report.units import listed, shown
 from bert_jax.storage import read_json, write_json
 from bert_jax.tasks.batches import ExampleBatches
+from bert_jax.tasks.classification.calibration import Calibration, calibration, fitted_temperature
 from bert_jax.tasks.features import Features, check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, saved_steps
@@ -460,11 +462,13 @@ def report(workdir: epath.Path, setup: Setup) -> None:
     params = rules.put_params(stored, setup.mesh, setup.model.axes)
     results: dict[str, Any] = {"step": step}
     matrices: dict[str, np.ndarray] = {}
+    calibrations: dict[str, dict[str, Calibration]] = {}
+    temperature = 1.0
     for split in ("dev", "test"):
         if split not in data:
             continue
         examples = data[split].examples
-        metrics, predictions, _, task = setup.scores[split](params, task)
+        metrics, predictions, logits, task = setup.scores[split](params, task)
         if split == "dev" and task != setup.task and hosts.is_primary():
             keep_fitted(workdir, setup.task, task)
         if hosts.is_primary():
@@ -488,11 +492,32 @@ def report(workdir: epath.Path, setup: Setup) -> None:
         if matrix is not None:
             results[split]["confusion"] = matrix.tolist()
             matrices[split] = matrix
+        true = task.true_classes(examples)
+        if true is None:
+            continue
+        outputs, true = np.stack(logits)[true >= 0], true[true >= 0]
+        if split == "dev":
+            temperature = fitted_temperature(outputs, true)
+        before, after = (calibration(outputs, true, t) for t in (1.0, temperature))
+        calibrations[split] = {"as they are": before, f"logits / {temperature:.3g}": after}
+        results[split]["calibration"] = {
+            "ece": before.ece,
+            "temperature": temperature,
+            "ece_at_temperature": after.ece,
+            "loss_at_temperature": after.nll,
+        }
+        hosts.print_once(
+            f"{split} calibration error {before.ece:.1%}, with logits divided by "
+            f"{temperature:.3g} (fitted on dev) {after.ece:.1%}",
+            result=True,
+        )
     if hosts.is_primary():
         write_json(workdir / "results.json", results)
         # Pictures come last: nothing that they need can then be lost.
         for split, found in matrices.items():
             draw_confusion(found, task.label_names, workdir / f"{split}_confusion.png")
+        for split, both in calibrations.items():
+            draw_reliability(both, workdir / f"{split}_calibration.png")
         draw_run(workdir)
 
 

@@ -78,7 +78,7 @@ def read_run(workdir: epath.Path, texts: Sequence[str]) -> Run:
         data=data,
         starts=read_starts(workdir),
         results=read_json(results) if results.exists() else {},
-        pictures=dict(_confusions(workdir)),
+        pictures=dict(_pictures(workdir)),
         guesses=list(_guesses(workdir, texts)),
     )
 
@@ -92,9 +92,10 @@ def _about(stores: Sequence[str], data: Mapping[str, Any]) -> list[str]:
     return lines + [f"{name.replace('_', ' ')}: {value}" for name, value in data.items()]
 
 
-def _confusions(workdir: epath.Path) -> Iterator[tuple[str, bytes]]:
-    for path in sorted(workdir.glob("*_confusion.png")):
-        yield f"Confusion matrix, {path.name.removesuffix('_confusion.png')}", path.read_bytes()
+def _pictures(workdir: epath.Path) -> Iterator[tuple[str, bytes]]:
+    for name, title in (("confusion", "Confusion matrix"), ("calibration", "Calibration")):
+        for path in sorted(workdir.glob(f"*_{name}.png")):
+            yield f"{title}, {path.name.removesuffix(f'_{name}.png')}", path.read_bytes()
 
 
 def _guesses(workdir: epath.Path, texts: Sequence[str]) -> Iterator[Guesses]:

@@ -212,6 +212,14 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
         del predictions, examples
         return None
 
+    def true_classes(self, examples: Sequence[Example]) -> np.ndarray | None:
+        """int32 [n]: the class of each example, -1 where it is not known.
+
+        None if the likeliest output for an example is not its predicted class.
+        """
+        del examples
+        return None
+
     @abc.abstractmethod
     def write_predictions(
         self, path: epath.PathLike, examples: Sequence[Example], predictions: Predictions

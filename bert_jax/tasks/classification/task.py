@@ -205,6 +205,9 @@ class ClassificationTask(TextTask, name="classification"):
             return None
         return count_confusions(*self._known(predictions, examples), self.num_labels)
 
+    def true_classes(self, examples: Sequence[Example]) -> np.ndarray | None:
+        return None if self.regression else self._labels(examples)
+
     def write_predictions(
         self, path: epath.PathLike, examples: Sequence[Example], predictions: np.ndarray
     ) -> None:
