@@ -71,6 +71,20 @@ def test_the_grid_of_the_paper(tmp_path, capsys):
     assert (tmp_path / "sweep/batch_size=16,learning_rate=3e-5,epochs=4/seed0").is_dir()
 
 
+def test_folds_are_compared_as_one(tmp_path, capsys):
+    (tmp_path / "data.tsv").write_text("text\tlabel\nA b.\t1\n")
+    given = ["--config=finetune:classification", f"--config.init_from={tmp_path}"]
+    given += [f"--config.task.train={tmp_path}/data.tsv", f"--workdir={tmp_path}/sweep"]
+    given += ["--grid", "optimizer.learning_rate=1e-5,2e-5", "--grid", "fold=1/3,2/3,3/3"]
+    assert main(["sweep", *given]) == 0
+    *runs, _, best, second = capsys.readouterr().out.splitlines()
+    assert len(runs) == 6
+    assert best.split() == ["learning_rate=1e-5", "90.0%", "0.0%", "3"]
+    assert second.split() == ["learning_rate=2e-5", "80.0%", "0.0%", "3"]
+    found = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [trial["fields"]["fold"] for trial in found] == ["1/3", "2/3", "3/3"] * 2
+
+
 def test_a_stopped_sweep_says_so(tmp_path, sotu_store):
     workdir = tmp_path / "sweep"
     command = ["sweep", "--config=quickstart", f"--config.data.store={sotu_store}"]

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from etils import epath
 
@@ -24,6 +24,7 @@ from bert_jax.report.units import duration, shown
 from bert_jax.storage import read_json, write_json
 from bert_jax.terminal import say, say_progress
 
+T = TypeVar("T")
 Grid = Mapping[str, Sequence[str]]
 # Devlin et al. 2019, https://arxiv.org/abs/1810.04805, appendix A.3.
 GRIDS: Mapping[str, Grid] = {
@@ -33,6 +34,8 @@ GRIDS: Mapping[str, Grid] = {
         "epochs": ("2", "3", "4"),
     }
 }
+# A field whose values are no choices: runs with all of them are compared as one, as all seeds are.
+REPEATED = "fold"
 PROGRAM = (sys.executable, "-m", "bert_jax")
 
 
@@ -62,7 +65,8 @@ def sweep(
     """Runs every combination with every seed, each in a directory of its own.
 
     A run that is there goes on or is over, so the same call resumes a sweep. A run that fails is
-    told and left out. The results are in `sweep.json` and `sweep.png`.
+    told and left out. Runs that differ in their seed or `fold` are compared as one. The
+    results are in `sweep.json` and `sweep.png`.
 
     Args:
       config: "--config=RECIPE[:ARGUMENT]" and overrides, "--config.FIELD=VALUE".
@@ -90,8 +94,8 @@ def sweep(
         raise UserError(f"{workdir}: no run has results; see its .log files")
     metric = found[0][1][0]
     groups = [
-        Group(fields, [value for trial, (_, value) in found if trial.fields == fields])
-        for fields in _combinations(grid)
+        Group(fields, [value for trial, (_, value) in found if _choices(trial.fields) == fields])
+        for fields in _combinations(_choices(grid))
     ]
     groups = [group for group in groups if group.values]
     write_json(
@@ -102,6 +106,11 @@ def sweep(
         say(line)
     draw_sweep(groups, metric, workdir / "sweep.png")
     return True
+
+
+def _choices(fields: Mapping[str, T]) -> dict[str, T]:
+    """Those fields of a trial, or of a grid, whose values are compared."""
+    return {name: value for name, value in fields.items() if name != REPEATED}
 
 
 def _combinations(grid: Grid) -> list[dict[str, str]]:
