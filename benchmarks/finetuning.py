@@ -2,7 +2,7 @@
 
     python benchmarks/finetuning.py DATA MODEL WORKDIR [--tasks sst2,trec] [--seeds 3] [OVERRIDES]
 
-DATA holds the files of `TASKS` (SST-2, TREC, MRPC, STS, WNUT17, wikigold, XQuAD); MODEL is what
+DATA holds the files of `TASKS` (SST-2, TREC, MRPC, STS, CoLA, WNUT17, wikigold, XQuAD); MODEL is what
 `config.init_from` takes; OVERRIDES such as --config.epochs=5 apply to all runs. Finished runs are
 not repeated. The table is Markdown: for each task the scores of guessing, of the same architecture
 from random weights, and of MODEL, as mean and standard deviation over the seeds on the test split
@@ -51,6 +51,12 @@ TASKS = {
             "sts/2015.test.tsv",
         ],
         SCORES | {"text_a": "2", "text_b": "3", "format": "tsv"},
+        {},
+    ),
+    "cola": (
+        "classification",
+        ["cola/in_domain_train.tsv", "cola/in_domain_dev.tsv", "cola/out_of_domain_dev.tsv"],
+        {"format": "tsv", "text_a": "4", "label": "2", "metric_names": ("matthews", "accuracy")},
         {},
     ),
     "wnut17": (
