@@ -2,11 +2,11 @@
 
     python benchmarks/finetuning.py DATA MODEL WORKDIR [--tasks sst2,trec] [--seeds 3] [OVERRIDES]
 
-DATA holds the files of `TASKS` (SST-2, TREC, MRPC, STS, CoLA, WNUT17, wikigold, XQuAD); MODEL is what
-`config.init_from` takes; OVERRIDES such as --config.epochs=5 apply to all runs. Finished runs are
-not repeated. The table is Markdown: for each task the scores of guessing, of the same architecture
-from random weights, and of MODEL, as mean and standard deviation over the seeds on the test split
-at the best step on dev.
+DATA holds the files of `TASKS` (SST-2, TREC, MRPC, STS, CoLA, WNUT17, wikigold, XQuAD); MODEL is
+what `config.init_from` takes; OVERRIDES such as --config.epochs=5 apply to all runs. Finished runs
+are not repeated. The table is Markdown: for each task the scores of guessing, of the same
+architecture from random weights, and of MODEL, as mean and standard deviation over the seeds on the
+test split at the best step on dev.
 """
 
 import argparse
