@@ -13,6 +13,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    # Where other programs take the cores, devices wait for each other longer than the usual 40 s.
+    + " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 if "PYTEST_XDIST_WORKER" not in os.environ:  # a worker takes the directory of its parent
     _cache = tempfile.TemporaryDirectory(prefix="bert_jax_compiled_")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,10 @@ from bert_jax.report.baselines import pretraining_baselines
 from bert_jax.train.metrics import Sums, add_sums, means
 from bert_jax.train.program import loader
 from bert_jax.train.step import make_eval_step
+
+# Batches that wait on the devices, beside the one that is scored. More would fill their memory, and
+# the devices of a CPU, which share its threads, could wait for each other.
+IN_FLIGHT = 2
 
 
 def bound_objective(
@@ -94,8 +100,7 @@ class HeldOut:
     def __call__(self, params: Params) -> dict[str, float]:
         """Means over all held-out examples; see `means`."""
         sums = {
-            name: add_sums(jax.device_get([self._step(params, batch) for batch in batches]))
-            for name, batches in self._device_batches()
+            name: add_sums(self._sums(params, batches)) for name, batches in self._device_batches()
         }
         total = add_sums(sums.values())
         self.tokens = round(total["tokens"])
@@ -107,6 +112,17 @@ class HeldOut:
             return scores(total)
         of_sources = {name: scores(each) for name, each in sums.items()}
         return scores(total) | _by_source(of_sources)
+
+    def _sums(
+        self, params: Params, batches: Iterable[Mapping[str, jax.Array]]
+    ) -> Iterator[dict[str, Any]]:
+        """The sums of each batch, on the host."""
+        waiting: deque[Any] = deque()
+        for batch in batches:
+            waiting.append(self._step(params, batch))
+            if len(waiting) > IN_FLIGHT:
+                yield jax.device_get(waiting.popleft())
+        yield from jax.device_get([*waiting])
 
     def baselines(self) -> dict[str, float]:
         """See `pretraining_baselines`; those of heads that the objective has."""
