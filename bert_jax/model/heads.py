@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.bert import Bert, Transform, gather_positions
@@ -133,6 +134,13 @@ class Head:
         return [outputs[r, i:j] for r, i, j in zip(rows.row, rows.start, rows.stop)]
 
 
+def _in_slots(labels: np.ndarray, rows: Rows, empty: float, dtype: DTypeLike) -> np.ndarray:
+    """[rows, examples, ...]: the labels [n, ...] of examples in their slots, `empty` elsewhere."""
+    found = np.full((*rows.rows["cls_positions"].shape, *labels.shape[1:]), empty, dtype)
+    found[rows.row, rows.slot] = labels[rows.examples]
+    return found
+
+
 def mean_of_examples(hidden: jax.Array, batch: Batch) -> jax.Array:
     """[rows, examples, hidden] fp32: the mean of the states [rows, length, hidden] of each one."""
     examples = jnp.arange(batch["cls_positions"].shape[1]) + 1
@@ -228,10 +236,8 @@ class SequenceClassifier(Head):
         return jnp.where(labels >= 0, of_class[jnp.maximum(labels, 0)], 0)
 
     def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
-        """[rows, examples] int32."""
-        found = np.full(rows.rows["cls_positions"].shape, -1, np.int32)
-        found[rows.row, rows.slot] = labels[rows.examples]
-        return found
+        """[rows, examples, ...] int32."""
+        return _in_slots(labels, rows, -1, np.int32)
 
 
 @dataclass(frozen=True)
@@ -261,13 +267,6 @@ class MultiLabelClassifier(SequenceClassifier):
             nats *= jnp.where(applies, of_class, 1)
         return {"loss": jnp.sum(nats.mean(axis=-1) * weights), "count": jnp.sum(weights)}
 
-    def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
-        """[rows, examples, classes] int32."""
-        shape = (*rows.rows["cls_positions"].shape, labels.shape[1])
-        found = np.full(shape, -1, np.int32)
-        found[rows.row, rows.slot] = labels[rows.examples]
-        return found
-
 
 @dataclass(frozen=True)
 class NextSentence(SequenceClassifier):
@@ -293,9 +292,7 @@ class SequenceRegression(SequenceClassifier):
 
     def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
         """[rows, examples] fp32."""
-        found = np.full(rows.rows["cls_positions"].shape, np.nan, np.float32)
-        found[rows.row, rows.slot] = labels[rows.examples]
-        return found
+        return _in_slots(labels, rows, np.nan, np.float32)
 
 
 @dataclass(frozen=True)
@@ -414,9 +411,7 @@ class MultipleChoice(Head):
 
     def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
         """[rows, examples, 2] int32, -1 where there is no choice."""
-        found = np.full((*rows.rows["cls_positions"].shape, 2), -1, np.int32)
-        found[rows.row, rows.slot] = labels[rows.examples]
-        return found
+        return _in_slots(labels, rows, -1, np.int32)
 
 
 @dataclass(frozen=True)
@@ -452,9 +447,7 @@ class TextVector(Head):
 
     def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
         """[rows, examples, 3] fp32."""
-        found = np.full((*rows.rows["cls_positions"].shape, 3), -1, np.float32)
-        found[rows.row, rows.slot] = labels[rows.examples]
-        return found
+        return _in_slots(labels, rows, -1, np.float32)
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,8 @@ def _example(
     label = row.get(*all_of(columns.label)) if read_label else None
     index = all_of(columns.index)
     return Example(
-        _text(row, columns.text_a),
-        _text(row, columns.text_b) if columns.text_b else None,
+        text_of(row, columns.text_a),
+        text_of(row, columns.text_b) if columns.text_b else None,
         read_label(label, row.place) if read_label and not _is_missing(label) else None,
         str(row.get(*index)) if row.has(*index) else default_index,
         row.place,
@@ -103,7 +103,12 @@ def _is_missing(label: Any) -> bool:
     return label is None or (isinstance(label, float) and math.isnan(label))
 
 
-def _text(row: Row, names: Names) -> str:
+def text_of(row: Row, names: Names) -> str:
+    """The text in a column.
+
+    Raises:
+      UserError: there is no such column, or it holds something else.
+    """
     text = row.get(*all_of(names))
     if not isinstance(text, str):
         raise UserError(f"{row.place}: {either(names)} is {type(text).__name__}, not text")

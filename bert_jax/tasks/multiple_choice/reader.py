@@ -8,6 +8,7 @@ from typing import Any
 from bert_jax.data.tables import Row, read_rows
 from bert_jax.errors import UserError
 from bert_jax.tasks.classification.names import Names, all_of, either
+from bert_jax.tasks.classification.reader import text_of
 from bert_jax.tasks.multiple_choice.example import Question
 
 
@@ -77,8 +78,8 @@ def _question(row: Row, columns: Columns, labelled: bool, default_index: str) ->
     index = all_of(columns.index)
     answer = row.get(*all_of(columns.answer)) if labelled else None
     return Question(
-        _text(row, columns.context) if columns.context else None,
-        _text(row, columns.question),
+        text_of(row, columns.context) if columns.context else None,
+        text_of(row, columns.question),
         choices,
         _answer(answer, names, len(choices), row.place),
         str(row.get(*index)) if row.has(*index) else default_index,
@@ -119,10 +120,3 @@ def _answer(answer: Any, names: Sequence[str], count: int, place: str) -> int | 
         known = ", ".join(names) or f"0 to {count - 1}, A to {letters[min(count, 26) - 1]}"
         raise UserError(f"{place}: answer {answer!r} is none of the choices, {known}")
     return number
-
-
-def _text(row: Row, names: Names) -> str:
-    text = row.get(*all_of(names))
-    if not isinstance(text, str):
-        raise UserError(f"{row.place}: {either(names)} is {type(text).__name__}, not text")
-    return text
