@@ -51,7 +51,7 @@ OTHERS = {
     "a container: test_launch.py runs the scripts with stand-ins for these programs",
     r"^bash launch/|^python launch/serve.py": "test_launch.py, test_serve.py, test_multihost.py",
     r"python benchmarks/": "measurements of minutes; no test depends on speed",
-    r"^(make|bash .ci/run)\b": "the tests themselves",
+    r"^(make|bash .ci/run|python -m pytest)\b": "the tests themselves",
     r"bert_jax.config.reference": "test_config.py",
     r"^\S+\.(md|json|jsonl|gz|txt|Dockerfile)$|^Dockerfile$": "a file that output goes to",
 }
