@@ -152,20 +152,10 @@ def test_configs_import_their_siblings_only():
         assert outside(imports(recipe)) <= {"ml_collections", *siblings}, recipe
 
 
-# tensorboardX takes a look at PyTorch where it is installed; the rest must do without it.
-WITHOUT_TORCH = """
-import importlib, sys
-class NoTorch:
-    def find_spec(name, path=None, target=None):
-        if name == "torch":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, NoTorch)
-"""
-
-
 def loaded(modules: list[str]) -> set[str]:
     """What a new process has loaded after it imported the modules."""
-    lines = [WITHOUT_TORCH, *(f"importlib.import_module({module!r})" for module in modules)]
+    lines = ["import importlib, sys"]
+    lines += [f"importlib.import_module({module!r})" for module in modules]
     lines += ["print(*(name for name, module in sys.modules.items() if module))"]
     process = subprocess.run(
         [sys.executable, "-c", "\n".join(lines)], cwd=ROOT, capture_output=True, text=True

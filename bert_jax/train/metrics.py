@@ -2,21 +2,28 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
-from tensorboardX.event_file_writer import EventsWriter, directory_check
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 
 from bert_jax.parallel import hosts
 from bert_jax.report.metrics_file import BadLine, History, finite, read_history
 from bert_jax.report.units import compact, duration, shown
 from bert_jax.storage import errors_name, is_remote, whole_file, write_text
 from bert_jax.train.trackers import Trackers
+
+# tensorboardX imports PyTorch where it is installed, which takes seconds; it is not needed here.
+_torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+from tensorboardX.event_file_writer import EventsWriter, directory_check  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
+from tensorboardX.proto.summary_pb2 import Summary  # noqa: E402
+
+if _torch is None:
+    del sys.modules["torch"]
 
 Sums = dict[str, float]
 Line = dict[str, Any]
