@@ -21,7 +21,7 @@ VERBS = {
     "sweep": "run a recipe with every combination of some values, and compare them",
     "evaluate": "score a checkpoint on held-out documents",
     "predict": "use a trained model: masks, pairs, vectors, attention, classes, tags, answers",
-    "export": "write a model as StableHLO, to run without bert_jax",
+    "export": "write a model as StableHLO or ONNX, to run without bert_jax",
     "convert": "convert a model between the formats of Hugging Face, Google and bert_jax",
     "plan": "compile a training step for TPUs without having any: memory, speed, collectives",
     "plot": "draw the curves of training runs",

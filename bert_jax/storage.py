@@ -7,8 +7,11 @@ atomic renaming of folders, so this package does not use them there.
 import contextlib
 import glob
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 from etils import epath
@@ -99,6 +102,37 @@ def whole_file(path: epath.PathLike) -> Iterator[epath.Path]:
             unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: epath.PathLike, *, last: str) -> Iterator[Path]:
+    """Yields a folder to write to; it appears at `path` when the block ends without an error.
+
+    In object storage its files are copied to `path` then, the one named `last` after all others.
+
+    Raises:
+      UserError: `path` is not empty.
+      OSError: as raised in the block; it names a path.
+    """
+    path = epath.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: not empty; choose another directory for the export")
+    nearby = None if is_remote(path) else path.absolute().parent
+    if nearby:
+        nearby.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=nearby) as temporary:
+        folder = Path(temporary) / "unfinished"
+        with errors_name(path, instead_of=folder):
+            folder.mkdir()
+            yield folder
+        if not is_remote(path):
+            folder.rename(path)
+            return
+        for file in sorted(files_below(epath.Path(folder)), key=lambda file: file.name == last):
+            target = path / str(file.relative_to(folder))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("rb") as reader, target.open("wb") as writer:
+                shutil.copyfileobj(reader, writer)
 
 
 def write_text(path: epath.PathLike, text: str) -> None:

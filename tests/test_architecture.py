@@ -84,8 +84,9 @@ ONLY_IN = {
     "py3langid": {"bert_jax.data.filters"},
     "jieba": {"bert_jax.data.words"},
     "tensorflow": {"bert_jax.interop.google_tf"},
-    "torch": {"bert_jax.interop.huggingface"},
-    "transformers": set(),
+    "torch": {"bert_jax.interop.huggingface", "bert_jax.inference.onnx"},
+    "transformers": {"bert_jax.inference.onnx"},
+    "onnxruntime": {"bert_jax.inference.onnx"},
 }
 
 

@@ -203,6 +203,7 @@ SPEAKS_TO = {
     "config.arguments": CONFIGS,
     "config.pretraining": CONFIGS,
     "config.recipes": CONFIGS,
+    "inference.choices": ("export",),
     "interop.choices": ("convert",),
     "interop.initial": ("pretrain", "finetune"),
     "interop.google_tf": ("convert",),

@@ -21,7 +21,7 @@ from bert_jax.interop.choices import (
 from bert_jax.interop.google_tf import write_google
 from bert_jax.interop.huggingface import write_huggingface
 from bert_jax.interop.initial import without_parts
-from bert_jax.interop.portable import Portable
+from bert_jax.interop.portable import Portable, report_left_out
 from bert_jax.interop.tensors import Report
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.generator import GENERATOR
@@ -85,11 +85,8 @@ def convert(
         source, step, weights=weights, lowercase=lowercase, strict=strict, report=report
     )
     model = _with_parts(model, architecture, initialise, seed, report)
-    if model.vectors and to != "bert_jax":
-        report("left out: the length, pooling and normalisation of sentence-transformers")
-    if model.task and to != "bert_jax":
-        length = model.task["max_seq_length"]
-        report(f"left out: how the task was read (max_seq_length={length}, ...), no field for it")
+    if to != "bert_jax":
+        report_left_out(model, report)
     if model.generator and to == "google":
         report("left out: the generator")
         model = model._replace(generator=None)

@@ -7,8 +7,6 @@ import dataclasses
 import hashlib
 import importlib.resources
 import inspect
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +33,7 @@ from bert_jax.json_values import typed
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import parts_of
 from bert_jax.model.model import Model, build_model
-from bert_jax.storage import errors_name, files_below, is_remote, write_json
+from bert_jax.storage import whole_folder, write_json
 
 
 def is_exported(path: epath.Path) -> bool:
@@ -89,26 +87,9 @@ def write_exported(
     Raises:
       UserError: `path` is not empty, or a platform is unknown.
     """
-    path = epath.Path(path)
-    if path.exists() and any(path.iterdir()):
-        raise UserError(f"{path}: not empty; choose another directory for the export")
     check_platforms(platforms)
-    if not is_remote(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    nearby = None if is_remote(path) else path.parent
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=nearby) as temporary:
-        directory = Path(temporary) / "export"
-        with errors_name(path, instead_of=directory):
-            _write(directory, model, tuple(platforms))
-        if not is_remote(path):
-            directory.rename(path)
-            return
-        files = list(files_below(directory))
-        for file in sorted(files, key=lambda file: file.name == load_bert.MANIFEST):
-            target = path / str(file.relative_to(directory))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with file.open("rb") as reader, target.open("wb") as writer:
-                shutil.copyfileobj(reader, writer)
+    with whole_folder(path, last=load_bert.MANIFEST) as directory:
+        _write(directory, model, tuple(platforms))
 
 
 def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None:

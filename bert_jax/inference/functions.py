@@ -4,6 +4,7 @@ Everything that uses a trained model is composed of these functions, so it works
 model and on an exported one, which has them in compiled form.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bert_jax.model.heads import HEADS, Head
-from bert_jax.model.model import BertWithHeads
+from bert_jax.interop.portable import Portable
+from bert_jax.model.heads import HEADS, Head, parts_of
+from bert_jax.model.model import BertWithHeads, build_model
 from bert_jax.model.parameters import Params
 
 Function = Callable[..., jax.Array]
@@ -67,3 +69,25 @@ def part_functions(
     if "pooler" in parts:
         functions["pooler"] = pooler
     return functions | {part: outputs(head) for part, head in HEADS.items() if part in parts}
+
+
+def live_functions(model: Portable) -> dict[str, Function]:
+    """The functions of a model, in its own numerics; see `part_functions`."""
+    # Unrolled layers would each copy their slice of the stacked parameters in every call.
+    numerics = dataclasses.replace(model.numerics, scan_layers=True, remat="none")
+    parts = parts_of(model.params)
+    structure = build_model(model.architecture, numerics, parts=parts, outputs=model.outputs)
+    functions = part_functions(structure.graphdef, parts)
+    if numerics.compute_dtype == "float32":
+        return {name: _exact(function) for name, function in functions.items()}
+    return functions
+
+
+def _exact(function: Function) -> Function:
+    """Multiplies in full fp32, also where hardware would round the factors to bf16."""
+
+    def exact(*arguments: Any) -> jax.Array:
+        with jax.default_matmul_precision("float32"):
+            return function(*arguments)
+
+    return exact

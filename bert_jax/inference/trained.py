@@ -20,7 +20,7 @@ from bert_jax.inference.choices import COMPUTE_DTYPES, METHODS, POOLINGS
 from bert_jax.inference.devices import Devices
 from bert_jax.inference.exported import is_exported, read_exported
 from bert_jax.inference.fine_tuned import known_task, task_as, text_kind
-from bert_jax.inference.functions import Function, part_functions
+from bert_jax.inference.functions import Function, live_functions
 from bert_jax.inference.scores import Score, by_text, default_method
 from bert_jax.inference.texts import Text, checked, excerpt
 from bert_jax.interop.formats import read
@@ -30,9 +30,7 @@ from bert_jax.model.heads import (
     NEXT_SENTENCE,
     SEQUENCE_CLASSIFIER,
     Head,
-    parts_of,
 )
-from bert_jax.model.model import build_model
 from bert_jax.tasks import AnsweringTask, TaggingTask, TextTask
 from bert_jax.tasks.answering.decoding import Prediction
 from bert_jax.tasks.answering.example import Question
@@ -140,7 +138,7 @@ class TrainedBert:
         self.method = method
         self.architecture, self.tokenizer = model.architecture, model.tokenizer
         self.labels = model.labels
-        self.functions = dict(_live_functions(model) if functions is None else functions)
+        self.functions = dict(live_functions(model) if functions is None else functions)
         limit = model.architecture.max_position_embeddings
         self._devices = Devices(model.tokenizer.pad_id, limit)
         self.params = self._devices.put_params(model.params)
@@ -583,7 +581,7 @@ class TrainedBert:
                 "scores: use the model that it was made from"
             )
         exact = dataclasses.replace(numerics, compute_dtype="float32")
-        return _live_functions(self._model._replace(params=self.params, numerics=exact))
+        return live_functions(self._model._replace(params=self.params, numerics=exact))
 
     def attention(self, text: Text) -> np.ndarray:
         """How much each token of a text or pair attends to each other, in every attention head.
@@ -691,27 +689,6 @@ class TrainedBert:
             _log.warning(f"{', '.join(special)} are plain text here, as in {marked}")
         if cut:
             _log.warning(f"{cut} of {number} texts cut to {limit} tokens; the first is {first}")
-
-
-def _live_functions(model: Portable) -> dict[str, Function]:
-    # Unrolled layers would each copy their slice of the stacked parameters in every call.
-    numerics = dataclasses.replace(model.numerics, scan_layers=True, remat="none")
-    parts = parts_of(model.params)
-    structure = build_model(model.architecture, numerics, parts=parts, outputs=model.outputs)
-    functions = part_functions(structure.graphdef, parts)
-    if numerics.compute_dtype == "float32":
-        return {name: _exact(function) for name, function in functions.items()}
-    return functions
-
-
-def _exact(function: Function) -> Function:
-    """Multiplies in full fp32, also where hardware would round the factors to bf16."""
-
-    def exact(*arguments: Any) -> jax.Array:
-        with jax.default_matmul_precision("float32"):
-            return function(*arguments)
-
-    return exact
 
 
 def _like(texts: Iterable[Any], results: Iterator[T]) -> list[T] | Iterator[T]:

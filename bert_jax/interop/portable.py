@@ -1,5 +1,6 @@
 """The common form of a model, which every format is read into and written from."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -72,3 +73,12 @@ class Portable(NamedTuple):
             if head.has_labels and part in self.params:
                 return len(self.params[part]["bias"])
         return 0
+
+
+def report_left_out(model: Portable, report: Callable[[str], object]) -> None:
+    """Reports what of a model has no place in the formats of others."""
+    if model.vectors:
+        report("left out: the length, pooling and normalisation of sentence-transformers")
+    if model.task:
+        length = model.task["max_seq_length"]
+        report(f"left out: how the task was read (max_seq_length={length}, ...), no field for it")
