@@ -108,6 +108,8 @@ def _on_devices(
     )(arrays)
 
 
+# Arrays of one shape are traced once: the moments have those of the parameters.
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _on_device(
     shard: jax.Array, shape: tuple[int, ...], mesh: Mesh, spec: PartitionSpec
 ) -> tuple[jax.Array, jax.Array]:
