@@ -16,6 +16,7 @@ from bert_jax.interop.choices import (
     check_architecture,
     check_format,
     check_initialise,
+    check_quantize,
     check_seed,
 )
 from bert_jax.interop.google_tf import write_google
@@ -26,6 +27,7 @@ from bert_jax.interop.tensors import Report
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.generator import GENERATOR
 from bert_jax.model.heads import HEADS, PRETRAINING, parts_of
+from bert_jax.model.int8 import in_int8, is_int8
 from bert_jax.model.model import build_model
 from bert_jax.storage import errors_name, is_remote
 from bert_jax.terminal import say
@@ -48,6 +50,7 @@ def convert(
     architecture: str | None = None,
     initialise: Sequence[str] = (),
     seed: int = 0,
+    quantize: str | None = None,
     strict: bool = True,
     lowercase: bool | None = None,
     report: Report = say,
@@ -64,6 +67,7 @@ def convert(
       architecture: one of `ARCHITECTURES`, whose parts to write; None for all parts of the source.
       initialise: missing parts, of `INITIALISED`, to start at random.
       seed: seed of `initialise`, 32 bits.
+      quantize: "int8" rounds the layers and word embeddings; see `bert_jax.model.int8`.
       strict: refuse tensors that have no place in the model; else they are left out and reported.
       lowercase: whether the vocabulary is uncased, if no file says so.
       report: called with a line on each thing, by name, that is left out or changed.
@@ -79,6 +83,7 @@ def convert(
     check_architecture(architecture)
     check_initialise(initialise)
     check_seed(seed)
+    check_quantize(quantize, to)
     target = epath.Path(target)
     _check_unused(target)
     model = formats.read(
@@ -87,6 +92,10 @@ def convert(
     model = _with_parts(model, architecture, initialise, seed, report)
     if to != "bert_jax":
         report_left_out(model, report)
+    if quantize and not is_int8(model.params):
+        model = model._replace(params=in_int8(model.params))
+    elif to != "bert_jax" and is_int8(model.params):
+        report("written in float32: the weights in int8, as they were rounded")
     if model.generator and to == "google":
         report("left out: the generator")
         model = model._replace(generator=None)

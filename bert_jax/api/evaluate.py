@@ -25,6 +25,7 @@ from bert_jax.interop.formats import read
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import check_params
 from bert_jax.model.heads import parts_of
+from bert_jax.model.int8 import is_int8
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Params
 from bert_jax.parallel import hosts, rules
@@ -227,6 +228,7 @@ def _evaluate_task(
         parallelism(mesh, model.numerics),
         parts=parts_of(model.params),
         outputs=task.num_labels or model.outputs,
+        int8=is_int8(model.params),
     )
     score = TaskScores(
         task,

@@ -10,7 +10,9 @@ from bert_jax.interop.choices import (
     ARCHITECTURES,
     FORMATS,
     INITIALISED,
+    QUANTIZED,
     check_initialise,
+    check_quantize,
     check_seed,
 )
 from bert_jax.terminal import say
@@ -31,6 +33,7 @@ examples:
   bert-jax convert bert-base-uncased models/base --to=bert_jax
   bert-jax convert uncased_L-2_H-128_A-2 models/tiny --to=bert_jax --uncased
   bert-jax convert minilm models/minilm --to=bert_jax --initialise=masked_lm,next_sentence
+  bert-jax convert runs/sst2/best models/sst2-int8 --to=bert_jax --quantize=int8
 """
 
 
@@ -72,6 +75,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--seed", type=int, default=0, metavar="N", help="for --initialise (default: %(default)s)")
     add(
+        "--quantize",
+        choices=QUANTIZED,
+        help="round the weights of layers and word embeddings, and what they are multiplied by, "
+        "to int8; needs --to=bert_jax",
+    )
+    add(
         "--no-strict",
         dest="strict",
         action="store_false",
@@ -85,5 +94,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     check_initialise(args.initialise)
     check_seed(args.seed)
+    check_quantize(args.quantize, args.to)
     flags.check_model(args.source)
     return args

@@ -27,12 +27,11 @@ from bert_jax.inference import load_bert
 from bert_jax.inference.choices import DEFAULT_PLATFORMS, check_platforms
 from bert_jax.inference.functions import Function, part_functions
 from bert_jax.interop.configs import check_labels, check_vocabulary
-from bert_jax.interop.portable import HeadFields, Portable
+from bert_jax.interop.portable import HeadFields, Portable, structure_of
 from bert_jax.interop.shapes import check_shapes, unpadded_shapes
 from bert_jax.json_values import typed
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import parts_of
-from bert_jax.model.model import Model, build_model
 from bert_jax.storage import whole_folder, write_json
 
 
@@ -66,7 +65,7 @@ def read_exported(path: epath.Path) -> tuple[Portable, dict[str, Function]]:
     meaning = (head.problem_type, head.vectors)
     model = Portable(architecture, numerics, tokenizer, params, labels, task, *meaning)
     check_labels(path / load_bert.MANIFEST, model.labels, model.outputs)
-    check_shapes(path, unpadded_shapes(_structure(model), architecture), params)
+    check_shapes(path, unpadded_shapes(structure_of(model), architecture), params)
     return model, functions
 
 
@@ -105,7 +104,7 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
     # Scanned, since after loading it is compiled again for every shape.
     numerics = dataclasses.replace(model.numerics, attention="xla", scan_layers=True, remat="none")
     model = model._replace(numerics=numerics)
-    structure = _structure(model)
+    structure = structure_of(model)
     shapes = unpadded_shapes(structure, model.architecture)
     arrays = {
         path: array[tuple(map(slice, shapes[path]))]
@@ -150,11 +149,6 @@ def _write(directory: Path, model: Portable, platforms: tuple[str, ...]) -> None
     }
     manifest["sha256"] = load_bert.digest_of(manifest)
     write_json(directory / load_bert.MANIFEST, manifest)
-
-
-def _structure(model: Portable) -> Model:
-    parts = parts_of(model.params)
-    return build_model(model.architecture, model.numerics, parts=parts, outputs=model.outputs)
 
 
 def _abstract_arguments(name: str, architecture: Architecture) -> list[jax.ShapeDtypeStruct]:

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bert_jax.interop.portable import Portable
+from bert_jax.interop.portable import Portable, structure_of
 from bert_jax.model.heads import HEADS, Head, parts_of
-from bert_jax.model.model import BertWithHeads, build_model
+from bert_jax.model.model import BertWithHeads
 from bert_jax.model.parameters import Params
 
 Function = Callable[..., jax.Array]
@@ -75,9 +75,8 @@ def live_functions(model: Portable) -> dict[str, Function]:
     """The functions of a model, in its own numerics; see `part_functions`."""
     # Unrolled layers would each copy their slice of the stacked parameters in every call.
     numerics = dataclasses.replace(model.numerics, scan_layers=True, remat="none")
-    parts = parts_of(model.params)
-    structure = build_model(model.architecture, numerics, parts=parts, outputs=model.outputs)
-    functions = part_functions(structure.graphdef, parts)
+    graphdef = structure_of(model._replace(numerics=numerics)).graphdef
+    functions = part_functions(graphdef, parts_of(model.params))
     if numerics.compute_dtype == "float32":
         return {name: _exact(function) for name, function in functions.items()}
     return functions

@@ -4,10 +4,10 @@ Reference: https://docs.pytorch.org/docs/stable/onnx_export.html.
 """
 
 import dataclasses
-import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from bert_jax.interop.huggingface import CONFIG_FILE, WEIGHT_FILES, write_huggin
 from bert_jax.interop.portable import Portable, report_left_out
 from bert_jax.interop.tensors import Report
 from bert_jax.model.heads import ANSWER_SPAN, HEADS, MASKED_LM, MULTIPLE_CHOICE, parts_of
+from bert_jax.model.int8 import in_float32, is_int8
 from bert_jax.model.parameters import Params
 from bert_jax.storage import read_json
 
@@ -42,12 +43,15 @@ HEADS_OF = {
 
 
 def write_onnx(directory: Path, model: Portable, report: Report) -> None:
-    """Writes `model.onnx` in fp32, with tokenizer and `config.json` in Hugging Face's format.
+    """Writes `model.onnx`, with tokenizer and `config.json` in Hugging Face's format.
 
     Inputs are int64 [batch, length], both free: `input_ids`, `attention_mask`, and `token_type_ids`
     where there are several types; for multiple choice they are [batch, choices, length]. Outputs
     have the names of the class of transformers, such as `last_hidden_state` and `pooler_output`, or
     `logits`. If ONNX Runtime is installed, its results are compared with the model's.
+
+    Weights are fp32; those of a model in int8 are int8, by ONNX Runtime's dynamic quantisation, and
+    what is compared is the graph before that.
 
     Args:
       directory: empty local directory.
@@ -58,6 +62,10 @@ def write_onnx(directory: Path, model: Portable, report: Report) -> None:
       UserError: no class of transformers has these blocks and parts, or a result differs by more
         than `TOLERANCE`.
     """
+    int8 = is_int8(model.params)
+    if int8 and find_spec(RUNTIME) is None:
+        raise UserError(f"--to=onnx of a model in int8 needs {RUNTIME}: pip install {RUNTIME}")
+    model = model._replace(params=in_float32(model.params))
     report_left_out(model, report)
     if model.generator:
         report("left out: the generator")
@@ -65,7 +73,7 @@ def write_onnx(directory: Path, model: Portable, report: Report) -> None:
     write_huggingface(epath.Path(directory), model, lambda line: None)
     _write_graph(directory, model)
     (directory / WEIGHT_FILES[0]).unlink()
-    if importlib.util.find_spec(RUNTIME) is None:
+    if find_spec(RUNTIME) is None:
         report(f"{FILE}: not compared with the model; for that, pip install {RUNTIME}")
         return
     difference = largest_difference(directory / FILE, model)
@@ -75,6 +83,9 @@ def write_onnx(directory: Path, model: Portable, report: Report) -> None:
             f"more than {TOLERANCE:.0e}"
         )
     report(f"{FILE}: results differ from the model's by {difference:.1e} at most")
+    if int8:
+        _quantize(directory / FILE)
+        report(f"{FILE}: weights in int8; ONNX Runtime rounds activations by a rule of its own")
 
 
 def _write_graph(directory: Path, model: Portable) -> None:
@@ -113,6 +124,16 @@ def _write_graph(directory: Path, model: Portable) -> None:
         )
         assert program is not None  # as always without a file
         program.save(directory / FILE)
+
+
+def _quantize(file: Path) -> None:
+    """Rounds weights to int8 as the model's were, a scale for each output of a matrix."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    exact = file.with_suffix(".exact")
+    file.rename(exact)
+    quantize_dynamic(exact, file, per_channel=True, weight_type=QuantType.QInt8)
+    exact.unlink()
 
 
 def largest_difference(file: Path, model: Portable) -> float:

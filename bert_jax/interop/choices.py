@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 from bert_jax.errors import UserError
 
+QUANTIZED = ("int8",)
 FORMATS = ("huggingface", "google", "bert_jax")
 # Model type of transformers -> class -> its parts besides the encoder.
 _ROBERTA = {
@@ -82,6 +83,14 @@ def check_format(name: str) -> None:
     """Raises UserError if models cannot be written in this format."""
     if name not in FORMATS:
         raise UserError(f"--to={name}: use one of {', '.join(FORMATS)}")
+
+
+def check_quantize(name: str | None, to: str) -> None:
+    """Raises UserError unless weights can be rounded to `name`, or None, in the format `to`."""
+    if name is not None and name not in QUANTIZED:
+        raise UserError(f"--quantize={name}: use {' or '.join(QUANTIZED)}")
+    if name is not None and to != "bert_jax":
+        raise UserError(f"--quantize={name} needs --to=bert_jax; other formats have fp32 weights")
 
 
 def check_architecture(name: str | None) -> None:

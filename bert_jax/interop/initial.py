@@ -20,6 +20,7 @@ from bert_jax.interop.tiling import SIZES, check_tiles, tiled
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.generator import GENERATOR
 from bert_jax.model.heads import parts_of
+from bert_jax.model.int8 import in_float32, is_int8
 from bert_jax.model.parameters import Params
 from bert_jax.train.checkpoints import DamagedCheckpoint
 from bert_jax.train.run import parse_origin
@@ -38,7 +39,7 @@ def read_initial(
       UserError: there are none, or they are damaged; it says how to start from another checkpoint.
     """
     try:
-        return read(path, weights=weights, lowercase=lowercase, report=report)
+        model = read(path, weights=weights, lowercase=lowercase, report=report)
     except DamagedCheckpoint as error:
         if not error.whole:
             raise
@@ -48,6 +49,9 @@ def read_initial(
             f"{error.fact}: write another with `bert-jax convert {source} {target} --to=bert_jax "
             f"--step={step}` and then set config.init_from={target}"
         ) from error
+    if is_int8(model.params):
+        report("read into float32: the weights in int8, as they were rounded")
+    return model._replace(params=in_float32(model.params))
 
 
 def initial_params(

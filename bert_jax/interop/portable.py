@@ -6,8 +6,10 @@ from typing import Literal, NamedTuple
 
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.fields import Plain
-from bert_jax.model.architecture import Architecture, Numerics
-from bert_jax.model.heads import HEADS
+from bert_jax.model.architecture import Architecture, Numerics, Parallel
+from bert_jax.model.heads import HEADS, parts_of
+from bert_jax.model.int8 import is_int8
+from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Params
 
 # How the logits of a sequence classifier are meant, in the words of transformers: a softmax over
@@ -46,7 +48,8 @@ class Portable(NamedTuple):
       numerics: how the model was computed in training; a reader may choose otherwise.
       tokenizer: vocabulary and casing.
       params: nested dict of fp32 numpy arrays, those of `BertWithHeads` with the parts that
-        `bert_jax.model.heads.parts_of` finds; the vocabulary is padded.
+        `bert_jax.model.heads.parts_of` finds; the vocabulary is padded. Those of
+        `bert_jax.model.int8.in_int8` if the model is in int8.
       labels: names of the classes of a classifier.
       task: the task that it was fine-tuned on, as plain values without its data; None if that is
         not known. `bert_jax.fields.build(Task, task)` makes a `Task` of it.
@@ -73,6 +76,18 @@ class Portable(NamedTuple):
             if head.has_labels and part in self.params:
                 return len(self.params[part]["bias"])
         return 0
+
+
+def structure_of(model: Portable, parallel: Parallel = Parallel()) -> Model:
+    """The structure of a model, whose parameters are apart; see `build_model`."""
+    return build_model(
+        model.architecture,
+        model.numerics,
+        parallel,
+        parts=parts_of(model.params),
+        outputs=model.outputs,
+        int8=is_int8(model.params),
+    )
 
 
 def report_left_out(model: Portable, report: Callable[[str], object]) -> None:

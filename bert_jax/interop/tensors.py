@@ -15,10 +15,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bert_jax.errors import UserError
 from bert_jax.interop.lineages import Lineage
-from bert_jax.interop.portable import Portable
+from bert_jax.interop.portable import Portable, structure_of
 from bert_jax.interop.shapes import parameter_shapes, unpadded_shapes
 from bert_jax.model.architecture import Architecture, Numerics
-from bert_jax.model.heads import HEADS, part_of, parts_of
+from bert_jax.model.heads import HEADS, part_of
+from bert_jax.model.int8 import in_float32
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Params, is_stacked
 
@@ -183,8 +184,8 @@ def read_params(
 
 def write_tensors(naming: Naming, model: Portable) -> Iterator[tuple[str, np.ndarray]]:
     """Yields names and unpadded tensors of another format."""
-    arrays, parts = flatten_dict(model.params, sep="/"), parts_of(model.params)
-    structure = build_model(model.architecture, model.numerics, parts=parts, outputs=model.outputs)
+    model = model._replace(params=in_float32(model.params))
+    arrays, structure = flatten_dict(model.params, sep="/"), structure_of(model)
     for name, pieces, transposed in _tensors(naming, model.architecture, structure):
         found = []
         for path, layer, shape in pieces:

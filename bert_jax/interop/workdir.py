@@ -6,11 +6,10 @@ from bert_jax.config.saved import read_model_config, read_pretrain_config, read_
 from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.fields import to_plain
 from bert_jax.interop.configs import check_labels, check_vocabulary
-from bert_jax.interop.portable import HeadFields, Portable
+from bert_jax.interop.portable import HeadFields, Portable, structure_of
 from bert_jax.interop.shapes import check_shapes, parameter_shapes
 from bert_jax.model.generator import GENERATOR, split_generator
-from bert_jax.model.heads import parts_of
-from bert_jax.model.model import Model, build_model
+from bert_jax.model.model import Model
 from bert_jax.model.parameters import Params
 from bert_jax.storage import read_json, write_json
 from bert_jax.train.checkpoints import Checkpoints
@@ -51,16 +50,11 @@ def read_workdir(
         objective = read_pretrain_config(path / CONFIG_FILE).objective
         smaller = objective.encoders(architecture)[-1]
         generator = Portable(smaller, numerics, tokenizer, of_generator)
-        check_params(path, _structure(generator), of_generator)
+        check_params(path, structure_of(generator), of_generator)
     model = Portable(architecture, numerics, tokenizer, params, labels, task, *meaning, generator)
     check_labels(path / CONFIG_FILE, labels, model.outputs)
-    check_params(path, _structure(model), params)
+    check_params(path, structure_of(model), params)
     return model
-
-
-def _structure(model: Portable) -> Model:
-    parts = parts_of(model.params)
-    return build_model(model.architecture, model.numerics, parts=parts, outputs=model.outputs)
 
 
 def write_workdir(path: epath.Path, model: Portable) -> None:

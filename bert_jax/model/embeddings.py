@@ -40,6 +40,8 @@ class Embeddings(nnx.Module):
     ) -> jax.Array:
         """[batch, length, hidden_size] in the compute dtype; see `Bert` for the arguments."""
         hidden = lookup(self.word.embedding[...], input_ids)
+        if (scale := getattr(self.word, "scale", None)) is not None:  # of embeddings in int8
+            hidden = hidden * scale[...][input_ids][:, :, None]
         if self.architecture.token_dropout_id is not None:
             is_mask = input_ids == self.architecture.token_dropout_id
             hidden = hidden * _token_dropout(is_mask, segment_ids)[:, :, None]

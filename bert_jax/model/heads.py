@@ -167,7 +167,11 @@ class MaskedLm(Head):
         return gather_positions(hidden, batch["masked_lm_positions"])
 
     def apply(self, model: Any, inputs: jax.Array) -> jax.Array:
-        return model.masked_lm(inputs, model.bert.embeddings.word.embedding[...])
+        word = model.bert.embeddings.word
+        table = word.embedding[...]
+        if (scale := getattr(word, "scale", None)) is not None:  # of embeddings in int8
+            table = table.astype(jnp.float32) * scale[...][:, None]
+        return model.masked_lm(inputs, table)
 
 
 class MaskedLmModule(Transform):

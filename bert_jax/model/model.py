@@ -9,6 +9,7 @@ from flax import nnx
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
 from bert_jax.model.bert import Bert
 from bert_jax.model.heads import HEADS, PRETRAINING, Batch
+from bert_jax.model.int8 import use_int8
 from bert_jax.model.parameters import Axes, Params, axes_of
 
 
@@ -74,18 +75,21 @@ def build_model(
     *,
     parts: Sequence[str] = PRETRAINING,
     outputs: int = 0,
+    int8: bool = False,
 ) -> Model:
     """Builds a model from the arguments of `BertWithHeads`; computes nothing yet.
 
     The default `parallel` ties it to no devices: it runs on any, with XLA's attention, and
-    layouts follow from its arguments.
+    layouts follow from its arguments. With `int8` it has the parameters of `int8.in_int8`.
     """
 
-    return model_of(
-        lambda rngs: BertWithHeads(
-            architecture, numerics, parallel, rngs, parts=parts, outputs=outputs
-        )
-    )
+    def make(rngs: nnx.Rngs) -> BertWithHeads:
+        model = BertWithHeads(architecture, numerics, parallel, rngs, parts=parts, outputs=outputs)
+        if int8:
+            use_int8(model.bert)
+        return model
+
+    return model_of(make)
 
 
 def model_of(make: Callable[[nnx.Rngs], BertWithHeads]) -> Model:

@@ -164,7 +164,8 @@ def loader(mesh: Mesh, axes: Axes, numerics: Numerics, *, copies: bool = True) -
     dtype = jnp.dtype(numerics.compute_dtype)
 
     def cast(keys: Any, leaf: jax.Array) -> jax.Array:
-        return leaf.astype(dtype) if keys[-1].key in ("kernel", "embedding") else leaf
+        is_weight = keys[-1].key in ("kernel", "embedding") and leaf.dtype != jnp.int8
+        return leaf.astype(dtype) if is_weight else leaf
 
     def load(params: Params) -> Params:
         return rules.gather(

@@ -1,0 +1,119 @@
+"""Models in int8: what is rounded, how it is multiplied, and that every verb reads them."""
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from flax import nnx
+from flax.traverse_util import flatten_dict
+from portables import make_portable
+
+import bert_jax
+from bert_jax.__main__ import main
+from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
+from bert_jax.errors import UserError
+from bert_jax.interop import formats, initial
+from bert_jax.interop.workdir import write_workdir
+from bert_jax.model.int8 import Int8Linear, in_float32, in_int8, is_int8
+
+pytestmark = pytest.mark.core
+
+WORDPIECE = WordPiece((*SPECIAL_TOKENS, *(f"word{n}" for n in range(95))), lowercase=True)
+SMALL = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48, "num_layers": 3}
+# Blocks with every kind of layer that is rounded, and the word embeddings as decoder.
+BLOCKS = {"feed_forward": "glu", "value_gate": True, "position_embedding": {"name": "relative"}}
+TEXTS = ["word3 word4 [MASK] word90", "[MASK] word1", "word7 word7 word8 [MASK] word10 word11"]
+
+
+@pytest.fixture(scope="module", params=["bert", "blocks"])
+def models(request, tmp_path_factory):
+    """Directories of a model and of the same in int8."""
+    folder = tmp_path_factory.mktemp(request.param)
+    changes = BLOCKS if request.param == "blocks" else {}
+    parts = ("pooler", "masked_lm", "sequence_classifier")
+    write_workdir(epath.Path(folder / "exact"), make_portable(WORDPIECE, parts, **SMALL, **changes))
+    command = ["convert", f"{folder}/exact", f"{folder}/int8", "--to=bert_jax", "--quantize=int8"]
+    assert main(command) == 0
+    return folder / "exact", folder / "int8"
+
+
+def test_what_is_rounded(models):
+    exact, rounded = (flatten_dict(formats.read(path).params, sep="/") for path in models)
+    names = {name for name, values in rounded.items() if values.dtype == np.int8}
+    layers = "bert/encoder/layers/"
+    assert names == {"bert/embeddings/word/embedding"} | {
+        name for name in exact if name.startswith(layers) and name.endswith("kernel")
+    }
+    for name, values in rounded.items():
+        if name not in names:
+            if not name.startswith(layers) and name != "bert/embeddings/word/scale":
+                np.testing.assert_array_equal(values, exact[name])
+            continue
+        scale = rounded[name.rpartition("/")[0] + "/scale"]
+        axis = -2 if name.endswith("kernel") else -1
+        is_zero = np.all(exact[name] == 0, axis=axis)  # rows that pad the vocabulary
+        assert np.abs(values).max(axis=axis)[~is_zero].min() == 127
+        error = np.abs(values * np.expand_dims(scale, axis) - exact[name])
+        assert np.all(error <= np.expand_dims(scale, axis) * 0.5001)
+
+
+def test_products_are_those_of_integers():
+    random = np.random.default_rng(0)
+    axes = {"kernel_metadata": {"axes": ("embed", "mlp")}, "bias_metadata": {"axes": ("mlp",)}}
+    layer = Int8Linear(nnx.Linear(16, 8, rngs=nnx.Rngs(0), **axes))
+    kernel = random.integers(-127, 128, (16, 8))
+    scale, bias = random.uniform(0.01, 0.1, 8), random.normal(size=8)
+    layer.kernel[...], layer.scale[...] = np.int8(kernel), np.float32(scale)
+    layer.bias[...] = np.float32(bias)
+    x = random.normal(size=(2, 3, 16)) * np.array([1e-3, 1.0, 1e3])[:, None]
+    x[1, 2] = 0
+    largest = np.abs(x).max(axis=-1, keepdims=True)
+    steps = np.where(largest > 0, largest, 1) / 127
+    expected = np.rint(x / steps).astype(int) @ kernel * steps * scale + bias
+    np.testing.assert_allclose(layer(np.float32(x)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_results_are_near(models, tmp_path):
+    exact, rounded = map(bert_jax.load, models)
+    one, other = (bert.encode(TEXTS) for bert in (exact, rounded))
+    norms = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    assert np.all((one * other).sum(axis=1) / norms > 0.99)
+    assert not np.array_equal(one, other)
+    for (one,), (other,) in zip(*(bert.fill_mask(TEXTS, top_k=100) for bert in (exact, rounded))):
+        other = dict(other)
+        assert max(abs(probability - other[token]) for token, probability in one) < 0.05
+
+
+def test_an_export_computes_the_same(models, tmp_path):
+    assert main(["export", f"--model={models[1]}", f"--output={tmp_path}/out"]) == 0
+    one, other = (bert_jax.load(path).encode(TEXTS) for path in (models[1], tmp_path / "out"))
+    np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_formats_of_others_get_what_was_rounded(models, tmp_path):
+    if models[0].parent.name.startswith("blocks"):
+        pytest.skip("no class of transformers has these blocks")
+    lines: list[str] = []
+    options = {"to": "huggingface", "architecture": "BertForMaskedLM"}
+    bert_jax.convert(models[1], tmp_path / "out", **options, report=lines.append)
+    assert "written in float32: the weights in int8, as they were rounded" in lines
+    written, rounded = (formats.read(path).params for path in (tmp_path / "out", models[1]))
+    assert not is_int8(written)
+    for params in (written, in_int8(written)):  # rounded again, nothing changes
+        expected = flatten_dict(in_float32(rounded) if params is written else rounded, sep="/")
+        for name, values in flatten_dict(params, sep="/").items():
+            np.testing.assert_allclose(values, expected[name], rtol=1e-6)
+
+
+def test_training_starts_in_float32(models):
+    lines = []
+    model = initial.read_initial(models[1], "trained", report=lines.append)
+    assert lines == ["read into float32: the weights in int8, as they were rounded"]
+    assert {values.dtype for values in jax.tree.leaves(model.params)} == {np.dtype(np.float32)}
+
+
+def test_other_formats_are_refused(models, tmp_path):
+    with pytest.raises(UserError, match="--quantize=int8 needs --to=bert_jax"):
+        bert_jax.convert(models[0], tmp_path / "out", to="google", quantize="int8")
+    with pytest.raises(UserError, match="--quantize=int4: use int8"):
+        bert_jax.convert(models[0], tmp_path / "out", to="bert_jax", quantize="int4")
