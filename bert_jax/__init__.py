@@ -1,9 +1,9 @@
 """Pretraining of BERT on TPUs with JAX.
 
 The verbs of the command line, except `predict` and `plot`, are functions here: `prepare`,
-`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `sweep`, `convert`, `export`, `plan`,
-`inspect`, `write_report` and `publish`; see `bert_jax.api`. `bert_jax.load(path)` loads a trained
-model; see `bert_jax.inference.trained`.
+`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `sweep`, `convert`, `export`, `prune`,
+`plan`, `inspect`, `write_report` and `publish`; see `bert_jax.api`. `bert_jax.load(path)` loads a
+trained model; see `bert_jax.inference.trained`.
 """
 
 import importlib
@@ -20,6 +20,7 @@ _VERBS = (
     "sweep",
     "convert",
     "export",
+    "prune",
     "plan",
     "inspect",
     "write_report",

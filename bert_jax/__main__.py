@@ -23,6 +23,7 @@ VERBS = {
     "predict": "use a trained model: masks, pairs, vectors, attention, classes, tags, answers",
     "export": "write a model as StableHLO or ONNX, to run without bert_jax",
     "convert": "convert a model between the formats of Hugging Face, Google and bert_jax",
+    "prune": "leave out the heads and layers that a task needs least",
     "plan": "compile a training step for TPUs without having any: memory, speed, collectives",
     "plot": "draw the curves of training runs",
     "report": "describe training runs in one page",

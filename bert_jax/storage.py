@@ -116,7 +116,7 @@ def whole_folder(path: epath.PathLike, *, last: str) -> Iterator[Path]:
     """
     path = epath.Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path}: not empty; choose another directory for the export")
+        raise UserError(f"{path}: not empty; choose another directory")
     nearby = None if is_remote(path) else path.absolute().parent
     if nearby:
         nearby.mkdir(parents=True, exist_ok=True)

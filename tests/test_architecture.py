@@ -71,6 +71,7 @@ ONLY_IN = {
                 "suites",
                 "sweeps",
                 "stores",
+                "pruning",
             ),
         )
     },

@@ -51,7 +51,8 @@ HELP = {
     "publish": ("the Hugging Face Hub", "WORKDIR", "OUTPUT", "--upload OWNER/NAME", "--license ID"),
     "report": ("HTML page about training runs", "WORKDIR", "--output FILE.html", "--text TEXT"),
     "sweep": ("every combination", "--grid FIELD=VALUE,...", "--seeds N", "--gpus N", "examples:"),
-    "export": ("StableHLO", "--model DIR", "--output DIR", "--platforms NAMES", "example:"),
+    "export": ("StableHLO", "--model DIR", "--to", "--platforms NAMES", "examples:"),
+    "prune": ("least important", "--data SOURCE", "--heads SHARE", "--layers N", "example:"),
     "plan": ["--config", "--topology", "--slices", "--search", "--output"],
 }
 
