@@ -15,6 +15,7 @@ from bert_jax.fields import build
 from bert_jax.model.heads import PARTS
 from bert_jax.model.parameters import path_of
 from bert_jax.objective.pretraining import PreTraining
+from bert_jax.parallel import mesh as meshes
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.train.program import Program
@@ -119,7 +120,26 @@ def test_what_crosses_the_network(layout, absent, present):
 
 @pytest.fixture
 def two_slices(monkeypatch):
-    monkeypatch.setattr("bert_jax.train.program.num_slices", lambda devices: 2)
+    """Meshes of several devices have two slices."""
+
+    def grid(inner, outer, devices, **_):
+        return np.reshape(devices, np.multiply(inner, outer))
+
+    monkeypatch.setattr(meshes, "num_slices", lambda devices: min(2, len(devices)))
+    monkeypatch.setattr(meshes.mesh_utils, "create_hybrid_device_mesh", grid)
+
+
+def test_each_slice_has_the_whole_state(two_slices):
+    """And parameters are gathered within it: an all-gather has groups of half of the devices."""
+    losses, state = run(8, 1, 1, True)
+    np.testing.assert_allclose(losses, one_device()[0], rtol=1e-5)
+    kernels = state.params["bert"]["encoder"]["layers"]["feed_forward"]["output"]["kernel"]
+    assert kernels.sharding.num_devices // 2 == kernels.size // kernels.addressable_data(0).size
+    compiled, batch = jitted(*LAYOUTS["zero1"])
+    text = compiled.lower(batch, 0).compile().as_text()
+    gathers = re.findall(r" all-gather\(.*?replica_groups=(\S+?),? ", text)
+    assert gathers
+    assert not [groups for groups in gathers if "8]" in groups.partition("<=")[0]]
 
 
 def test_accumulation_reduces_gradients_once(two_slices):
@@ -146,13 +166,13 @@ def test_scan_and_remat_change_nothing(options):
     np.testing.assert_allclose(losses, expected[:6], rtol=1e-5)
 
 
-def test_the_kernel_with_dropout_drops_the_same_on_every_layout(monkeypatch):
+def test_the_kernel_with_dropout_drops_the_same_on_every_layout(request):
     """In its interpreter; the kernel's bits depend neither on the mesh nor on how layers run."""
     options = {"attention": "flash", "heads": 4, "length": 128, "microbatches": 2, "steps": 2}
     expected, _ = run(1, 1, 1, False, **options)
     losses, _ = run(2, 2, 2, True, **options, scan_layers=False, remat="none")
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    monkeypatch.setattr("bert_jax.train.program.num_slices", lambda devices: 2)
+    request.getfixturevalue("two_slices")
     losses, _ = run(4, 1, 2, True, **options)  # reduces gradients once, by part of the batch
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh
 from bert_jax.errors import UserError
 from bert_jax.parallel import cpu, rules
 from bert_jax.parallel.hosts import local_rows
-from bert_jax.parallel.mesh import make_mesh
+from bert_jax.parallel.mesh import AXES, layout_of, make_mesh
 from bert_jax.parallel.topologies import topology_devices
 
 pytestmark = pytest.mark.core
@@ -43,9 +43,9 @@ FAKES = [FakeDevice(id) for id in range(8)]
 )
 def test_sizes(sizes, shape):
     mesh = make_mesh(*sizes)
-    assert mesh.shape == dict(zip(("data", "fsdp", "tensor"), shape))
+    assert mesh.shape == dict(zip(AXES, (1, *shape)))
     assert set(mesh.devices.flat) == set(jax.devices())
-    assert mesh.axis_types == (AxisType.Auto,) * 3
+    assert mesh.axis_types == (AxisType.Auto,) * 4
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, 16, 1), (4, 4, 1), (4, 1, 1)])
@@ -54,10 +54,11 @@ def test_sizes_that_do_not_fit(sizes):
         make_mesh(*sizes)
 
 
-def test_only_data_spans_slices():
+def test_data_counts_slices():
     mesh = make_mesh(4, 2, 1, FAKES)
     slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
-    assert slices.tolist() == [[[0], [0]], [[0], [0]], [[1], [1]], [[1], [1]]]
+    assert slices.tolist() == [[[[0], [0]]] * 2, [[[1], [1]]] * 2]
+    assert layout_of(mesh) == {"data": 4, "fsdp": 2, "tensor": 1}
     with pytest.raises(UserError, match=r"data=1, which must be a multiple of the 2 slices"):
         make_mesh(1, 8, 1, FAKES)
 
@@ -80,7 +81,7 @@ def test_processes_hold_the_rows_of_their_devices(sizes, expected, monkeypatch):
 
 def test_rows_shared_in_part_are_refused():
     """Six devices, two a process, three a row group: the process in the middle sees both."""
-    mesh = Mesh(np.array(FAKES[:6]).reshape(2, 1, 3), ("data", "fsdp", "tensor"))
+    mesh = Mesh(np.array(FAKES[:6]).reshape(1, 2, 1, 3), AXES)
     with pytest.raises(UserError, match="splits rows across processes unequally"):
         local_rows(rules.batch_sharding(mesh), 8)
 
@@ -100,7 +101,7 @@ def test_pods(topology, slices, sizes, monkeypatch):
     """The rows of a pod's host don't follow one another, but together all are held, once."""
     devices = topology_devices(topology, slices)
     mesh = make_mesh(*sizes, devices)
-    assert mesh.devices.shape == sizes
+    assert mesh.devices.shape == (slices, sizes[0] // slices, *sizes[1:])
     held = []
     for process in sorted({device.process_index for device in devices}):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)

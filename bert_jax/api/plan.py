@@ -31,7 +31,7 @@ from bert_jax.errors import UserError
 from bert_jax.fields import fields_of
 from bert_jax.model.architecture import Numerics
 from bert_jax.parallel import rules
-from bert_jax.parallel.mesh import row_devices
+from bert_jax.parallel.mesh import layout_of, row_devices
 from bert_jax.parallel.topologies import topology_devices
 from bert_jax.report import compiled
 from bert_jax.report.plans import Plan, Program
@@ -82,7 +82,7 @@ def plan(config: PretrainConfig, topology: str, num_slices: int = 1) -> Plan:
         device_kind=devices[0].device_kind,
         num_devices=len(devices),
         num_hosts=len({device.process_index for device in devices}),
-        mesh=dict(mesh.shape),
+        mesh=layout_of(mesh),
         zero1=config.mesh.zero1,
         rng=config.rng,
         remat=config.numerics.remat,

@@ -34,7 +34,7 @@ from bert_jax.model.heads import MASKED_LM, parts_of
 from bert_jax.model.model import Model
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import cpu, hosts, rules
-from bert_jax.parallel.mesh import check_divides, row_devices
+from bert_jax.parallel.mesh import check_divides, layout_of, row_devices
 from bert_jax.parallel.parallelism import check_attention, parallelism
 from bert_jax.report.flops import peak_flops, pretraining_flops_per_example
 from bert_jax.report.live import draw_run
@@ -347,7 +347,7 @@ def describe(parts: list[Part]) -> None:
     count = num_params(parts[0].program.abstract_state.params)
     mesh, kind = parts[0].mesh, jax.devices()[0].device_kind
     hosts.print_once(
-        f"{count:,} parameters on {mesh.size} {kind} device(s), mesh {dict(mesh.shape)}"
+        f"{count:,} parameters on {mesh.size} {kind} device(s), mesh {layout_of(mesh)}"
     )
     cpu.advise()
     for summary in dict.fromkeys(part.store.summary for part in parts):

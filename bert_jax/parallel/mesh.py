@@ -1,4 +1,4 @@
-"""The mesh of all devices, with its three axes."""
+"""The mesh of all devices and its axes."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,7 +12,7 @@ from bert_jax.errors import UserError
 from bert_jax.fields import field
 from bert_jax.model.architecture import Architecture
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("slice", "data", "fsdp", "tensor")
 _SIZE = "; -1 takes the remaining devices"
 
 
@@ -28,7 +28,9 @@ class Layout:
         1, "devices that split heads, feed-forward features and vocabulary" + _SIZE, resume=True
     )
     zero1: bool = field(
-        True, "split optimizer state and fp32 parameters over the data axis too", resume=True
+        True,
+        "split optimizer state and fp32 parameters over the data axis of each slice, too",
+        resume=True,
     )
 
     def check(self, path: str) -> None:
@@ -44,7 +46,13 @@ class Layout:
 
 def row_devices(mesh: Mesh) -> int:
     """How many parts the rows of a batch are split into."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return mesh.shape["slice"] * mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def layout_of(mesh: Mesh) -> dict[str, int]:
+    """The sizes that `Layout` has, of which `data` counts the slices too."""
+    slices, data, fsdp, tensor = (mesh.shape[axis] for axis in AXES)
+    return {"data": slices * data, "fsdp": fsdp, "tensor": tensor}
 
 
 def check_divides(mesh: Mesh, architecture: Architecture, owner: str = "config.model.") -> None:
@@ -79,11 +87,12 @@ def make_mesh(
 ) -> Mesh:
     """A mesh over all devices that follows the links between them.
 
-    If the devices form several slices, with a slow network in between, only the data axis spans
-    slices.
+    If the devices form several slices, with a slow network in between, the first axis, `slice`, is
+    that of the slices, and the others lie within one.
 
     Args:
-      data, fsdp, tensor: axis sizes; one of them may be -1 to take the remaining devices.
+      data, fsdp, tensor: sizes; one of them may be -1 to take the remaining devices. `data` is the
+        product of the axes `slice` and `data`.
       devices: devices to use, such as those of a topology description; default: those of all
         processes.
 
@@ -121,4 +130,5 @@ def make_mesh(
         raise UserError(
             f"config.mesh ({wanted}) cannot be laid out on these devices: {error}"
         ) from error
+    grid = grid.reshape(slices, shape[0] // slices, *shape[1:])
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -22,7 +22,7 @@ from bert_jax.parallel.mesh import AXES, row_devices
 
 # Logical axis -> the mesh axes that it is split over; other axes are replicated.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("slice", "data", "fsdp"),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "mlp": ("tensor",),
@@ -52,7 +52,7 @@ def state_shardings(mesh: Mesh, state: Any, axes: Axes, *, zero1: bool) -> Any:
       axes: names of the axes of each parameter.
       zero1: split every leaf over the data axis too, wherever one of its axes divides by it
         (Rajbhandari et al. 2020, https://arxiv.org/abs/1910.02054, with the fp32 parameters counted
-        as optimizer state).
+        as optimizer state). Each slice has all of it, so that parameters are gathered within one.
     """
 
     def sharding(keys: Any, leaf: Any) -> NamedSharding:
@@ -177,7 +177,7 @@ def gather_layer(mesh: Mesh, axes: Axes) -> Callable[[Params], Params]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows are split over the data and fsdp axes."""
+    """Rows are split over slices and the data and fsdp axes."""
     return NamedSharding(mesh, spec(("batch",)))
 
 

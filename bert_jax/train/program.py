@@ -16,7 +16,7 @@ from bert_jax.objective.masking import AdaptiveMasking
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import rules
 from bert_jax.parallel.compiler import compiler_options
-from bert_jax.parallel.mesh import Layout, num_slices
+from bert_jax.parallel.mesh import Layout
 from bert_jax.train.optimizers import Optimizer
 from bert_jax.train.schedules import Rate
 from bert_jax.train.state import Members, TrainState, init_state, start_members
@@ -103,7 +103,7 @@ class Program:
         # A device then adds up all gradients in fp32, which within a slice takes longer than to
         # reduce them. Where parameters are gathered by layer, no device is to hold all of them.
         accumulation = settings.optimizer.gradient_accumulation
-        crosses_slices = num_slices(mesh.devices.flat) > 1
+        crosses_slices = mesh.shape["slice"] > 1
         reduce_once = accumulation > 1 and crosses_slices and mesh.shape["fsdp"] == 1
         replicated = rules.replicated(mesh)
         self.step = jax.jit(
