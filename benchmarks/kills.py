@@ -1,10 +1,11 @@
 """Kills a run over a mixture at random moments, again and again, and compares it with a whole one.
 
-    python benchmarks/kills.py [--kills 50] [--processes 1 2 4] [--steps 120]
+    python benchmarks/kills.py [--kills 50] [--processes 1 2 4] [--steps 120] [OVERRIDES]
 
 Three stores, one of them in shards, with weights that change, batches that grow and two phases. All
 processes of the run get SIGKILL a random time after a start has trained its first step. In the end
-its metrics and parameters must be those of a run that nobody killed, bit for bit.
+its metrics and every array of its state must be those of a run that nobody killed, bit for bit.
+OVERRIDES such as --config.optimizer=muon change the run.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 from etils import epath
 
 from bert_jax.data.documents import find_sources, read_documents
@@ -72,7 +72,7 @@ def prepare(folder):
         )  # fmt: skip
 
 
-def start(folder, workdir, count):
+def start(folder, workdir, count, overrides):
     """The processes of a run."""
     with socket.create_server(("", 0)) as server:
         port = server.getsockname()[1]
@@ -84,7 +84,7 @@ def start(folder, workdir, count):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
     command = [sys.executable, "-m", "bert_jax", "pretrain", f"--config={folder / 'mixed.py'}"]
-    command.append(f"--workdir={workdir}")
+    command += [f"--workdir={workdir}", *overrides]
     together = [f"--coordinator=127.0.0.1:{port}", f"--num-processes={count}"]
     return [
         subprocess.Popen(
@@ -110,10 +110,10 @@ def last_step(workdir):
         return -1
 
 
-def killed_run(folder, workdir, count, kills, chance):
+def killed_run(folder, workdir, count, overrides, kills, chance):
     """How often the run was killed until it was over."""
     for killed in range(kills + 1):
-        before, processes = last_step(workdir), start(folder, workdir, count)
+        before, processes = last_step(workdir), start(folder, workdir, count, overrides)
         if killed < kills:
             while last_step(workdir) <= before and any(p.poll() is None for p in processes):
                 time.sleep(0.02)
@@ -127,24 +127,21 @@ def killed_run(folder, workdir, count, kills, chance):
     raise AssertionError
 
 
-def parameters(workdir, step):
+def saved_arrays(workdir, step):
+    """The shape, type and checksum of every array of the state; reading the state compares them."""
     from bert_jax.train.checkpoints import Checkpoints
 
     with Checkpoints(epath.Path(workdir), read_only=True) as checkpoints:
-        params, _ = checkpoints.read_params(step, "trained")
-    return params
+        checkpoints.read_params(step, "trained")
+    return json.loads((workdir / "checkpoints" / str(step) / "progress" / "metadata").read_text())
 
 
 def is_same(left, right, step):
-    import jax
-
     metrics = [
         [{name: x for name, x in line.items() if name not in TIMES} for line in lines(each)]
         for each in (left, right)
     ]
-    trees = [jax.tree.leaves(parameters(each, step)) for each in (left, right)]
-    equal = all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(*trees, strict=True))
-    return equal and metrics[0] == metrics[1]
+    return metrics[0] == metrics[1] and saved_arrays(left, step) == saved_arrays(right, step)
 
 
 def main():
@@ -152,7 +149,7 @@ def main():
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--processes", type=int, nargs="*", default=[1, 2, 4])
     parser.add_argument("--steps", type=int, default=120)
-    arguments = parser.parse_args()
+    arguments, overrides = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare(folder)
@@ -161,8 +158,9 @@ def main():
         for count in arguments.processes:
             began = time.monotonic()
             whole, workdir = folder / f"whole{count}", folder / f"killed{count}"
-            killed_run(folder, whole, count, 0, random.Random(0))
-            done = killed_run(folder, workdir, count, arguments.kills, random.Random(count))
+            killed_run(folder, whole, count, overrides, 0, random.Random(0))
+            chance = random.Random(count)
+            done = killed_run(folder, workdir, count, overrides, arguments.kills, chance)
             result = "equal" if is_same(whole, workdir, arguments.steps) else "DIFFERENT"
             minutes = (time.monotonic() - began) / 60
             times = f"killed {done} times: {result} ({minutes:.0f} min)"
