@@ -1,9 +1,10 @@
 """Pretraining of BERT on TPUs with JAX.
 
 The verbs of the command line, except `predict` and `plot`, are functions here: `prepare`,
-`pretrain`, `finetune`, `evaluate` and `evaluate_suite`, `sweep`, `convert`, `export`, `prune`,
-`plan`, `inspect`, `write_report` and `publish`; see `bert_jax.api`. `bert_jax.load(path)` loads a
-trained model; see `bert_jax.inference.trained`.
+`pretrain`, `finetune`, `evaluate` with `evaluate_suite`, `evaluate_robustness` and
+`evaluate_checklist`, `sweep`, `convert`, `export`, `prune`, `plan`, `inspect`, `write_report` and
+`publish`; see `bert_jax.api`. `bert_jax.load(path)` loads a trained model; see
+`bert_jax.inference.trained`.
 """
 
 import importlib
@@ -17,6 +18,8 @@ _VERBS = (
     "finetune",
     "evaluate",
     "evaluate_suite",
+    "evaluate_robustness",
+    "evaluate_checklist",
     "sweep",
     "convert",
     "export",

@@ -18,7 +18,7 @@ from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluation.heldout import HeldOut
 from bert_jax.evaluation.predictions import Predicted, check_path, write
-from bert_jax.evaluation.task_scores import Examples, TaskScores
+from bert_jax.evaluation.task_scores import Examples, Scores, TaskScores
 from bert_jax.fields import Plain, build, to_plain
 from bert_jax.inference.fine_tuned import known_task, task_of
 from bert_jax.interop.formats import read
@@ -33,7 +33,7 @@ from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.parallelism import parallelism
 from bert_jax.storage import read_json
 from bert_jax.tasks import SimilarityTask, Task
-from bert_jax.tasks.features import check_token_types
+from bert_jax.tasks.features import Features, check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, latest_step
 from bert_jax.train.weights import TRAINED
@@ -183,44 +183,84 @@ def _check_vocabulary(workdir: epath.Path, store: Store) -> None:
         )
 
 
-def _evaluate_task(
+class Opened(NamedTuple):
+    """A model with the head of a task, and examples.
+
+    Attributes:
+      model: the model.
+      task: the task.
+      config: configuration of the run; None of a model from elsewhere.
+      examples: examples of the task.
+      step: step of the checkpoint; None for a model without any.
+    """
+
+    model: Portable
+    task: AnyTask
+    config: FinetuneConfig | None
+    examples: list[Any]
+    step: int | None
+
+
+def open_task(
     workdir: epath.Path,
     step: int | None,
     weights: str,
     data: str,
-    predictions_path: epath.PathLike | None,
-    overrides: Sequence[str],
-) -> Evaluated:
-    with hosts.agreement():
-        config_file, checkpoint, config = workdir / "config.json", workdir, None
-        if config_file.exists() and is_finetuning(read_json(config_file)):
-            config = read_finetune_config(config_file)
-            if step is None and (workdir / "best").exists():
-                checkpoint = workdir / "best"
-        if predictions_path is not None:
-            check_path(epath.Path(predictions_path))
-        try:
-            model = read(checkpoint, step, weights=weights)
-        except DamagedCheckpoint as error:
-            if checkpoint == workdir or not error.whole:
-                raise
-            advice = f"score another with --workdir={checkpoint} --step={error.whole[-1]}"
-            raise UserError(f"{error.fact}: {advice}") from error
-        task = _task(model, config, overrides)
-        splits = {split: getattr(task, split) for split in ("train", "dev", "test")}
-        is_fold = data == "dev" and config is not None and bool(config.fold)
-        source = task.train if is_fold else splits.get(data, data)
-        if not source:
-            raise UserError(f"--data={data}: {workdir} says of none; name a file")
-        labelled = predictions_path is None
-        examples = task.read(source, labelled=labelled)
-        if is_fold:
-            assert config is not None
-            examples = config.held_out(examples)
-        limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
-        features = task.features(examples, model.tokenizer, limit)
-        check_token_types(features, model.architecture.type_vocab_size, model.tokenizer)
-        baseline = _baseline(task, config, examples) if labelled else {}
+    overrides: Sequence[str] = (),
+    *,
+    labelled: bool = True,
+) -> Opened:
+    """Reads a model and examples of its task; see `evaluate`.
+
+    Args:
+      workdir, step, weights, data, overrides: as for `evaluate`.
+      labelled: whether the examples need labels.
+
+    Raises:
+      UserError: as `evaluate`.
+    """
+    config_file, checkpoint, config = workdir / "config.json", workdir, None
+    if config_file.exists() and is_finetuning(read_json(config_file)):
+        config = read_finetune_config(config_file)
+        if step is None and (workdir / "best").exists():
+            checkpoint = workdir / "best"
+    try:
+        model = read(checkpoint, step, weights=weights)
+    except DamagedCheckpoint as error:
+        if checkpoint == workdir or not error.whole:
+            raise
+        advice = f"score another with --workdir={checkpoint} --step={error.whole[-1]}"
+        raise UserError(f"{error.fact}: {advice}") from error
+    task = _task(model, config, overrides)
+    splits = {split: getattr(task, split) for split in ("train", "dev", "test")}
+    is_fold = data == "dev" and config is not None and bool(config.fold)
+    source = task.train if is_fold else splits.get(data, data)
+    if not source:
+        raise UserError(f"--data={data}: {workdir} says of none; name a file")
+    examples = task.read(source, labelled=labelled)
+    if is_fold:
+        assert config is not None
+        examples = config.held_out(examples)
+    step = latest_step(checkpoint) if step is None else step
+    return Opened(model, task, config, examples, step)
+
+
+def features_of(opened: Opened, examples: Sequence[Any]) -> Features:
+    """Examples as the model's token sequences.
+
+    Raises:
+      UserError: the model cannot read them.
+    """
+    model, task = opened.model, opened.task
+    limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
+    features: Features = task.features(examples, model.tokenizer, limit)
+    check_token_types(features, model.architecture.type_vocab_size, model.tokenizer)
+    return features
+
+
+def score_examples(opened: Opened, data: Examples) -> Scores:
+    """What a model says of examples of its task."""
+    model, task, config = opened.model, opened.task, opened.config
     mesh = make_mesh()
     structure = build_model(
         model.architecture,
@@ -232,18 +272,36 @@ def _evaluate_task(
     )
     score = TaskScores(
         task,
-        Examples(examples, features, labelled),
+        data,
         structure,
         model.numerics,
         mesh,
         pad_id=model.tokenizer.pad_id,
         batch_size=4 * (config.batch_size if config else FinetuneConfig.batch_size),
     )
-    found = score(rules.put_params(model.params, mesh, structure.axes))
+    return score(rules.put_params(model.params, mesh, structure.axes))
+
+
+def _evaluate_task(
+    workdir: epath.Path,
+    step: int | None,
+    weights: str,
+    data: str,
+    predictions_path: epath.PathLike | None,
+    overrides: Sequence[str],
+) -> Evaluated:
+    labelled = predictions_path is None
+    with hosts.agreement():
+        if predictions_path is not None:
+            check_path(epath.Path(predictions_path))
+        opened = open_task(workdir, step, weights, data, overrides, labelled=labelled)
+        task, config, examples = opened.task, opened.config, opened.examples
+        features = features_of(opened, examples)
+        baseline = _baseline(task, config, examples) if labelled else {}
+    found = score_examples(opened, Examples(examples, features, labelled))
     if predictions_path is not None and hosts.is_primary():
         write(epath.Path(predictions_path), task, Predicted(found.logits, features, examples))
-    step = latest_step(checkpoint) if step is None else step
-    return Evaluated(data, step, found.metrics, baseline)
+    return Evaluated(data, opened.step, found.metrics, baseline)
 
 
 def _task(model: Portable, config: FinetuneConfig | None, overrides: Sequence[str]) -> AnyTask:

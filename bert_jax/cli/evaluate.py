@@ -2,8 +2,8 @@
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from bert_jax.cli import flags, hosts
 from bert_jax.errors import UserError
@@ -66,9 +66,31 @@ def main(argv: Sequence[str]) -> None:
     )
     flags.add_method(parser)
     parser.add_argument(
+        "--perturb",
+        metavar="KIND[,...]",
+        help="for a task: score the examples before and after these changes of their texts: typos, "
+        "case, punctuation, whitespace, dropped_words, or all of these; names",
+    )
+    parser.add_argument(
+        "--names",
+        metavar="FILE",
+        help="for --perturb=names: names that are swapped, one in a line, with a blank line "
+        "between groups",
+    )
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="of --perturb and its intervals (default: 0)"
+    )
+    parser.add_argument(
+        "--checklist",
+        metavar="FILE.jsonl",
+        help="for a classifier: run tests of behaviour instead, in CheckList's form: a JSON object "
+        "a line, with `test`, `type` (MFT, INV or DIR) and what docs/explaining.md says",
+    )
+    parser.add_argument(
         "--output",
         metavar="DIR",
-        help="for a suite: write scores.json, the score of each sentence and a picture there",
+        help="for a suite, --perturb or --checklist: write the scores there as JSON, and the score "
+        "of each sentence or the changed examples, and a picture",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     hosts.add_arguments(parser)
@@ -79,8 +101,17 @@ def main(argv: Sequence[str]) -> None:
     if arguments.suite:
         _evaluate_suite(parser, arguments, overrides)
         return
-    if arguments.method or arguments.output:
-        parser.error("--method and --output are for a --suite")
+    if arguments.checklist:
+        _evaluate_checklist(parser, arguments, overrides)
+        return
+    if arguments.method:
+        parser.error("--method is for a --suite")
+    if arguments.output and not arguments.perturb:
+        parser.error("--output is for a --suite, --perturb or --checklist")
+    if not arguments.perturb and (arguments.names or arguments.seed is not None):
+        parser.error("--names and --seed are for --perturb")
+    if arguments.perturb:
+        _refuse(parser, arguments, ("store", "predictions"), "--perturb")
     if hosts.is_alone(arguments):
         flags.check_run(arguments.workdir)
         for path in stores.values():
@@ -88,6 +119,9 @@ def main(argv: Sequence[str]) -> None:
                 raise UserError(f"--store={path}: {flags.FILES['data.store']}")
         if arguments.data not in ("train", "dev", "test") and flags.is_missing(arguments.data):
             raise UserError(f"--data={arguments.data}: no such file, and none of train, dev, test")
+    if arguments.perturb:
+        _evaluate_robustness(arguments, overrides)
+        return
     hosts.connect(arguments)
 
     from bert_jax.api.evaluate import evaluate, evaluate_stores
@@ -170,13 +204,94 @@ def _print_by_name(found: Mapping[str, "Evaluated"], *, as_json: bool) -> None:
             )
 
 
+def _refuse(
+    parser: argparse.ArgumentParser,
+    arguments: argparse.Namespace,
+    names: Sequence[str],
+    flag: str,
+    overrides: Sequence[str] = (),
+) -> None:
+    """Reports a flag that does not go with another one."""
+    given = [f"--{name}" for name in names if getattr(arguments, name) != parser.get_default(name)]
+    if given or overrides:
+        parser.error(f"{(*given, *overrides)[0]} does not go with {flag}")
+
+
+def _evaluate_robustness(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from bert_jax.tasks.perturbations import PERTURBATIONS, perturbations
+
+    kinds = [
+        kind
+        for name in arguments.perturb.split(",")
+        for kind in (PERTURBATIONS if name == "all" else [name])
+    ]
+    try:
+        perturbations(kinds, arguments.names)
+    except UserError as error:
+        raise UserError(f"--{error}") from error
+    hosts.connect(arguments)
+
+    from bert_jax.api.evaluate_robustness import evaluate_robustness
+    from bert_jax.parallel.hosts import is_primary
+    from bert_jax.report.robustness import drops_table
+
+    result = evaluate_robustness(
+        arguments.workdir,
+        arguments.data,
+        perturb_by=kinds,
+        names=arguments.names,
+        seed=arguments.seed or 0,
+        step=arguments.step,
+        weights=arguments.weights,
+        output=arguments.output,
+        overrides=overrides,
+    )
+    if is_primary():
+        _print(result, drops_table, as_json=arguments.json)
+
+
+def _evaluate_checklist(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace, overrides: Sequence[str]
+) -> None:
+    others = ("store", "data", "predictions", "perturb", "names", "seed", "method")
+    _refuse(parser, arguments, others, "--checklist", overrides)
+    if not hosts.is_alone(arguments):
+        parser.error("--checklist runs in one process")
+    flags.check_model(arguments.workdir)
+    if flags.is_missing(arguments.checklist):
+        raise UserError(f"--checklist={arguments.checklist}: no such file")
+
+    from bert_jax.api.evaluate_checklist import evaluate_checklist
+    from bert_jax.report.robustness import checklist_table
+
+    result = evaluate_checklist(
+        arguments.workdir,
+        arguments.checklist,
+        step=arguments.step,
+        weights=arguments.weights,
+        output=arguments.output,
+    )
+    _print(result, checklist_table, as_json=arguments.json)
+
+
+def _print(
+    result: Mapping[str, Any],
+    table: Callable[[Mapping[str, Any]], Iterable[str]],
+    *,
+    as_json: bool,
+) -> None:
+    if as_json:
+        say_json(result)
+        return
+    for line in table(result):
+        say(line)
+
+
 def _evaluate_suite(
     parser: argparse.ArgumentParser, arguments: argparse.Namespace, overrides: Sequence[str]
 ) -> None:
-    others = ("store", "data", "predictions")
-    given = [f"--{name}" for name in others if getattr(arguments, name) != parser.get_default(name)]
-    if given or overrides:
-        parser.error(f"{(*given, *overrides)[0]} does not go with --suite")
+    others = ("store", "data", "predictions", "perturb", "names", "seed", "checklist")
+    _refuse(parser, arguments, others, "--suite", overrides)
     if hosts.is_alone(arguments):
         flags.check_model(arguments.workdir)
 
@@ -204,8 +319,4 @@ def _evaluate_suite(
     )
     if not is_primary():
         return
-    if arguments.json:
-        say_json(scores)
-        return
-    for line in table(scores):
-        say(line)
+    _print(scores, table, as_json=arguments.json)

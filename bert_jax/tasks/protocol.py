@@ -5,7 +5,7 @@ any module that Python can import. A recipe names it `MODULE:CLASS` and sets its
 """
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Self, TypedDict, TypeVar
 
@@ -13,8 +13,10 @@ import numpy as np
 from etils import epath
 
 from bert_jax.data.tokenizer import Tokenizer
+from bert_jax.errors import UserError
 from bert_jax.fields import POSITIVE, Choice, Plain, field
 from bert_jax.model.heads import Head
+from bert_jax.tasks.edits import Edits
 from bert_jax.tasks.features import Features
 
 Example = TypeVar("Example")
@@ -183,6 +185,39 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
 
         Higher is better for the first one. Examples whose labels are not known are ignored.
         """
+
+    def resampled(
+        self, predictions: Predictions, examples: Sequence[Example], samples: np.ndarray
+    ) -> np.ndarray:
+        """The first metric on samples of the examples, float64 [b].
+
+        Args:
+          predictions: as from `predictions`.
+          examples: the examples predicted.
+          samples: int [b, n], indices of examples.
+        """
+        found = []
+        for sample in samples:
+            some = predictions[sample] if isinstance(predictions, np.ndarray) else None
+            chosen: Any = [predictions[i] for i in sample] if some is None else some
+            metrics = self.metrics(chosen, [examples[i] for i in sample])
+            found.append(next(iter(metrics.values())))
+        return np.array(found)
+
+    def perturbed(self, example: Example, edits: Callable[[str], Edits]) -> Example | None:
+        """An example after edits of its texts, with the label that it has then.
+
+        Args:
+          example: as from `read`.
+          edits: text -> its edits.
+
+        Returns:
+          None if the label cannot follow the edits.
+
+        Raises:
+          UserError: the task does not say how labels follow edits.
+        """
+        raise UserError(f"{self.called()}: its examples cannot be perturbed")
 
     @abc.abstractmethod
     def baseline(

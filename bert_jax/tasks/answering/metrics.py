@@ -46,6 +46,15 @@ def squad_metrics(
     return result
 
 
+def f1_by_question(
+    predictions: Sequence[Prediction], examples: Sequence[Question], *, unanswerable: bool
+) -> np.ndarray:
+    """float64 [n]: the `f1` of each question, whose mean is that of `squad_metrics`."""
+    golds = [[text for text, _ in example.answers] for example in examples]
+    texts = [prediction.answer.text for prediction in predictions]
+    return _scores(golds, texts, unanswerable)["f1"]
+
+
 def guess(example: Question, *, unanswerable: bool, null_threshold: float) -> Prediction:
     """An answer without a model.
 

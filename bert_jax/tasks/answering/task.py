@@ -1,6 +1,6 @@
 """Extractive question answering: SQuAD 1.1 and 2.0."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,9 +13,10 @@ from bert_jax.model.heads import ANSWER_SPAN, Head
 from bert_jax.tasks.answering.decoding import Decoder, Prediction
 from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.answering.features import AnsweringFeatures, make_features
-from bert_jax.tasks.answering.metrics import guess, squad_metrics
+from bert_jax.tasks.answering.metrics import f1_by_question, guess, squad_metrics
 from bert_jax.tasks.answering.reader import read_questions
 from bert_jax.tasks.answering.writer import answer_fields, write_answers
+from bert_jax.tasks.edits import Edit, Edits, drops_word, edited, followed
 from bert_jax.tasks.protocol import Task
 
 
@@ -126,6 +127,31 @@ class AnsweringTask(Task[Question, AnsweringFeatures, Sequence[Prediction]], nam
         value of each that any `null_threshold` reaches on these examples, with that threshold.
         """
         return squad_metrics(predictions, examples, unanswerable=self.unanswerable)
+
+    def resampled(
+        self, predictions: Sequence[Prediction], examples: Sequence[Question], samples: np.ndarray
+    ) -> np.ndarray:
+        f1 = f1_by_question(predictions, examples, unanswerable=self.unanswerable)
+        means: np.ndarray = f1[samples].mean(axis=1)
+        return means
+
+    def perturbed(self, example: Question, edits: Callable[[str], Edits]) -> Question | None:
+        """The edited question and context, in which the answers are followed.
+
+        None if an edit crosses the bounds of an answer or takes a word of it.
+        """
+        changes = edits(example.context)
+        context, answers = edited(example.context, changes), []
+        for text, start in example.answers:
+            end = start + len(text)
+            inside = [Edit(e.start - start, e.end - start, e.text) for e in changes]
+            inside = [e for e in inside if e.start >= 0 and e.end <= len(text)]
+            place = followed(start, end, changes)
+            if place is None or drops_word(text, inside):
+                return None
+            answers.append((context[slice(*place)], place[0]))
+        question = edited(example.question, edits(example.question))
+        return example._replace(question=question, context=context, answers=tuple(answers))
 
     def baseline(
         self, train_examples: Sequence[Question], examples: Sequence[Question]

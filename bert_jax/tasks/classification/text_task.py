@@ -1,7 +1,7 @@
 """What all tasks on texts and pairs of texts share: their columns and their classes."""
 
 import abc
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
@@ -19,6 +19,7 @@ from bert_jax.tasks.classification.metrics import Metric
 from bert_jax.tasks.classification.names import Names
 from bert_jax.tasks.classification.reader import Columns, read_examples
 from bert_jax.tasks.classification.thresholds import WEIGHT, parse_numbers, written
+from bert_jax.tasks.edits import Edits, edited
 from bert_jax.tasks.features import Features
 from bert_jax.tasks.protocol import Task
 
@@ -180,6 +181,25 @@ class TextTask(Task[Example, Features, np.ndarray], abc.ABC):
         """Each of `metric_names`, over the examples whose label is known."""
         labels, predictions = self._known(predictions, examples)
         return {name: self._metrics[name](labels, predictions) for name in self.metric_names}
+
+    def resampled(
+        self, predictions: np.ndarray, examples: Sequence[Example], samples: np.ndarray
+    ) -> np.ndarray:
+        labels, metric = self._labels(examples), self._metrics[self.metric_names[0]]
+        found = []
+        for sample in samples:
+            known = sample[is_known(labels[sample])]
+            found.append(metric(labels[known], predictions[known]))
+        return np.array(found)
+
+    def perturbed(self, example: Example, edits: Callable[[str], Edits]) -> Example:
+        """The example with edited texts; the label stays."""
+        text_a, text_b = example.text_a, example.text_b
+        return replace(
+            example,
+            text_a=edited(text_a, edits(text_a)),
+            text_b=None if text_b is None else edited(text_b, edits(text_b)),
+        )
 
     @abc.abstractmethod
     def said(self, found: Verdict) -> Plain:

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from operator import ne
@@ -16,12 +16,25 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import Plain, field
 from bert_jax.model.heads import TOKEN_CLASSIFIER, Head
+from bert_jax.tasks.edits import Edits, edited_words
 from bert_jax.tasks.protocol import ClassScores, Task
 from bert_jax.tasks.tagging.decoding import Prediction, likeliest_tags
 from bert_jax.tasks.tagging.example import Sentence
 from bert_jax.tasks.tagging.features import TaggingFeatures, make_features
-from bert_jax.tasks.tagging.metrics import commonest_tags, scores, scores_of_types, share_of_o
-from bert_jax.tasks.tagging.plain_text import Entity, WordRule, find_entities, split_words
+from bert_jax.tasks.tagging.metrics import (
+    commonest_tags,
+    counts_by_sentence,
+    scores,
+    scores_of_types,
+    share_of_o,
+)
+from bert_jax.tasks.tagging.plain_text import (
+    Entity,
+    WordRule,
+    find_entities,
+    join_words,
+    split_words,
+)
 from bert_jax.tasks.tagging.reader import (
     ROW_SUFFIXES,
     Columns,
@@ -32,11 +45,15 @@ from bert_jax.tasks.tagging.reader import (
 from bert_jax.tasks.tagging.schemes import (
     MOST_TAGS,
     SCHEMES,
+    Span,
+    as_bioes,
     check_known,
     checked,
     detect,
+    find_spans,
     is_iob1,
     other_notation,
+    spell,
     tags_of,
 )
 from bert_jax.tasks.tagging.writer import tag_fields, write_conll
@@ -151,6 +168,14 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
             return "BIO"
         return detect(self.labels) if self.scheme == "auto" else self.scheme
 
+    @property
+    def entity_types(self) -> list[str]:
+        """The types of entities that tags can mark, sorted; without a scheme, the tags."""
+        if self.entity_scheme == "none":
+            return sorted(self.labels)
+        spans = (find_spans(as_bioes([tag], self.entity_scheme)) for tag in self.labels)
+        return sorted({span.type for found in spans for span in found})
+
     @cached_property
     def _word_rule(self) -> WordRule:
         return WordRule(self.split_off, frozenset(self.keep_whole), self.ideographs_joined)
@@ -257,6 +282,37 @@ class TaggingTask(Task[Sentence, TaggingFeatures, Sequence[Prediction]], name="t
         Without a scheme `accuracy` and `macro_f1`, the mean F1 of the tags.
         """
         return scores(*_known([p.tags for p in predictions], examples), self.entity_scheme)
+
+    def resampled(
+        self, predictions: Sequence[Prediction], examples: Sequence[Sentence], samples: np.ndarray
+    ) -> np.ndarray:
+        known = [example.tags is not None for example in examples]
+        counts = np.zeros((len(examples), 3), np.int64)
+        gold_and_found = _known([p.tags for p in predictions], examples)
+        counts[known] = counts_by_sentence(*gold_and_found, self.entity_scheme)
+        right, of_gold, of_found = counts[samples].sum(axis=1).T
+        return 2 * right / np.maximum(of_gold + of_found, 1)
+
+    def perturbed(self, example: Sentence, edits: Callable[[str], Edits]) -> Sentence | None:
+        """The edited words, whose tags follow them; an entity is what is left of its words."""
+        text, _ = join_words(example.words)
+        changed = edited_words(example.words, edits(text))
+        words = [*itertools.chain.from_iterable(changed)]
+        if words == list(example.words):
+            return example
+        new = np.split(np.arange(len(words)), np.cumsum([len(some) for some in changed])[:-1])
+        predicate = [int(i) for word in example.predicate for i in new[word]]
+        if not words or bool(predicate) != bool(example.predicate):
+            return None
+        tags = example.tags
+        if tags is not None:
+            tags = [tag for tag, some in zip(tags, changed) for _ in some]
+            if self.entity_scheme not in ("IO", "none"):
+                spans = find_spans(as_bioes(example.tags or (), self.entity_scheme))
+                left = [(s.type, np.concatenate(new[s.first : s.last + 1])) for s in spans]
+                kept = [Span(t, int(of[0]), int(of[-1])) for t, of in left if len(of)]
+                tags = spell(kept, len(words), self.entity_scheme)
+        return example._replace(words=words, tags=tags, predicate=tuple(predicate))
 
     def baseline(
         self, train_examples: Sequence[Sentence], examples: Sequence[Sentence]
