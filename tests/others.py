@@ -17,6 +17,7 @@ CLASSES = {
     "sequence": "BertForSequenceClassification",
     "token": "BertForTokenClassification",
     "choice": "BertForMultipleChoice",
+    "answer": "BertForQuestionAnswering",
 }
 HIDDEN, FEED_FORWARD, LAYERS = 32, 64, 2
 
@@ -39,7 +40,8 @@ def write_model(
         tensors[f"{name}.bias"] = np.zeros(HIDDEN, np.float32)
 
     types = fields.get("type_vocab_size", 2)
-    for name, count in (("word", rows), ("position", 64), ("token_type", types)):
+    positions = fields.get("max_position_embeddings", 64)
+    for name, count in (("word", rows), ("position", positions), ("token_type", types)):
         add(f"bert.embeddings.{name}_embeddings.weight", count, HIDDEN)
     norm("bert.embeddings.LayerNorm")
     for layer in (f"bert.encoder.layer.{i}" for i in range(LAYERS)):
@@ -49,13 +51,15 @@ def write_model(
         dense(f"{layer}.intermediate.dense", FEED_FORWARD, HIDDEN)
         dense(f"{layer}.output.dense", HIDDEN, FEED_FORWARD)
         norm(f"{layer}.output.LayerNorm")
-    if head != "token":
+    if head not in ("token", "answer"):
         dense("bert.pooler.dense", HIDDEN, HIDDEN)
     if head == "pretraining":
         dense("cls.predictions.transform.dense", HIDDEN, HIDDEN)
         norm("cls.predictions.transform.LayerNorm")
         add("cls.predictions.bias", rows)
         dense("cls.seq_relationship", 2, HIDDEN)
+    elif head == "answer":
+        dense("qa_outputs", 2, HIDDEN)
     else:
         dense("classifier", 1 if head == "choice" else len(labels) or 2, HIDDEN)
     config = {

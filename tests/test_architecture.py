@@ -65,9 +65,11 @@ ONLY_IN = {
             *(
                 "curves",
                 "attention_maps",
+                "attributions",
                 "confusion",
                 "figures",
                 "reliability",
+                "robustness",
                 "suites",
                 "sweeps",
                 "stores",

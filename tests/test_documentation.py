@@ -171,7 +171,16 @@ def help_of(verb: str, capsys) -> str:
     return capsys.readouterr().out
 
 
-PREDICT = ("fill-mask", "next-sentence", "features", "attention", "classify", "tag", "answer")
+PREDICT = (
+    "fill-mask",
+    "next-sentence",
+    "features",
+    "attention",
+    "classify",
+    "tag",
+    "answer",
+    "attributions",
+)
 PARSERS = [*(verb for verb in VERBS if verb != "predict"), *(f"predict {task}" for task in PREDICT)]
 
 

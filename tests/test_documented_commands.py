@@ -30,7 +30,8 @@ NOT_RUN = {
     r"bert-base-uncased|roberta-base|uncased_L-2|MiniLM|minilm|mnli|downloaded-": "published "
     "models: test_interop.py, test_interop_google.py, test_predict.py",
     r"models/tiny": "TensorFlow: test_interop_google.py",
-    r"runs/(squad|sst2|reviews)": "another task of the same verb: test_predict.py",
+    r"runs/(squad|sst2|reviews|ner)": "another task of the same verb: test_predict.py, "
+    "test_attributions.py, test_perturbations.py",
     r"--weights=|--step=20000|runs/decay": "checkpoints of a longer run: test_averages.py, "
     "test_branches.py",
     r"--upload": "the Hub: test_cli.py",
@@ -79,6 +80,8 @@ def place(tmp_path_factory):
     (folder / "pairs.tsv").write_text("text_a\ttext_b\nWe are at peace.\tLet it last.\n")
     (folder / "mine.tsv").write_text("good\tbad\nThe man speaks.\tThe man speak.\n")
     (folder / "notes.csv").write_text("body\n" + f'"{text}"\n' * 20)
+    case = {"test": "mood", "type": "MFT", "text": "The people are glad.", "label": "glad"}
+    (folder / "tests.jsonl").write_text(json.dumps(case) + "\n")
     labelled = [f"The people are {label}.\t{label}" for label in ("glad", "sad")] * 8
     for name in ("train", "dev", "test", "unlabelled"):
         (folder / f"{name}.tsv").write_text("\n".join(["text\tlabel", *labelled]) + "\n")

@@ -3,7 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from etils import epath
 
@@ -19,6 +19,9 @@ from bert_jax.inference.text_lines import (
     check_file,
     format_of,
 )
+
+if TYPE_CHECKING:
+    from bert_jax.tasks.protocol import AnyTask
 
 
 class Input(NamedTuple):
@@ -51,6 +54,7 @@ WORDS = Input(("text", *TABLES, "conll"), "each TEXT is one", most=0)
 EITHER = Input(("text", *TABLES), "two TEXTs are a pair")
 PAIRS = Input(TABLES, "two TEXTs are the pair", least=2)
 QUESTIONS = Input((*TABLES, "squad"), "question and context", least=2)
+ANY = Input(("text", *TABLES, "conll", "squad"), "two TEXTs are a pair")
 _MEANINGS = {
     "text": "text: one per line",
     "tsv": "tsv, csv, jsonl, json, parquet: rows with the columns of fine-tuning, or of --columns, "
@@ -58,6 +62,13 @@ _MEANINGS = {
     "conll": "conll: words, one per line",
     "squad": "squad: SQuAD's JSON",
 }
+
+
+def of_task(task: "AnyTask") -> Input:
+    """What the verb of `predict` for a task reads."""
+    from bert_jax.tasks import AnsweringTask, TaggingTask
+
+    return {AnsweringTask: QUESTIONS, TaggingTask: WORDS}.get(type(task), EITHER)
 
 
 def add(task: argparse.ArgumentParser, given: Input) -> None:

@@ -11,11 +11,12 @@ from etils import epath
 
 from bert_jax.cli import flags, inputs
 from bert_jax.errors import UserError
-from bert_jax.inference.choices import COMPUTE_DTYPES, POOLINGS
+from bert_jax.inference.choices import BASELINES, COMPUTE_DTYPES, POOLINGS
 from bert_jax.inference.text_lines import Line, Lines
 from bert_jax.terminal import printable, progress, say, say_json
 
 if TYPE_CHECKING:
+    from bert_jax.inference.attributions import Attribution
     from bert_jax.inference.scores import Score
     from bert_jax.inference.trained import Guess, TrainedBert
     from bert_jax.tasks.answering.decoding import Prediction
@@ -37,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
         _add_classify,
         _add_tag,
         _add_answer,
+        _add_attributions,
     ):
         add_task(tasks)
     for task in tasks.choices.values():
@@ -355,6 +357,85 @@ def _answer(arguments: argparse.Namespace) -> None:
 
     for line, found in _with_results(lines, answer):
         say_json(line.merged(answer_fields(found)))
+    _report_skipped(lines)
+
+
+def _add_attributions(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "attributions",
+        help="say how much each token contributes to a prediction",
+        description="Explains what a fine-tuned classifier, tagger or question answerer predicts. "
+        "Prints texts as JSON lines with `attributions`, one for a class, entity or answer: "
+        "what each of the `tokens` contributes to its logit by integrated gradients and by "
+        "input times gradient, and attention rollout. `completeness_error` is the relative error "
+        "of the integral. Computed in fp32.",
+        epilog="examples:\n  bert-jax predict attributions --model=runs/sst2/best "
+        '"A wonderful film." --page=why.html\n'
+        "  bert-jax predict attributions --model=runs/ner/best articles.txt --target=PER",
+    )
+    task.set_defaults(run=_attributions)
+    _add_model(task, compute_dtype=False)
+    inputs.add(task, inputs.ANY)
+    _add_max_seq_length(task, "tokens to which texts are cut, or of their windows", "as usual")
+    task.add_argument(
+        "--target",
+        metavar="NAME",
+        help="class to explain, or type of entities (default: what is predicted)",
+    )
+    task.add_argument(
+        "--steps", type=int, default=50, metavar="N", help="points of the integral (default: 50)"
+    )
+    task.add_argument(
+        "--baseline",
+        choices=BASELINES,
+        default=BASELINES[0],
+        help="where the integral begins: [PAD] or [MASK] instead of each token, or vectors of 0 "
+        "(default: pad)",
+    )
+    task.add_argument(
+        "--page",
+        type=epath.Path,
+        metavar="FILE.html",
+        help="write a page there too, and a PNG beside it",
+    )
+
+
+def _attributions(arguments: argparse.Namespace) -> None:
+    page = arguments.page
+    if page is not None and page.suffix != ".html":
+        raise UserError(f"--page={page}: the name must end in .html")
+    flags.check_model(arguments.model)
+
+    from bert_jax.inference.fine_tuned import task_in
+
+    task, bert = task_in(epath.Path(arguments.model)), None
+    if task is None:  # the head of the model says it
+        bert = _load(arguments)
+        task = bert.explained_task()
+    arguments.given = inputs.of_task(task)
+    lines = inputs.read(arguments)
+    bert = bert or _load(arguments)
+
+    from bert_jax.report.attributions import MAX_ON_PAGE, draw_picture, write_page
+
+    def attributions(texts: Iterator[Any]) -> Iterator[list["Attribution"]]:
+        return bert.attributions(
+            texts,
+            arguments.target,
+            steps=arguments.steps,
+            baseline=arguments.baseline,
+            max_seq_length=arguments.max_seq_length,
+        )
+
+    shown: list[dict[str, Any]] = []
+    for line, found in _with_results(lines, attributions):
+        fields = [each.to_plain() for each in found]
+        say_json(line.merged({"attributions": fields}))
+        shown += fields[: MAX_ON_PAGE - len(shown)]
+    if page is not None:
+        title = f"Attributions of {Path(arguments.model).absolute().name}"
+        write_page(page, shown, title=title)
+        draw_picture(page.with_suffix(".png"), shown, title=title)
     _report_skipped(lines)
 
 

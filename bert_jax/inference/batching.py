@@ -7,9 +7,9 @@ from bert_jax.data.packing import Batch, Example, fill_rows, pack
 SHORTEST_ROW = 64
 
 
-def row_lengths(limit: int) -> list[int]:
-    """Possible row lengths: powers of two from `SHORTEST_ROW`, and `limit`."""
-    lengths, length = [], SHORTEST_ROW
+def row_lengths(limit: int, shortest: int = SHORTEST_ROW) -> list[int]:
+    """Possible row lengths: powers of two from `shortest`, and `limit`."""
+    lengths, length = [], shortest
     while length < limit:
         lengths.append(length)
         length *= 2

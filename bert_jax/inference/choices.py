@@ -13,6 +13,7 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 METHODS = ("pll", "within-word", "mntp", "causal")  # of scoring texts
 EXPORTS = ("stablehlo", "onnx")
 ONNX_LIBRARIES = ("torch", "transformers", "onnx", "onnxscript")
+BASELINES = ("pad", "mask", "zero")  # of attributions
 PLATFORMS = ("cpu", "tpu", "cuda", "rocm")
 DEFAULT_PLATFORMS = ("cpu", "tpu", "cuda")
 

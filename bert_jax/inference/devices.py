@@ -37,6 +37,7 @@ class Devices:
 
     Attributes:
       mesh: mesh of the devices.
+      tokens_per_device: tokens that each device computes on at once.
     """
 
     def __init__(self, pad_id: int, longest_row: int):
@@ -48,7 +49,7 @@ class Devices:
         """
         self.mesh = make_mesh(devices=jax.local_devices())
         platform = self.mesh.devices.flat[0].platform
-        self._tokens_per_device = TOKENS_PER_DEVICE.get(platform, TOKENS_PER_ACCELERATOR)
+        self.tokens_per_device = TOKENS_PER_DEVICE.get(platform, TOKENS_PER_ACCELERATOR)
         self._pad_id, self._longest_row = pad_id, longest_row
 
     def put_params(self, params: Params) -> Params:
@@ -65,7 +66,7 @@ class Devices:
             examples,
             pad_id=self._pad_id,
             longest_row=self._longest_row,
-            tokens_per_device=self._tokens_per_device,
+            tokens_per_device=self.tokens_per_device,
             num_devices=self.mesh.size,
         )
 
@@ -96,7 +97,7 @@ class Devices:
           start: sends a batch to the devices and returns its future arrays, without waiting.
           finish: turns a batch and its arrays, fetched to numpy, into a result for each text.
         """
-        smallest = self._tokens_per_device * self.mesh.size
+        smallest = self.tokens_per_device * self.mesh.size
         windows = _ahead(
             (len(window), pack(window))
             for window in _windows(examples, max(TOKENS_PER_WINDOW, 4 * smallest))

@@ -29,7 +29,8 @@ def part_functions(
 
     - encoder(params, input_ids, token_type_ids, position_ids, segment_ids), [batch, length] int32
       as `Bert` takes them -> [num_layers + 1, batch, length, hidden]: embeddings and every layer.
-      Those of a live model also take `causal`, bool of the same shape, as `Bert` does.
+      Those of a live model also take `causal`, bool of the same shape, and `embeddings`, fp32
+      [batch, length, hidden], as `Bert` does.
     - attention(params, hidden_states, segment_ids): result of `encoder` -> probabilities
       [num_layers, batch, heads, query, key].
     - pooler(params, hidden [n, hidden]): hidden states of [CLS] -> [n, hidden].
@@ -51,9 +52,11 @@ def part_functions(
         position_ids: jax.Array,
         segment_ids: jax.Array,
         causal: jax.Array | None = None,
+        embeddings: jax.Array | None = None,
     ) -> jax.Array:
         inputs = (input_ids, token_type_ids, position_ids, segment_ids)
-        hidden = model(params).bert(*inputs, all_layers=True, causal=causal)
+        options = {"causal": causal, "embeddings": embeddings}
+        hidden = model(params).bert(*inputs, all_layers=True, **options)
         return hidden.astype(jnp.float32)
 
     def attention(params: Params, hidden_states: jax.Array, segment_ids: jax.Array) -> jax.Array:

@@ -120,6 +120,87 @@ def attention(functions: Functions, params: Params, rows: Rows) -> jax.Array:
     return functions["attention"](params, hidden, rows["segment_ids"])
 
 
+def rollout(maps: jax.Array) -> jax.Array:
+    """[rows, query, key] fp32: how much of each position's last state comes from each position.
+
+    Heads count equally, and the residual sum as much as the attention (Abnar and Zuidema 2020,
+    https://arxiv.org/abs/2005.00928).
+
+    Args:
+      maps: from `attention`.
+    """
+    itself = jnp.eye(maps.shape[-1])
+
+    def through(before: jax.Array, layer: jax.Array) -> tuple[jax.Array, None]:
+        mixed = (layer.mean(axis=1) + itself) / 2
+        return jnp.einsum("rqk,rkj->rqj", mixed, before, precision="highest"), None
+
+    first = jnp.broadcast_to(itself, (maps.shape[1], *itself.shape))
+    return jax.lax.scan(through, first, maps)[0]
+
+
+def attributions(
+    functions: Functions,
+    params: Params,
+    rows: Rows,
+    places: jax.Array,
+    shares: jax.Array,
+    *,
+    head: Head,
+    architecture: Architecture,
+    from_zero: bool,
+) -> dict[str, jax.Array]:
+    """How much each token contributes to the logits that `rows["target"]` chooses.
+
+    Args:
+      functions, params, rows: see the module; `rows` also has what
+        `bert_jax.inference.attributions.Layout.pack` adds. The functions are those of a live model.
+      places, shares: fp32 [calls, points] and [calls, points, 2]; see `Layout.points`.
+      head: head of the logits.
+      architecture: architecture of the model.
+      from_zero: whether the baseline is the vector 0 instead of the embeddings of `baseline_ids`.
+
+    Returns:
+      fp32 [rows, length] `integrated_gradients`, `input_x_gradient` and `rollout`; fp32 [rows]
+      `score` and `baseline_score`, the chosen logits of the texts and of their baselines.
+    """
+
+    def scores(embeddings: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def encoder(params: Params, *inputs: jax.Array) -> jax.Array:
+            return functions["encoder"](params, *inputs, None, embeddings)
+
+        known = {**functions, "encoder": encoder}
+        found = logits(known, params, rows, head=head, architecture=architecture)
+        of_rows = jnp.sum(found * rows["target"], axis=(1, 2))
+        return of_rows.sum(), of_rows
+
+    states = hidden_states(functions, params, rows)
+    stop = states[0]
+    start = jnp.zeros_like(stop)
+    if not from_zero:
+        start = hidden_states(functions, params, {**rows, "input_ids": rows["baseline_ids"]})[0]
+
+    def add(totals: jax.Array, points: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        def at(place: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jax.grad(scores, has_aux=True)(start + place * (stop - start))
+
+        places, shares = points
+        gradients, of_rows = jax.vmap(at)(places)
+        sums = jnp.einsum("ps,prlh->srlh", shares, gradients, precision="highest")
+        return totals + sums, of_rows
+
+    totals, of_rows = jax.lax.scan(add, jnp.zeros((2, *stop.shape)), (places, shares))
+    at_text, at_baseline = of_rows.reshape(-1, len(stop))[:2]
+    flow = rollout(functions["attention"](params, states, rows["segment_ids"]))
+    return {
+        "integrated_gradients": jnp.sum(totals[0] * (stop - start), axis=-1),
+        "input_x_gradient": jnp.sum(totals[1] * stop, axis=-1),
+        "rollout": jnp.einsum("rq,rqk->rk", rows["read"], flow, precision="highest"),
+        "score": at_text,
+        "baseline_score": at_baseline,
+    }
+
+
 def best_words(
     functions: Functions, params: Params, rows: Rows, *, mesh: Mesh, top_k: int
 ) -> tuple[jax.Array, jax.Array]:

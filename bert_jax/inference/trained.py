@@ -16,6 +16,17 @@ from bert_jax.data.masked_copies import Copy, Tokens, masked_copies, pack_copies
 from bert_jax.data.packing import Batch, Example
 from bert_jax.errors import UserError
 from bert_jax.inference import programs
+from bert_jax.inference.attributions import (
+    FAR,
+    Attribution,
+    Explained,
+    Layout,
+    Target,
+    answer_target,
+    check_target,
+    class_targets,
+    entity_targets,
+)
 from bert_jax.inference.choices import COMPUTE_DTYPES, METHODS, POOLINGS
 from bert_jax.inference.devices import Devices
 from bert_jax.inference.exported import is_exported, read_exported
@@ -65,6 +76,23 @@ class Guess(NamedTuple):
 
     token: str
     probability: float
+
+
+class _Outputs(NamedTuple):
+    """What the model says of examples: windows, the logits of each, predictions of the examples."""
+
+    features: Any
+    logits: list[np.ndarray]
+    predictions: Sequence[Any]
+
+    def windows_of_examples(self) -> list[list[int]]:
+        """The windows of each example."""
+        starts = np.flatnonzero(np.diff(self.features.example)) + 1
+        return [each.tolist() for each in np.split(np.arange(len(self.logits)), starts)]
+
+    def explained(self, window: int, target: Target) -> Explained:
+        """What to explain in a window."""
+        return Explained(self.features.input_ids[window], self.features.b_start[window], target)
 
 
 def load(
@@ -420,12 +448,16 @@ class TrainedBert:
         """
         self.require(*SEQUENCE_CLASSIFIER.parts(self.architecture))
         task = self.text_task(max_seq_length)
+        examples = self._text_examples(task, texts)
+        logits, meant = self.logits_stream(SEQUENCE_CLASSIFIER, examples), self._model.problem_type
+        return _like(texts, (verdict(each, self.labels, meant) for each in logits))
+
+    def _text_examples(self, task: TextTask, texts: Iterable[Any]) -> Iterator[Example]:
+        """Texts or pairs, whichever the classifier was fine-tuned on, as its task reads them."""
         known = isinstance(known_task(self._model), TextTask)
         takes_pairs = bool(task.text_b)
         some = checked(texts, text=not (known and takes_pairs), pair=takes_pairs or not known)
-        examples = self._tokenized(some, self._limit(task))
-        logits, meant = self.logits_stream(SEQUENCE_CLASSIFIER, examples), self._model.problem_type
-        return _like(texts, (verdict(each, self.labels, meant) for each in logits))
+        return self._tokenized(some, self._limit(task))
 
     def text_task(self, max_seq_length: int | None = None, **options: Any) -> TextTask:
         """The task of the classifier: how it reads texts, and from when it predicts a class.
@@ -467,7 +499,7 @@ class TrainedBert:
         def entities() -> Iterator[list[Entity]]:
             for some in _chunks(checked(texts, pair=False, words=True)):
                 of_each = [self._words(task, item) for item in some]
-                found = self._predictions(task, [sentence for *_, sentence in of_each])
+                found = self._outputs(task, [sentence for *_, sentence in of_each]).predictions
                 for (text, spans, _), prediction in zip(of_each, found):
                     yield task.find_entities(text, spans, prediction)
 
@@ -511,7 +543,7 @@ class TrainedBert:
         def answers() -> Iterator[Prediction]:
             for some in _chunks(checked(questions, text=False)):
                 asked = [Question(str(number), *pair) for number, pair in enumerate(some)]
-                yield from self._predictions(task, asked)
+                yield from self._outputs(task, asked).predictions
 
         task = task_as(self._model, AnsweringTask, max_seq_length=max_seq_length, **options)
         self.require(*task.head.parts(self.architecture))
@@ -553,11 +585,12 @@ class TrainedBert:
         sentence = item if isinstance(item, Sentence) else Sentence(item, None, excerpt(item))
         return *join_words(sentence.words), sentence
 
-    def _predictions(self, task: AnyTask, examples: Sequence[Any]) -> Sequence[Any]:
+    def _outputs(self, task: AnyTask, examples: Sequence[Any]) -> _Outputs:
         features = task.features(examples, self.tokenizer, self._limit(task))
         check_token_types(features, self.architecture.type_vocab_size, self.tokenizer)
         windows = map(Example, features.input_ids, features.b_start)
-        return task.predictions(list(self.logits_stream(task.head, windows)), features, examples)
+        logits = list(self.logits_stream(task.head, windows))
+        return _Outputs(features, logits, task.predictions(logits, features, examples))
 
     @functools.cached_property
     def _log_probabilities(self) -> Callable[..., jax.Array]:
@@ -568,6 +601,14 @@ class TrainedBert:
     def _next_log_probabilities(self) -> Callable[..., jax.Array]:
         """`programs.next_log_probabilities` in fp32, compiled."""
         return jax.jit(functools.partial(programs.next_log_probabilities, self._exact_functions))
+
+    @functools.cached_property
+    def _attributions(self) -> Callable[..., dict[str, jax.Array]]:
+        """`programs.attributions` in fp32, compiled."""
+        program = functools.partial(
+            programs.attributions, self._exact_functions, architecture=self.architecture
+        )
+        return jax.jit(program, static_argnames=("head", "from_zero"))
 
     @functools.cached_property
     def _exact_functions(self) -> Mapping[str, Function]:
@@ -582,6 +623,161 @@ class TrainedBert:
             )
         exact = dataclasses.replace(numerics, compute_dtype="float32")
         return live_functions(self._model._replace(params=self.params, numerics=exact))
+
+    @overload
+    def attributions(
+        self,
+        texts: Iterator[Any],
+        target: str | None = ...,
+        *,
+        steps: int = ...,
+        baseline: str = ...,
+        max_seq_length: int | None = ...,
+    ) -> Iterator[list[Attribution]]: ...
+    @overload
+    def attributions(
+        self,
+        texts: Sequence[Any],
+        target: str | None = ...,
+        *,
+        steps: int = ...,
+        baseline: str = ...,
+        max_seq_length: int | None = ...,
+    ) -> list[list[Attribution]]: ...
+    def attributions(
+        self,
+        texts: Iterable[Any],
+        target: str | None = None,
+        *,
+        steps: int = 50,
+        baseline: str = "pad",
+        max_seq_length: int | None = None,
+    ) -> list[list[Attribution]] | Iterator[list[Attribution]]:
+        """How much each token contributes to a prediction; see `bert_jax.inference.attributions`.
+
+        Everything is computed in fp32, whatever the model's compute_dtype.
+
+        Args:
+          texts: what `classify`, `tag` or `answer` takes, by the head that the model has.
+          target: class whose logit is explained, None for the predicted one (of `multi_label`, for
+            all predicted classes); of a tagger, type of the entities, None for all.
+          steps: points of the integral of integrated gradients.
+          baseline: where the integral begins: "pad", the text with [PAD] instead of each token but
+            [CLS] and [SEP]; "mask", the same with [MASK]; or "zero", the vector 0 for every token.
+          max_seq_length: as for `classify`, `tag` and `answer`.
+
+        Returns:
+          For each text, what is explained: a class or score; each of its entities, by the logits of
+          its words' tags; or an answer, by the logits of its two ends.
+
+        Raises:
+          UserError: the model has no head of these tasks, or is an export; an argument is wrong.
+        """
+        task = self.explained_task(max_seq_length)
+        check_target(task, target)
+        if self._is_export:
+            raise UserError("an export has no gradients: use the model that it was made from")
+        layout = Layout(
+            task.head,
+            task.num_labels,
+            self.architecture,
+            self.tokenizer,
+            steps=steps,
+            baseline=baseline,
+            num_rows=self._devices.mesh.size,
+            tokens_at_once=self._devices.tokens_per_device,
+        )
+        pieces, points = self.tokenizer.pieces, functools.cache(layout.points)
+
+        def start(batch: Batch) -> dict[str, jax.Array]:
+            length = batch.rows["input_ids"].shape[1]
+            return self._attributions(
+                self.params,
+                self._devices.put(batch),
+                *points(length),
+                head=task.head,
+                from_zero=baseline == "zero",
+            )
+
+        def finish(batch: Batch, found: dict[str, np.ndarray]) -> Iterator[dict[str, Any]]:
+            for row, stop in zip(batch.row, batch.stop):
+                of_row = {name: values[row] for name, values in found.items()}
+                yield {name: x[:stop] if x.ndim else float(x) for name, x in of_row.items()}
+
+        def attributions() -> Iterator[list[Attribution]]:
+            far, worst = 0, 0.0
+            for of_texts in self._targets(task, texts, target):
+                flat = itertools.chain.from_iterable(of_texts)
+                results = self._devices.run_packed(flat, layout.pack, start, finish)
+                for items in of_texts:
+                    found = [
+                        Attribution(
+                            item.target,
+                            tokens=[pieces[id_] for id_ in item.ids],
+                            b_start=int(item.b_start),
+                            **next(results),
+                        )
+                        for item in items
+                    ]
+                    errors = [each.completeness_error for each in found]
+                    far += sum(error > FAR for error in errors)
+                    worst = max(worst, *errors, 0.0)
+                    yield found
+            if far:
+                _log.warning(
+                    f"{far} attributions have a completeness error above {FAR:.0%}, up to "
+                    f"{worst:.0%}: take more steps than {steps}"
+                )
+
+        return _like(texts, attributions())
+
+    def explained_task(self, max_seq_length: int | None = None) -> AnyTask:
+        """The task whose predictions `attributions` explains: of texts, words or questions.
+
+        Raises:
+          UserError: the model has no head of such a task.
+        """
+        kinds: tuple[type[AnyTask], ...] = (text_kind(self._model), TaggingTask, AnsweringTask)
+        known = known_task(self._model)
+        fitting = [kind for kind in kinds if isinstance(known, kind)]
+        fitting += [kind for kind in kinds if kind().head.part in self.functions]
+        task = task_as(self._model, [*fitting, *kinds][0], max_seq_length=max_seq_length)
+        self.require(*task.head.parts(self.architecture))
+        return task
+
+    def _targets(
+        self, task: AnyTask, texts: Iterable[Any], target: str | None
+    ) -> Iterator[list[list[Explained]]]:
+        """Sequences of some texts at a time, with what to explain in each."""
+        if isinstance(task, TextTask):
+            for examples in _chunks(self._text_examples(task, texts)):
+                logits = self.logits_stream(task.head, examples)
+                yield [
+                    [Explained(*example, found) for found in class_targets(task, each, target)]
+                    for example, each in zip(examples, logits)
+                ]
+        elif isinstance(task, TaggingTask):
+            for some in _chunks(checked(texts, pair=False, words=True)):
+                of_each = [self._words(task, item) for item in some]
+                found = self._outputs(task, [sentence for *_, sentence in of_each])
+                places = zip(of_each, found.predictions, found.windows_of_examples())
+                yield [
+                    [
+                        found.explained(*each)
+                        for each in entity_targets(
+                            task, text, words, prediction, found.features, windows, target
+                        )
+                    ]
+                    for (text, words, _), prediction, windows in places
+                ]
+        else:
+            for some in _chunks(checked(texts, text=False)):
+                asked = [Question(str(number), *pair) for number, pair in enumerate(some)]
+                found = self._outputs(task, asked)
+                yield [
+                    [found.explained(*answer_target(each, found.features, windows, found.logits))]
+                    for each, windows in zip(found.predictions, found.windows_of_examples())
+                ]
 
     def attention(self, text: Text) -> np.ndarray:
         """How much each token of a text or pair attends to each other, in every attention head.

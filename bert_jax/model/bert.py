@@ -332,6 +332,7 @@ class Bert(nnx.Module):
         dropout_key: jax.Array | None = None,
         all_layers: bool = False,
         causal: jax.Array | None = None,
+        embeddings: jax.Array | None = None,
     ) -> jax.Array:
         """Encodes rows of tokens.
 
@@ -342,13 +343,17 @@ class Bert(nnx.Module):
           all_layers: return the embeddings and the output of every layer; a final norm applies to
             the last.
           causal: [batch, length] bool, positions that attend to none after them; None for none.
+          embeddings: [batch, length, hidden_size] in the compute dtype, what the first layer reads;
+            None for the embeddings of `input_ids`, which otherwise are not used.
 
         Returns:
           [batch, length, hidden_size] in the compute dtype; with `all_layers`,
           [num_layers + 1, batch, length, hidden_size].
         """
         keys = split_key(dropout_key, 2)
-        hidden = self.embeddings(input_ids, token_type_ids, position_ids, segment_ids, keys[0])
+        hidden = embeddings
+        if hidden is None:
+            hidden = self.embeddings(input_ids, token_type_ids, position_ids, segment_ids, keys[0])
         hidden = self.constrain(hidden, ("batch", "length", "hidden"))
         distances = self.embeddings.distances()
         hidden = self.encoder(
