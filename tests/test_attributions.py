@@ -289,6 +289,12 @@ def test_wrong_arguments(head, options, message, models):
         models[head].attributions(texts_of(head), **options)
 
 
+def test_a_model_in_int8_has_no_gradients(paths, tmp_path):
+    bert_jax.convert(paths["sequence"], tmp_path / "int8", to="bert_jax", quantize="int8")
+    with pytest.raises(UserError, match="a model in int8 has no gradients"):
+        bert_jax.load(tmp_path / "int8").attributions(TEXTS)
+
+
 EVIL = "the </script><b>cat</b> $x$ & film"
 
 

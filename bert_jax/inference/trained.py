@@ -42,6 +42,7 @@ from bert_jax.model.heads import (
     SEQUENCE_CLASSIFIER,
     Head,
 )
+from bert_jax.model.int8 import is_int8
 from bert_jax.tasks import AnsweringTask, TaggingTask, TextTask
 from bert_jax.tasks.answering.decoding import Prediction
 from bert_jax.tasks.answering.example import Question
@@ -671,12 +672,14 @@ class TrainedBert:
           its words' tags; or an answer, by the logits of its two ends.
 
         Raises:
-          UserError: the model has no head of these tasks, or is an export; an argument is wrong.
+          UserError: the model has no head of these tasks, is an export or in int8; or an argument
+            is wrong.
         """
         task = self.explained_task(max_seq_length)
         check_target(task, target)
-        if self._is_export:
-            raise UserError("an export has no gradients: use the model that it was made from")
+        if self._is_export or is_int8(self.params):
+            kind = "an export" if self._is_export else "a model in int8"
+            raise UserError(f"{kind} has no gradients: use the model that it was made of")
         layout = Layout(
             task.head,
             task.num_labels,
