@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
         "--checklist",
         metavar="FILE.jsonl",
         help="for a classifier: run tests of behaviour instead, in CheckList's form: a JSON object "
-        "a line, with `test`, `type` (MFT, INV or DIR) and what docs/explaining.md says",
+        "a line, with `test`, `type` (MFT, INV or DIR) and what docs/robustness.md says",
     )
     parser.add_argument(
         "--output",
