@@ -470,3 +470,17 @@ def test_names_that_are_none():
     given = [f"--config={CONFIGS / 'finetune.py'}:classification", "--config.task.labels=(0, 1)"]
     with pytest.raises(UserError, match=r"config.task.labels must be .*, not \(0, 1\) \(tuple\)"):
         load_config(FinetuneConfig, given)
+
+
+def test_the_tuned_quickstart_has_all_steps_of_its_ladder():
+    plain, modern, tuned = (
+        configured(f"quickstart.py{name}") for name in ("", ":modern", ":tuned")
+    )
+    assert tuned.model == modern.model != plain.model
+    rate = learning_rate(tuned)
+    rates = [float(rate(step)) for step in (200, 2400, 2800, 4000)]
+    assert rates == pytest.approx([3e-3, 3e-3, 1.5e-3, 0])
+    shares = [tuned.masking.masked_lm_prob, tuned.masking.final_masked_lm_prob]
+    assert shares == [0.3, 0.15]
+    assert tuned.masking.heldout_masked_lm_prob == plain.masking.masked_lm_prob
+    assert tuned.masking.max_predictions_per_seq == 10  # 30 % of 32 tokens
