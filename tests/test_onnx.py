@@ -12,6 +12,7 @@ from bert_jax.__main__ import main
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.inference import choices, onnx
 from bert_jax.interop.workdir import write_workdir
+from bert_jax.model.int8 import in_int8
 
 WORDPIECE = WordPiece((*SPECIAL_TOKENS, *(f"word{n}" for n in range(95))), lowercase=True)
 SMALL = {"hidden_size": 32, "num_heads": 2, "intermediate_size": 48}
@@ -57,6 +58,10 @@ def exported(tmp_path, runtime, capsys, parts, **changes):
 
 
 def test_classifier(tmp_path, runtime, capsys):
+    from onnx import TensorProto
+    from onnx import load as load_onnx
+    from onnx.numpy_helper import to_array
+
     parts = ("pooler", "sequence_classifier")
     bert, inputs, session = exported(tmp_path, runtime, capsys, parts, **SMALL)
     assert list(inputs) == ["input_ids", "attention_mask", "token_type_ids"]
@@ -75,6 +80,15 @@ def test_classifier(tmp_path, runtime, capsys):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["id2label"] == {"0": "negative", "1": "neutral", "2": "positive"}
     assert not list((tmp_path / "out").glob("*.safetensors"))
+
+    # In int8 it has the integers of the model in int8.
+    onnx._quantize(tmp_path / "out" / "model.onnx")
+    graph = load_onnx(tmp_path / "out" / "model.onnx").graph
+    weights = [to_array(each) for each in graph.initializer if each.data_type == TensorProto.INT8]
+    layers = in_int8(make_portable(WORDPIECE, parts, **SMALL).params)["bert"]["encoder"]["layers"]
+    for part, name in (("attention", "query"), ("feed_forward", "output")):
+        for kernel in layers[part][name]["kernel"]:
+            assert any(np.array_equal(kernel, each) for each in weights)
 
 
 @pytest.mark.parametrize(

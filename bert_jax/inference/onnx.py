@@ -85,7 +85,9 @@ def write_onnx(directory: Path, model: Portable, report: Report) -> None:
     report(f"{FILE}: results differ from the model's by {difference:.1e} at most")
     if int8:
         _quantize(directory / FILE)
-        report(f"{FILE}: weights in int8; ONNX Runtime rounds activations by a rule of its own")
+        report(
+            f"{FILE}: matrices in int8 as they were rounded, the rest by ONNX Runtime's own rule"
+        )
 
 
 def _write_graph(directory: Path, model: Portable) -> None:
@@ -127,7 +129,7 @@ def _write_graph(directory: Path, model: Portable) -> None:
 
 
 def _quantize(file: Path) -> None:
-    """Rounds weights to int8 as the model's were, a scale for each output of a matrix."""
+    """Rounds weights to int8, matrices as `in_int8` does, with a scale for each output."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     exact = file.with_suffix(".exact")
