@@ -134,7 +134,11 @@ def _quantize(file: Path) -> None:
 
     exact = file.with_suffix(".exact")
     file.rename(exact)
-    quantize_dynamic(exact, file, per_channel=True, weight_type=QuantType.QInt8)
+    logging.disable(logging.WARNING)  # it warns of a step that it does not need
+    try:
+        quantize_dynamic(exact, file, per_channel=True, weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(logging.NOTSET)
     exact.unlink()
 
 
