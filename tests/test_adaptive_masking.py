@@ -14,6 +14,7 @@ from tiny import make_batch, make_masking
 from bert_jax.api.pretrain import Part, pretrain, trained_parts
 from bert_jax.data.stores import open_store
 from bert_jax.errors import UserError
+from bert_jax.interop.teachers import Teachers
 from bert_jax.model.heads import MASKED_LM
 from bert_jax.objective import pretraining
 from bert_jax.objective.masking import TokenMasking, mask_tokens
@@ -42,7 +43,9 @@ def run(sotu_store, tmp_path_factory):
 def test_rates_are_those_of_loops(run, sotu_store):
     """From the predictions of each step, read at its own masks, in float64."""
     config = adaptive(sotu_store)
-    part = Part.build(config.stages()[0], open_store(sotu_store), trained_parts(config))
+    store = open_store(sotu_store)
+    teachers = Teachers(config, store.tokenizer)
+    part = Part.build(config.stages()[0], store, trained_parts(config), teachers)
     batches = part.batches(0)
 
     @jax.jit
@@ -85,7 +88,9 @@ def test_rates_are_those_of_loops(run, sotu_store):
 )
 def test_other_objectives_count_their_masked_words(sotu_store, objective, head):
     config = adaptive(sotu_store, **objective, **{"data.pairs": "none"})
-    part = Part.build(config.stages()[0], open_store(sotu_store), trained_parts(config))
+    store = open_store(sotu_store)
+    teachers = Teachers(config, store.tokenizer)
+    part = Part.build(config.stages()[0], store, trained_parts(config), teachers)
     state = part.initial_state(config.seed, {})
     batch = next(part.batches(0))
 

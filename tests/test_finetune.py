@@ -552,6 +552,45 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypa
     )
 
 
+def test_a_teacher_is_learned_from(model, tmp_path):
+    """One that is the model itself has nothing to teach, in whatever order its classes are."""
+    source, teacher = read_workdir(model), epath.Path(tmp_path / "teacher")
+    kernel = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
+    head = {"kernel": kernel, "bias": np.array([0.5, -0.5], np.float32)}
+    params = {"bert": source.params["bert"], "sequence_classifier": head}
+    source = source._replace(params=params, labels=("late", "early"))
+    write_workdir(teacher, source)
+    changes = {"numerics.hidden_dropout": 0.0, "numerics.attention_dropout": 0.0, "epochs": 0.1}
+    changes |= {"optimizer.learning_rate": 1e-30, "log_every": 1, "teacher": teacher}
+    config = recipe("classification", teacher, tmp_path, **changes, teacher_weight=0.25)
+    run = epath.Path(tmp_path / "run")
+    assert finetune(config, run)
+    line = next(line for line in read_metrics(run) if line["split"] == "train")
+    assert line["soft_loss"] == pytest.approx(0, abs=1e-6)
+    assert line["loss"] == pytest.approx(0.75 * line["task_loss"], abs=1e-6)
+    assert {*read_workdir(run).params} == {"bert", "sequence_classifier"}
+    with pytest.raises(UserError, match=r"finetune\.teacher: '.*teacher' -> ''"):
+        finetune(dataclasses.replace(config, teacher=""), run)
+    for name, changed, message in (
+        (
+            "moved",
+            source._replace(
+                params=params
+                | {"sequence_classifier": {"kernel": kernel + 1, "bias": head["bias"]}}
+            ),
+            "teacher_weights: '[0-9a-f]{64}' -> '",
+        ),
+        (
+            "other",
+            source._replace(labels=("up", "down")),
+            "no model of the classes early, late .* of up, down: fine-tune",
+        ),
+    ):
+        write_workdir(tmp_path / name, changed)
+        with pytest.raises(UserError, match=message):
+            finetune(dataclasses.replace(config, teacher=str(tmp_path / name)), run)
+
+
 def test_a_frozen_encoder_stays(model, tmp_path):
     config = recipe("classification", model, tmp_path, freeze=True, epochs=1.0)
     workdir = epath.Path(tmp_path / "run")

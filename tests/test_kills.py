@@ -14,6 +14,7 @@ from test_training import deterministic
 from bert_jax.api import pretrain as pretraining
 from bert_jax.api.pretrain import Part, pretrain, trained_parts
 from bert_jax.data.stores import open_store
+from bert_jax.interop.teachers import Teachers
 from bert_jax.parallel import rules
 
 KILLS = 10
@@ -36,7 +37,8 @@ def test_a_branch_that_is_killed_at_random_is_the_same_run(sotu_store, tmp_path,
     config = whole(sotu_store, branch_from=f"{run}@2", steps=7)
     # What each start would trace anew is the same.
     build = functools.cache(lambda first_row: Part.build(config.stages()[0], *given, first_row))
-    given = (open_store(sotu_store), trained_parts(config))
+    store = open_store(sotu_store)
+    given = (store, trained_parts(config), Teachers(config, store.tokenizer))
     monkeypatch.setattr(pretraining, "Part", SimpleNamespace(build=lambda *x: build(x[-1])))
     assert pretrain(config, epath.Path(tmp_path / "whole"))
 

@@ -23,6 +23,7 @@ from bert_jax.fields import Plain, build, to_plain
 from bert_jax.inference.fine_tuned import known_task, task_of
 from bert_jax.interop.formats import read
 from bert_jax.interop.portable import Portable
+from bert_jax.interop.teachers import Teachers
 from bert_jax.interop.workdir import check_params
 from bert_jax.model.heads import parts_of
 from bert_jax.model.int8 import is_int8
@@ -37,6 +38,7 @@ from bert_jax.tasks.features import Features, check_token_types
 from bert_jax.tasks.protocol import AnyTask, settings
 from bert_jax.train.checkpoints import Checkpoints, DamagedCheckpoint, latest_step
 from bert_jax.train.weights import TRAINED
+from bert_jax.train.workdirs import other_data
 
 _log = logging.getLogger(__name__)
 
@@ -356,7 +358,7 @@ class Trained(NamedTuple):
     Attributes:
       config: configuration of the stage that the checkpoint was trained in.
       model: structure of the model.
-      params: parameters, on a mesh.
+      params: parameters, on a mesh; those of a teacher beside them.
       step: step of the checkpoint.
     """
 
@@ -383,7 +385,12 @@ def load_trained(
     config = read_pretrain_config(workdir / "config.json")
     with Checkpoints(workdir, read_only=True) as checkpoints:
         params, step = checkpoints.read_params(step, weights)
+    teachers = Teachers(config, load_tokenizer(workdir))
+    if changed := other_data(read_json(workdir / "data.json"), teachers.fingerprints):
+        raise UserError(f"{workdir} learned from another teacher: {'; '.join(changed)}")
     config = config.stage_of(step).config
-    model = stage_model(config, mesh, parts_of(params))
+    model = stage_model(config, mesh, parts_of(params), teachers.architecture(config))
     check_params(workdir / "checkpoints" / str(step), model, params)
-    return Trained(config, model, rules.put_params(params, mesh, model.axes), step)
+    beside = teachers.beside(config, mesh, model.axes)
+    placed = rules.put_params(params, mesh, model.axes) | beside
+    return Trained(config, model, placed, step)

@@ -25,10 +25,12 @@ from bert_jax.evaluation.task_scores import Examples, TaskScores
 from bert_jax.fields import Plain, resumable, to_plain
 from bert_jax.interop.initial import read_initial, replace_params, without_parts
 from bert_jax.interop.portable import Portable
+from bert_jax.interop.teachers import FINGERPRINT, read_teacher
 from bert_jax.model.architecture import Architecture, Numerics
-from bert_jax.model.heads import MULTI_LABEL_CLASSIFIER, parts_of
+from bert_jax.model.heads import HEADS, MULTI_LABEL_CLASSIFIER, parts_of
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Axes, Params
+from bert_jax.model.teacher import TEACHER, model_with_teacher
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, row_devices
@@ -84,14 +86,15 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     workdir = epath.Path(workdir)
     with hosts.agreement():
         check_trackers(config.trackers)
-        source = read_initial(config.init_from, config.init_weights, report=hosts.print_once)
+        source = read_initial(config, report=hosts.print_once)
         task, data = read_data(config, source)
+        teacher = read_task_teacher(config, source, task, data)
     hosts.check_shared(workdir)
     for name, (examples, features, _) in data.items():
         counts = ", ".join(f"{count:,} {what}" for what, count in features.counts.items() if count)
         hosts.print_once(f"{name}: {len(examples):,} examples ({counts})")
     cpu.advise()
-    setup = Setup.build(config, source, task, data)
+    setup = Setup.build(config, source, task, data, teacher)
     if config.seeds == 1:
         return train_once(config, workdir, setup)
     if config.resume_from >= 0:
@@ -148,25 +151,64 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
     return task, data
 
 
+def read_task_teacher(
+    config: FinetuneConfig, source: Portable, task: AnyTask, data: Mapping[str, Examples]
+) -> Portable | None:
+    """The teacher, its outputs in the order of the task's classes; None if there is none.
+
+    Raises:
+      UserError: it cannot be read, or is no model of this task or of the vocabulary of `source`.
+    """
+    if not config.teacher:
+        return None
+    if task.head.part not in HEADS:
+        raise UserError(
+            f"config.teacher={config.teacher}: config.task={task.called()} compares vectors, which "
+            "config.objective=distillation of `bert-jax pretrain` learns: set it to ''"
+        )
+    length = task.max_seq_length
+    teacher = read_teacher("config.teacher", config.teacher, source.tokenizer, length)
+    check_token_types(
+        data["train"].features, teacher.architecture.type_vocab_size, source.tokenizer
+    )
+    head = head_by_names(teacher, task)
+    wanted = task.head.parts(teacher.architecture)
+    missing = [part for part in wanted if part not in parts_of(teacher.params)]
+    outputs = task.num_labels or task.head.outputs
+    if missing or head is None or (teacher.outputs and teacher.outputs != outputs):
+        classes = f" of the classes {', '.join(task.label_names)}" if task.label_names else ""
+        theirs = f", but of {', '.join(teacher.labels)}" if teacher.labels else ""
+        raise UserError(
+            f"config.teacher={config.teacher} is no model{classes} for "
+            f"config.task={task.called()}{theirs}: fine-tune one on the same task"
+        )
+    unused = [part for part in parts_of(teacher.params) if part not in wanted]
+    return teacher._replace(params=without_parts(teacher.params, unused) | {task.head.part: head})
+
+
 class Setup(NamedTuple):
     """What the runs of all seeds share.
 
     Attributes:
       source: trained model to start from.
+      teacher: trained model to learn from, if there is one.
       task: task, with its labels.
       data: examples of each split.
       mesh: devices to compute on.
       model: structure of the model.
+      objective: what it learns.
       program: training state and its compiled step.
       scores: evaluation of each split except train.
       steps: number of steps of a run.
     """
 
     source: Portable
+    teacher: Portable | None
     task: AnyTask
     data: Mapping[str, Examples]
     mesh: Mesh
     model: Model
+    objective: FineTuning
     program: Program
     scores: Mapping[str, TaskScores]
     steps: int
@@ -178,6 +220,7 @@ class Setup(NamedTuple):
         source: Portable,
         task: AnyTask,
         data: Mapping[str, Examples],
+        teacher: Portable | None = None,
     ) -> "Setup":
         """Compiles at the first steps.
 
@@ -198,13 +241,38 @@ class Setup(NamedTuple):
         steps = math.ceil(config.epochs * batches.steps_per_epoch)
         optimizer = config.optimizer
         warmup_steps = optimizer.warmup_steps or round(config.warmup_share * steps)
+        objective = FineTuning(
+            model.graphdef, task.head, config.numerics.hidden_dropout, config.freeze
+        )
+        trained, frozen = model, {}
+        if teacher:
+            check_divides(mesh, teacher.architecture, "the teacher's ")
+            trained = model_with_teacher(
+                source.architecture,
+                config.numerics,
+                parallelism(mesh, config.numerics),
+                parts=task.head.parts(source.architecture),
+                outputs=task.num_labels,
+                teacher=teacher.architecture,
+                teacher_parts=task.head.parts(teacher.architecture),
+            )
+            frozen = rules.put_params(
+                {TEACHER: teacher.params}, mesh, trained.axes, zero1=config.mesh.zero1
+            )
+            objective = dataclasses.replace(
+                objective,
+                graphdef=trained.graphdef,
+                teacher_weight=config.teacher_weight,
+                temperature=config.temperature,
+            )
         program = Program(
             config,
-            FineTuning(model.graphdef, task.head, config.numerics.hidden_dropout, config.freeze),
-            model,
+            objective,
+            trained,
             transformation(config, model.axes, source.architecture.num_layers),
             optimizer.schedule.rate(optimizer.learning_rate, warmup_steps, steps),
             mesh,
+            frozen=frozen,
         )
         scores = {
             split: TaskScores(
@@ -220,7 +288,7 @@ class Setup(NamedTuple):
             for split, examples in data.items()
             if split != "train"
         }
-        return cls(source, task, data, mesh, model, program, scores, steps)
+        return cls(source, teacher, task, data, mesh, model, objective, program, scores, steps)
 
     def description(self, config: FinetuneConfig) -> Plain:
         """The part of a run's `config.json` that a resumed run is compared with."""
@@ -239,6 +307,8 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
     task, data, program = setup.task, setup.data, setup.program
     description = setup.description(config)
     identity = {split: fingerprint(examples.features) for split, examples in data.items()}
+    if setup.teacher:
+        identity[FINGERPRINT] = weights_fingerprint(setup.teacher.params)
 
     def weights() -> str:
         return weights_fingerprint(setup.source.params)
@@ -292,7 +362,9 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
             params=operator.attrgetter("averaged"),
         )
         every = max(1, batches.steps_per_epoch // config.evals_per_epoch)
-        trainer.report_every(config.log_every, Log(writer, FineTuning.heads))
+        trainer.report_every(
+            config.log_every, Log(writer, setup.objective.heads, setup.objective.factors)
+        )
         trainer.every(every, evaluate)
         trainer.every(every, save, when_stopped=True)
         trainer.after_every_step(profiler.after_step)
@@ -443,6 +515,8 @@ def free_to_change(config: FinetuneConfig) -> list[str]:
     unless the run goes back.
     """
     free = [*resumable(config, "finetune."), *resumable(config.numerics, "numerics.")]
+    if config.teacher:
+        free.append("finetune.teacher:")  # it is known by its weights
     if config.resume_from >= 0:
         return [*free, "finetune.warmup_share:"]
     return [field for field in free if not field.startswith("finetune.optimizer.")]

@@ -29,9 +29,12 @@ from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.data.batches import batch_shapes
 from bert_jax.errors import UserError
 from bert_jax.fields import fields_of
-from bert_jax.model.architecture import Numerics
+from bert_jax.interop.formats import read_architecture
+from bert_jax.model.architecture import Architecture, Numerics
+from bert_jax.model.model import build_model
+from bert_jax.model.teacher import TEACHER
 from bert_jax.parallel import rules
-from bert_jax.parallel.mesh import layout_of, row_devices
+from bert_jax.parallel.mesh import check_divides, layout_of, row_devices
 from bert_jax.parallel.topologies import topology_devices
 from bert_jax.report import compiled
 from bert_jax.report.plans import Plan, Program
@@ -92,7 +95,7 @@ def plan(config: PretrainConfig, topology: str, num_slices: int = 1) -> Plan:
         rows_per_device=config.data.batch_size // _rows_unit(config, mesh),
         num_params=num_params(step.abstract_state.params),
         state_bytes=_bytes_on_device(step.abstract_state),
-        flops=config.data.batch_size * flops_per_row(config),
+        flops=config.data.batch_size * flops_per_row(config, planned_teacher(config)),
         compiler_options=step.compiler_options,
         peak_bytes=result["peak_bytes"],
         program=found,
@@ -106,7 +109,18 @@ def planned_step(config: PretrainConfig, mesh: Mesh) -> program.Program:
       UserError: config and devices do not fit together.
     """
     check_devices(config, mesh)
-    model = stage_model(config, mesh, trained_parts(config))
+    teacher, frozen = planned_teacher(config), {}
+    if teacher:
+        check_divides(mesh, teacher, "the teacher's ")
+    model = stage_model(config, mesh, trained_parts(config), teacher)
+    if teacher:
+        whole = build_model(teacher, config.numerics, parts=config.objective.teacher_parts)
+        frozen = {TEACHER: jax.eval_shape(whole.init, jax.random.key(0))}
+        zero1 = config.mesh.zero1
+        shardings = rules.state_shardings(mesh, frozen, model.axes, zero1=zero1)
+        frozen = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), frozen, shardings
+        )
     masking = config.bound_masking(_Vocabulary(config.model.vocab_size))
     objective = config.objective.bind(model.graphdef, masking, config.seed)
     untimed = dataclasses.replace(config, budget_hours=0.0)  # a budget's rate needs the clock
@@ -120,7 +134,14 @@ def planned_step(config: PretrainConfig, mesh: Mesh) -> program.Program:
         mesh,
         adaptive=config.adaptive,
         vocab_size=config.model.vocab_size,
+        frozen=frozen,
     )
+
+
+def planned_teacher(config: PretrainConfig) -> Architecture | None:
+    """The architecture of the teacher of a run; None if it has none."""
+    path = config.objective.teacher
+    return read_architecture(path) if path else None
 
 
 def abstract_batch(config: PretrainConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

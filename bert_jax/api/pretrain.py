@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 import jax
@@ -30,8 +29,11 @@ from bert_jax.evaluation.suite_scores import SuiteScores, exact
 from bert_jax.evaluation.suites import open_suite
 from bert_jax.fields import resumable
 from bert_jax.interop.initial import initial_params, replace_params, without_parts
+from bert_jax.interop.teachers import FINGERPRINT, Teachers
+from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import MASKED_LM, parts_of
 from bert_jax.model.model import Model
+from bert_jax.model.parameters import Params
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.parallel import cpu, hosts, rules
 from bert_jax.parallel.mesh import check_divides, layout_of, row_devices
@@ -95,15 +97,18 @@ def pretrain(config: PretrainConfig, workdir: epath.PathLike) -> bool:
         check_trackers(config.trackers)
         config = with_origin(config, workdir)
         stores = configured_stores(config)
-    check_same(config, identities(config, stores))
+        teachers = Teachers(config, stores[0].tokenizer)
+    check_same(config, identities(config, stores) | teachers.fingerprints)
     hosts.check_shared(workdir)
     with held(workdir):
-        return train(config, workdir, stores)
+        return train(config, workdir, stores, teachers)
 
 
-def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) -> bool:
+def train(
+    config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store], teachers: Teachers
+) -> bool:
     """Begins or resumes the run in a workdir that is held; see `pretrain`."""
-    store, data = stores[0], identities(config, stores)
+    store, data = stores[0], identities(config, stores) | teachers.fingerprints
     with hosts.agreement():
         done = check_can_go_on(workdir, config, store, data)
     origin = parse_origin(config.branch_from) if done is None else Origin("", None)
@@ -111,7 +116,7 @@ def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) 
     started: dict[str, Any] = {} if done is None else start_of(workdir)
     if origin.workdir:
         with hosts.agreement():
-            started = {FIRST_ROW: check_origin(config, store)}
+            started = {FIRST_ROW: check_origin(config, store, teachers)}
             if passed := passed_at_origin(config, started[FIRST_ROW] > 0):
                 started[PASSED] = passed
         with other_origin(origin):
@@ -141,7 +146,8 @@ def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) 
     parts: list[Part] = []
     for stage, store in left:
         first_row = started.get(FIRST_ROW, 0) * (stage.first_step == config.first_step)
-        parts.append(Part.build(stage, going_on(store, passed), model_parts, first_row))
+        data_left = going_on(store, passed)
+        parts.append(Part.build(stage, data_left, model_parts, teachers, first_row))
         with stage.errors():
             passed |= parts[-1].stream.passes(stage.config.steps)
     check_shapes(parts)
@@ -194,14 +200,14 @@ def train(config: PretrainConfig, workdir: epath.Path, stores: Sequence[Store]) 
                     writer.write(trainer.done, "baseline", baselines)
                 trainer.state = part.program.place(trainer.state)
                 trainer.report_every(config.log_every, part.log(writer))
-                heldout = Evaluate(part.heldout, writer, [target])
+                heldout = Evaluate(part.heldout, writer, [target], params=part.trained)
                 trainer.every(config.eval_every, heldout)
                 if part.stage.config.optimizer.ema_decay:
-                    ema = attrgetter("ema")
+                    ema = functools.partial(part.trained, member="ema")
                     scored = Evaluate(part.heldout, writer, split="heldout_ema", params=ema)
                     trainer.every(config.eval_every, scored)
                 if part.suites:
-                    scores = Evaluate(part.suites, writer, split="suites")
+                    scores = Evaluate(part.suites, writer, split="suites", params=part.trained)
                     trainer.every(config.eval_suites_every or config.eval_every, scores)
                 trainer.every(config.checkpoint_every, save, when_stopped=True)
                 trainer.after_every_step(trace.after_step)
@@ -241,6 +247,7 @@ class Part(NamedTuple):
       stream: this host's batches.
       heldout: evaluation on held-out documents.
       suites: evaluation on suites, if there are any.
+      teacher: architecture of the teacher, if there is one.
     """
 
     stage: Stage
@@ -252,15 +259,24 @@ class Part(NamedTuple):
     stream: BatchStream
     heldout: HeldOut
     suites: SuiteScores | None
+    teacher: Architecture | None
 
     @classmethod
-    def build(cls, stage: Stage, store: Store, parts: Sequence[str], first_row: int = 0) -> "Part":
+    def build(
+        cls,
+        stage: Stage,
+        store: Store,
+        parts: Sequence[str],
+        teachers: Teachers,
+        first_row: int = 0,
+    ) -> "Part":
         """Plans the first epoch and draws the held-out examples; compiles at the first step.
 
         Args:
           stage: stage to train.
           store: its data.
           parts: parts of the model.
+          teachers: teachers of the run.
           first_row: row of the data with which the first batch begins.
 
         Raises:
@@ -277,12 +293,15 @@ class Part(NamedTuple):
                 first_row=first_row,
                 host_rows=functools.partial(hosts.local_rows, rules.batch_sharding(mesh)),
             )
-            model = stage_model(config, mesh, parts)
+            teacher = teachers.architecture(config)
+            model = stage_model(config, mesh, parts, teacher)
+            frozen = teachers.beside(config, mesh, model.axes)
             heldout = HeldOut(config, store, model, mesh)
             objective = bound_objective(config, store, model, config.seed, stage.first_step)
             suites = None
             if config.eval_suites:
-                suites = suite_scores(config, store.tokenizer, mesh, parts, objective.word_heads)
+                heads = objective.word_heads
+                suites = suite_scores(config, store.tokenizer, mesh, parts, heads, teacher)
         optimizer = config.optimizer.transformation(model.axes)
         rate = learning_rate(config, stage.first_step)
         timed = config.budget_hours > 0
@@ -296,8 +315,9 @@ class Part(NamedTuple):
             timed=timed,
             adaptive=config.adaptive,
             vocab_size=config.model.vocab_size,
+            frozen=frozen,
         )
-        return cls(stage, mesh, model, program, objective, store, stream, heldout, suites)
+        return cls(stage, mesh, model, program, objective, store, stream, heldout, suites, teacher)
 
     def initial_state(self, seed: int, given: dict[str, Any]) -> TrainState:
         """The state at step 0; parameters in `given`, numpy arrays, replace random ones."""
@@ -306,6 +326,10 @@ class Part(NamedTuple):
         placed = rules.put_params(given, self.mesh, self.model.axes, zero1=zero1)
         params = replace_params(state.params, placed)
         return self.program.place(dataclasses.replace(state, params=params, ema=None))
+
+    def trained(self, state: TrainState, member: str = "params") -> Params:
+        """What evaluations read: parameters of a state, and those beside it."""
+        return getattr(state, member) | self.program.frozen
 
     def step(self, budget: Budget) -> Any:
         """(state, batch) -> (state, metrics), compiled."""
@@ -337,7 +361,7 @@ class Part(NamedTuple):
             self.objective.factors,
             more=passes,
             first_row=lambda step: sizes.first_row(step - self.stage.first_step),
-            flops_per_token=flops_per_row(config) / config.data.max_seq_length,
+            flops_per_token=flops_per_row(config, self.teacher) / config.data.max_seq_length,
             peak_flops=peak_flops(self.mesh),
         )
 
@@ -418,14 +442,21 @@ def saved_parts(workdir: epath.Path, step: int) -> tuple[str, ...]:
         return parts_of(checkpoints.params_tree(step))
 
 
-def stage_model(config: PretrainConfig, mesh: Mesh, parts: Sequence[str]) -> Model:
+def stage_model(
+    config: PretrainConfig,
+    mesh: Mesh,
+    parts: Sequence[str],
+    teacher: Architecture | None = None,
+) -> Model:
     """The model of a run or stage, on a mesh, with some parts of its objective.
 
-    A part starts with the same values whatever the other parts are.
+    A part starts with the same values whatever the other parts are. With the architecture of a
+    teacher, that is beside it.
     """
     parallel = parallelism(mesh, config.numerics)
+    more = (teacher,) if teacher else ()
     whole, model = (
-        config.objective.model(config.model, config.numerics, parallel, chosen)
+        config.objective.model(config.model, config.numerics, parallel, chosen, *more)
         for chosen in (config.objective.parts, parts)
     )
     others = [part for part in config.objective.parts if part not in parts]
@@ -438,6 +469,7 @@ def suite_scores(
     mesh: Mesh,
     parts: Sequence[str],
     word_heads: Sequence[str],
+    teacher: Architecture | None,
 ) -> SuiteScores:
     """The evaluation on the suites of a run or stage.
 
@@ -447,6 +479,7 @@ def suite_scores(
       mesh: devices to compute on.
       parts: parts of the model.
       word_heads: those of its objective.
+      teacher: architecture of its teacher, if it has one.
 
     Raises:
       UserError: a suite cannot be read, or the model predicts no words.
@@ -463,7 +496,7 @@ def suite_scores(
     return SuiteScores(
         suites,
         tokenizer,
-        stage_model(config, mesh, parts),
+        stage_model(config, mesh, parts, teacher),
         config.numerics,
         mesh,
         longest_row=config.model.max_position_embeddings,
@@ -489,15 +522,19 @@ def learning_rate(config: PretrainConfig, first_step: int = 0) -> Rate:
     return lambda step: rate(step - first_step)
 
 
-def flops_per_row(config: PretrainConfig) -> float:
-    """Training FLOPs of a full row that holds one example."""
+def flops_per_row(config: PretrainConfig, teacher: Architecture | None = None) -> float:
+    """Training FLOPs of a full row that holds one example; a teacher only runs forward."""
     length = config.data.max_seq_length
     predictions = config.objective.predicted(config.masking.masked_lm_prob) * length
     *others, last = config.objective.encoders(config.model)
-    return sum(
+    trained = sum(
         pretraining_flops_per_example(encoder, length=length, predictions=number)
         for encoder, number in [*((other, 0.0) for other in others), (last, predictions)]
     )
+    if teacher is None:
+        return trained
+    number = predictions if config.objective.teacher_parts else 0.0
+    return trained + pretraining_flops_per_example(teacher, length=length, predictions=number) / 3
 
 
 def configured_stores(config: PretrainConfig) -> tuple[Store, ...]:
@@ -723,8 +760,8 @@ def with_origin(config: PretrainConfig, workdir: epath.Path) -> PretrainConfig:
     return dataclasses.replace(config, branch_from=str(origin._replace(step=step)))
 
 
-def check_origin(config: PretrainConfig, store: Store) -> int:
-    """Checks that a branch goes on with the model and the data of its run.
+def check_origin(config: PretrainConfig, store: Store, teachers: Teachers) -> int:
+    """Checks that a branch goes on with the model, the teacher and the data of its run.
 
     Returns:
       The row of the data with which its first batch begins: that at which the run has arrived, or
@@ -746,6 +783,9 @@ def check_origin(config: PretrainConfig, store: Store) -> int:
     of_phase = [f"{path}{end}" for path in flatten(after.phase) for end in ":.["]
     if not {"data.store:", "data.mixture:"} & {*of_phase}:
         changed += other_data(read_json(run / "data.json"), identity(store))
+    if config.objective.teacher:
+        first = {FINGERPRINT: teachers.fingerprints[FINGERPRINT]}
+        changed += other_data(read_json(run / "data.json"), first)
     same_rows = (*SAME_ROWS, *moved(config))
     free = (*resumable(config), *BRANCH, *same_rows, *of_phase)
     refused = [x for x in changed if not x.startswith(free)]
@@ -776,10 +816,11 @@ def other_origin(origin: Origin) -> Iterator[None]:
 
 
 def moved(config: PretrainConfig) -> list[str]:
-    """Beginnings of the lines of `differences` about the paths of stores."""
-    names = ["data.store", *(f"data.mixture[{i}].store" for i in range(len(config.data.mixture)))]
+    """Beginnings of the lines of `differences` about the paths of stores and teachers."""
+    names = ["data.store", "objective.teacher"]
+    names += [f"data.mixture[{i}].store" for i in range(len(config.data.mixture))]
     for stage in config.stages() if config.phases else ():
-        each = ["data.store"]
+        each = ["data.store", "objective.teacher"]
         each += [f"data.mixture[{i}].store" for i in range(len(stage.config.data.mixture))]
         names += [f"{stage.name}.{name}" for name in each]
     return [f"{name}:" for name in names]

@@ -16,7 +16,7 @@ from bert_jax.fields import Plain, build, field, to_plain
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.attention import SPLASH_MULTIPLE
 from bert_jax.model.flash_attention import what_does_not_fit
-from bert_jax.objective import hybrid, replaced_token  # noqa: F401  kinds of objectives
+from bert_jax.objective import distillation, hybrid, replaced_token  # noqa: F401  kinds of objectives
 from bert_jax.objective.masking import AdaptiveMasking, BoundMasking, Masking, TokenMasking
 from bert_jax.objective.pretraining import MlmNsp
 from bert_jax.objective.protocol import Objective

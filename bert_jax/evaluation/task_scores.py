@@ -83,6 +83,7 @@ class TaskScores:
             row_multiple=row_devices(mesh),
         )
         objective = FineTuning(model.graphdef, task.head)
+        self._heads = objective.heads
         load = loader(mesh, model.axes, numerics)
 
         def step(params: Params, batch: dict[str, jax.Array]) -> tuple[jax.Array, Metrics]:
@@ -112,7 +113,7 @@ class TaskScores:
         predictions = task.predictions(outputs, features, examples)
         if not labelled:
             return Scores({}, predictions, outputs, task)
-        loss = means(add_sums(jax.device_get(sums)), FineTuning.heads)["loss"]
+        loss = means(add_sums(jax.device_get(sums)), self._heads)["loss"]
         metrics = task.metrics(predictions, examples) | {"loss": loss}
         return Scores(metrics, predictions, outputs, task)
 

@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from etils import epath
@@ -22,36 +23,72 @@ from bert_jax.model.generator import GENERATOR
 from bert_jax.model.heads import parts_of
 from bert_jax.model.int8 import in_float32, is_int8
 from bert_jax.model.parameters import Params
+from bert_jax.model.pruning import kept_layers
 from bert_jax.train.checkpoints import DamagedCheckpoint
-from bert_jax.train.run import parse_origin
+from bert_jax.train.run import Run, parse_origin
 
 # Fields of an `Architecture` that may differ: vocabularies are compared by their words, and the
 # initializer does not affect given weights.
 FREE = ("vocab_size", "initializer_range")
 
 
-def read_initial(
-    path: epath.PathLike, weights: str, *, lowercase: bool | None = None, report: Report
-) -> Portable:
-    """Reads the weights that `config.init_from` and `config.init_weights` name.
+def read_initial(run: Run, *, lowercase: bool | None = None, report: Report) -> Portable:
+    """Reads the weights that `init_from`, `init_weights` and `init_layers` of a config name.
 
     Raises:
       UserError: there are none, or they are damaged; it says how to start from another checkpoint.
     """
+    path = run.init_from
     try:
-        model = read(path, weights=weights, lowercase=lowercase, report=report)
+        model = read(path, weights=run.init_weights, lowercase=lowercase, report=report)
     except DamagedCheckpoint as error:
         if not error.whole:
             raise
-        source, step = shlex.quote(os.fspath(path)), error.whole[-1]
+        quoted, step = shlex.quote(os.fspath(path)), error.whole[-1]
         target = shlex.quote(f"{epath.Path(path).name or 'model'}-{step}")
         raise UserError(
-            f"{error.fact}: write another with `bert-jax convert {source} {target} --to=bert_jax "
+            f"{error.fact}: write another with `bert-jax convert {quoted} {target} --to=bert_jax "
             f"--step={step}` and then set config.init_from={target}"
         ) from error
     if is_int8(model.params):
         report("read into float32: the weights in int8, as they were rounded")
-    return model._replace(params=in_float32(model.params))
+    return with_layers(model._replace(params=in_float32(model.params)), run.init_layers)
+
+
+def with_layers(source: Portable, chosen: Sequence[int]) -> Portable:
+    """A model, and its generator if it has one, of some of its layers; of all if none is chosen.
+
+    Args:
+      source: model to take them from.
+      chosen: numbers of the layers, from 1.
+
+    Raises:
+      UserError: it has no such layer.
+    """
+    if not chosen:
+        return source
+    architecture = fewer_layers(source.architecture, chosen)
+    params = kept_layers(source.params, [layer - 1 for layer in chosen])
+    generator = source.generator and with_layers(source.generator, chosen)
+    return source._replace(architecture=architecture, params=params, generator=generator)
+
+
+def fewer_layers(architecture: Architecture, chosen: Sequence[int]) -> Architecture:
+    """The architecture of `with_layers`."""
+    if not chosen:
+        return architecture
+    wrong = [layer for layer in chosen if not 1 <= layer <= architecture.num_layers]
+    if wrong:
+        raise UserError(
+            f"config.init_layers={tuple(chosen)}: config.init_from has no layer {wrong[0]}, only 1 "
+            f"to {architecture.num_layers}"
+        )
+    if architecture.layer_mixing:
+        raise UserError(
+            f"config.init_layers={tuple(chosen)}: the layers of config.init_from mix the results "
+            "of all before them, so none can be left out; set it to ()"
+        )
+    return replace(architecture, num_layers=len(chosen))
 
 
 def initial_params(
@@ -76,7 +113,7 @@ def initial_params(
     # A checkpoint of Google does not say its casing; the words themselves are compared below.
     path = epath.Path(config.init_from)
     lowercase = casing(path, tokenizer.lowercase)
-    source = read_initial(path, config.init_weights, lowercase=lowercase, report=lines.append)
+    source = read_initial(config, lowercase=lowercase, report=lines.append)
     if source.tokenizer.vocab_hash != tokenizer.vocab_hash:
         raise UserError(
             f"config.init_from={config.init_from}: its vocabulary "
@@ -159,7 +196,8 @@ def follow_weights(
     if saved := next((path for path in files if path.exists()), None):
         theirs = to_plain(read_pretrain_config(saved).model)
     else:
-        theirs = to_plain(read_architecture(config.init_from))
+        found = read_architecture(config.init_from)
+        theirs = to_plain(fewer_layers(found, config.init_layers))
     given = {flag.removeprefix("--config.").partition("=")[0] for flag in overrides}
     fields = config.to_dict()
     changed = {

@@ -11,6 +11,7 @@ from bert_jax.interop.shapes import check_shapes, parameter_shapes
 from bert_jax.model.generator import GENERATOR, split_generator
 from bert_jax.model.model import Model
 from bert_jax.model.parameters import Params
+from bert_jax.model.teacher import without_projection
 from bert_jax.storage import read_json, write_json
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.weights import TRAINED
@@ -38,7 +39,8 @@ def read_workdir(
     """
     architecture, numerics, labels = read_model_config(path / CONFIG_FILE)
     with Checkpoints(path, read_only=True) as checkpoints:
-        params, _ = checkpoints.read_params(step, weights)
+        trained, _ = checkpoints.read_params(step, weights)
+    params = without_projection(trained)
     tokenizer = load_tokenizer(path, lowercase=lowercase)
     check_vocabulary(path / CONFIG_FILE, architecture, tokenizer)
     task = read_task(path / CONFIG_FILE)

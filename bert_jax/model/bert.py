@@ -371,6 +371,23 @@ class Bert(nnx.Module):
             return self.pooler.transform(hidden)
         return ACTIVATIONS[self.architecture.pooler](self.pooler(hidden))
 
+    def queries_keys_values(self, hidden: jax.Array, layer: int) -> tuple[jax.Array, ...]:
+        """What the attention of a layer compares and adds up, before positions rotate it.
+
+        Args:
+          hidden: [batch, length, hidden_size], the states that the layer reads.
+          layer: number of the layer, from 0.
+
+        Returns:
+          Queries, keys and values, each [batch, length, hidden_size] in the compute dtype.
+        """
+        graphdef, params = nnx.split(self.encoder.layers)
+        own = layers_of(nnx.to_pure_dict(params))[layer]
+        attending = nnx.merge(graphdef, self.encoder.gather_layer(own))
+        hidden = attending.attention_input(hidden, self.encoder.kinds[layer])
+        attention = attending.attention
+        return attention.query(hidden), attention.key(hidden), attention.value(hidden)
+
     def attention_probabilities(
         self, hidden_states: jax.Array, segment_ids: jax.Array
     ) -> jax.Array:

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.bert import Bert, Transform, gather_positions
 from bert_jax.model.feed_forward import ACTIVATIONS
-from bert_jax.model.losses import cross_entropy
+from bert_jax.model.losses import cross_entropy, divergence
 from bert_jax.model.parameters import linear, table
 
 IMPOSSIBLE = -1e9  # a logit with probability 0, finite so that its gradient is 0 and not NaN
@@ -117,6 +117,39 @@ class Head:
         """
         del batch
         return cross_entropy(logits, labels, weights)
+
+    def choices(self, logits: jax.Array, labels: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
+        """The logits of each choice that is made for a label, [..., options]; see `sums`."""
+        del labels, batch
+        return (logits,)
+
+    def soft_sums(
+        self,
+        logits: jax.Array,
+        targets: jax.Array,
+        labels: jax.Array,
+        weights: jax.Array,
+        batch: Batch,
+        temperature: float,
+    ) -> Sums:
+        """As `sums`, with a teacher's outputs as labels.
+
+        The loss is the divergence from the teacher's probabilities, all logits divided by
+        `temperature`, times its square, so that gradients keep their size (Hinton et al. 2015,
+        https://arxiv.org/abs/1503.02531); the mean over the choices of a label.
+
+        Args:
+          logits: from `apply`.
+          targets: those of the teacher.
+          labels: only say where there are any.
+          weights: fp32 weight of each label.
+          batch: the batch of these rows.
+          temperature: above 0.
+        """
+        ours, theirs = (self.choices(each, labels, batch) for each in (logits, targets))
+        nats = [divergence(a / temperature, b / temperature) for a, b in zip(ours, theirs)]
+        losses = temperature**2 / len(nats) * sum(nats)
+        return {"loss": jnp.sum(losses * weights), "count": jnp.sum(weights)}
 
     def labels_in_rows(self, labels: Any, rows: Rows) -> np.ndarray:
         """The labels of a batch, as `sums` takes them.
@@ -271,6 +304,25 @@ class MultiLabelClassifier(SequenceClassifier):
             nats *= jnp.where(applies, of_class, 1)
         return {"loss": jnp.sum(nats.mean(axis=-1) * weights), "count": jnp.sum(weights)}
 
+    def soft_sums(
+        self,
+        logits: jax.Array,
+        targets: jax.Array,
+        labels: jax.Array,
+        weights: jax.Array,
+        batch: Batch,
+        temperature: float,
+    ) -> Sums:
+        """The mean over the classes, each with the choice whether it applies."""
+
+        def applies_or_not(x: jax.Array) -> jax.Array:
+            return jnp.stack([x, jnp.zeros_like(x)], axis=-1)
+
+        of_class = jnp.broadcast_to(weights[..., None] / logits.shape[-1], logits.shape)
+        pairs = applies_or_not(logits), applies_or_not(targets)
+        sums = super().soft_sums(*pairs, labels, of_class, batch, temperature)
+        return sums | {"count": jnp.sum(weights)}
+
 
 @dataclass(frozen=True)
 class NextSentence(SequenceClassifier):
@@ -293,6 +345,19 @@ class SequenceRegression(SequenceClassifier):
         del batch
         errors = jnp.where(weights > 0, logits[..., 0] - labels, 0)
         return {"loss": jnp.sum(errors**2), "count": jnp.sum(weights)}
+
+    def soft_sums(
+        self,
+        logits: jax.Array,
+        targets: jax.Array,
+        labels: jax.Array,
+        weights: jax.Array,
+        batch: Batch,
+        temperature: float,
+    ) -> Sums:
+        """The squared difference from the teacher's score; a score has no temperature."""
+        del labels, temperature
+        return self.sums(logits, targets[..., 0], weights, batch)
 
     def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
         """[rows, examples] fp32."""
@@ -375,14 +440,18 @@ class AnswerSpan(Head):
 
     def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
         """Means over start and end, each with a softmax over the tokens of its example."""
+        start, stop = (
+            cross_entropy(scores, labels[..., index], weights)
+            for index, scores in enumerate(self.choices(logits, labels, batch))
+        )
+        return jax.tree.map(lambda start, stop: (start + stop) / 2, start, stop)
+
+    def choices(self, logits: jax.Array, labels: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
+        """Of start and end, [rows, examples, length]."""
         examples = jnp.arange(labels.shape[1]) + 1
         own = batch["segment_ids"][:, None, :] == examples[:, None]
-
-        def end(index: int) -> Sums:
-            scores = jnp.where(own, logits[..., index][:, None, :], IMPOSSIBLE)
-            return cross_entropy(scores, labels[..., index], weights)
-
-        return jax.tree.map(lambda start, stop: (start + stop) / 2, end(0), end(1))
+        ends = jnp.moveaxis(logits, -1, 0)
+        return tuple(jnp.where(own, end[:, None, :], IMPOSSIBLE) for end in ends)
 
     def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
         """[rows, examples, 2] int32, positions in the row; -1 where there is no example."""
@@ -407,11 +476,16 @@ class MultipleChoice(Head):
 
     def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
         """Cross-entropies of softmaxes over the choices of each question, in nats."""
+        (scores,) = self.choices(logits, labels, batch)
+        places = jnp.broadcast_to(jnp.arange(labels.shape[1]), labels.shape[:2])
+        return cross_entropy(scores, places, weights)
+
+    def choices(self, logits: jax.Array, labels: jax.Array, batch: Batch) -> tuple[jax.Array, ...]:
+        """[rows, examples, examples]: those of each one's question."""
         del batch
-        question, choices = labels[..., 0], jnp.arange(labels.shape[1])
+        question = labels[..., 0]
         own = question[:, :, None] == question[:, None, :]
-        scores = jnp.where(own, logits[..., 0][:, None, :], IMPOSSIBLE)
-        return cross_entropy(scores, jnp.broadcast_to(choices, question.shape), weights)
+        return (jnp.where(own, logits[..., 0][:, None, :], IMPOSSIBLE),)
 
     def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
         """[rows, examples, 2] int32, -1 where there is no choice."""

@@ -43,6 +43,19 @@ def log_probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return found - jax.nn.logsumexp(logits, axis=-1)
 
 
+def divergence(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """[...] fp32: Kullback-Leibler divergence, in nats, of a softmax from that of `targets`.
+
+    Args:
+      logits, targets: [..., classes] fp32.
+    """
+    chances = jax.nn.softmax(targets, axis=-1)
+    return jnp.sum(
+        chances * (jax.nn.log_softmax(targets, axis=-1) - jax.nn.log_softmax(logits, axis=-1)),
+        axis=-1,
+    )
+
+
 @jax.custom_vjp
 def nats_and_correct(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """For each position: its cross-entropy, and whether no other class scores higher.

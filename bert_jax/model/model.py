@@ -39,7 +39,9 @@ class BertWithHeads(nnx.Module):
             if part in parts:
                 setattr(self, part, head.make_module(architecture, numerics, outputs, rngs))
 
-    def encode(self, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
+    def encode(
+        self, batch: Batch, dropout_key: jax.Array | None = None, all_layers: bool = False
+    ) -> jax.Array:
         """The hidden states [rows, length, hidden] of a batch; see `Bert` for its arrays.
 
         A batch may have `causal`.
@@ -50,6 +52,7 @@ class BertWithHeads(nnx.Module):
             batch["position_ids"],
             batch["segment_ids"],
             dropout_key,
+            all_layers,
             causal=batch.get("causal"),
         )
 

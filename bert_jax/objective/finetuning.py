@@ -24,16 +24,30 @@ class FineTuning:
       head: head that is trained on the labels.
       dropout_rate: dropout rate of the head's input, if the head has dropout.
       freeze: leave the encoder (not the pooler) unchanged; its gradients are not computed.
+      teacher_weight: share of a teacher's outputs in the loss; above 0, `graphdef` is that of a
+        `BertWithTeacher`, and parameters have those of the teacher, too.
+      temperature: that of the teacher's outputs; see `Head.soft_sums`.
     """
 
     graphdef: nnx.GraphDef[Any]
     head: Head
     dropout_rate: float = 0.0
     freeze: bool = False
+    teacher_weight: float = 0.0
+    temperature: float = 1.0
 
-    heads = ("task",)
     word_heads: ClassVar[tuple[str, ...]] = ()
-    factors: ClassVar[Mapping[str, float]] = {}
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The labels, and the outputs of a teacher."""
+        return ("task", "soft") if self.teacher_weight else ("task",)
+
+    @property
+    def factors(self) -> Mapping[str, float]:
+        if not self.teacher_weight:
+            return {}
+        return {"task": 1 - self.teacher_weight, "soft": self.teacher_weight}
 
     def prepare(self, batch: Batch, step: jax.Array | None = None) -> Batch:
         """Returns the batch unchanged."""
@@ -42,7 +56,7 @@ class FineTuning:
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """fp32, 1 where there is a label, else 0."""
-        return {"task": self.head.weights(batch["labels"])}
+        return dict.fromkeys(self.heads, self.head.weights(batch["labels"]))
 
     def logits(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """fp32 outputs of the head; see `Head.apply`."""
@@ -57,8 +71,20 @@ class FineTuning:
         return self.head.apply(model, inputs)
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
-        """The scalars "task_loss", "task_count" and, where accuracy is defined, "task_correct"."""
-        return self.sums_of(self.logits(params, batch, dropout_key), batch)
+        """The scalars "task_loss", "task_count" and, where accuracy is defined, "task_correct".
+
+        With a teacher also "soft_loss" and "soft_count". Its parameters have no gradients.
+        """
+        logits = self.logits(params, batch, dropout_key)
+        sums = self.sums_of(logits, batch)
+        if not self.teacher_weight:
+            return sums
+        teacher = nnx.merge(self.graphdef, params).teacher
+        inputs = self.head.read(teacher.bert, teacher.encode(batch), batch)
+        targets, weights = self.head.apply(teacher, inputs), self.weights(batch)["soft"]
+        labels, temperature = batch["labels"], self.temperature
+        soft = self.head.soft_sums(logits, targets, labels, weights, batch, temperature)
+        return sums | {f"soft_{name}": value for name, value in soft.items()}
 
     def sums_of(self, logits: jax.Array, batch: Batch) -> Sums:
         """As `sums`, from the result of `logits`."""

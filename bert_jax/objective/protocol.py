@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from flax import nnx
@@ -63,9 +63,30 @@ def own_masks(name: str, masking: BoundMasking | None) -> BoundMasking:
     return masking
 
 
+class Teacher(NamedTuple):
+    """What an objective knows of a trained model that it reads.
+
+    Attributes:
+      architecture: its architecture.
+      parts: which of `bert_jax.model.heads.PARTS` it has.
+      pooling: how its authors make the vector of a text, "mean" if they do not say.
+    """
+
+    architecture: Architecture
+    parts: Sequence[str]
+    pooling: str
+
+
 @dataclass(frozen=True)
 class Objective(Choice):
     """What a pretraining run learns. Each kind has its own fields."""
+
+    teacher = ""  # path of a trained model that it reads and does not train
+
+    @property
+    def teacher_parts(self) -> tuple[str, ...]:
+        """Which of `bert_jax.model.heads.PARTS` it reads of the teacher."""
+        return ()
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -94,6 +115,9 @@ class Objective(Choice):
           numerics: how it is computed.
         """
 
+    def check_teacher(self, path: str, model: Architecture, teacher: Teacher) -> None:
+        """Raises UserError if it cannot train a model with a teacher; see `check_model`."""
+
     def encoders(self, model: Architecture) -> tuple[Architecture, ...]:
         """Those that it trains: the model first; the last predicts words."""
         return (model,)
@@ -104,8 +128,17 @@ class Objective(Choice):
         numerics: Numerics,
         parallel: Parallel,
         parts: Sequence[str],
+        teacher: Architecture | None = None,
     ) -> Model:
-        """The model with some of `parts`, and what is trained beside it."""
+        """The model with some of `parts`, and what is trained beside it.
+
+        Args:
+          architecture, numerics, parallel: see their classes.
+          parts: parts of the model.
+          teacher: architecture of the teacher, which is then beside the model; None for the model
+            alone.
+        """
+        del teacher
         return build_model(architecture, numerics, parallel, parts=parts)
 
     def initial(self, params: Params, generator: Params | None) -> Params:

@@ -185,7 +185,9 @@ class ReplacedTokens(Objective, name="replaced_token"):
         numerics: Numerics,
         parallel: Parallel,
         parts: Sequence[str],
+        teacher: Architecture | None = None,
     ) -> Model:
+        del teacher
         return model_of(
             lambda rngs: BertWithGenerator(
                 architecture,

@@ -29,6 +29,10 @@ PRETRAINING = {  # metric -> title
     "rtd_accuracy": "Replaced-token accuracy (%)",
     "rtd_precision": "Replaced-token precision (%)",
     "rtd_recall": "Replaced-token recall (%)",
+    "logits_loss": "Teacher's words loss (nats)",
+    "hidden_loss": "Distance of states from the teacher's",
+    "relations_loss": "Teacher's relations loss (nats)",
+    "vectors_loss": "Distance of vectors from the teacher's (1 - cosine)",
     "nsp_loss": "Sentence pair loss (nats)",
     "nsp_accuracy": "Sentence pair accuracy (%)",
 }

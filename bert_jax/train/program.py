@@ -20,7 +20,7 @@ from bert_jax.parallel.mesh import Layout
 from bert_jax.train.optimizers import Optimizer
 from bert_jax.train.schedules import Rate
 from bert_jax.train.state import Members, TrainState, init_state, start_members
-from bert_jax.train.step import make_train_step
+from bert_jax.train.step import Batch, Metrics, make_train_step
 
 # Parameters and masks fold small numbers (a count, an epoch) into the key of the seed. Dropout
 # folds in a large one, to use other keys.
@@ -47,8 +47,7 @@ class Program:
     Attributes:
       abstract_state: shapes of the state with their shardings.
       init: key -> state, sharded; compiled at its first call.
-      step: (state, batch, dropout key) -> (state, metrics); the state is donated. If the rate has
-        a second argument, it is the fourth of the step. Compiled at its first call.
+      frozen: parameters that the objective reads and does not train.
     """
 
     def __init__(
@@ -63,6 +62,7 @@ class Program:
         timed: bool = False,
         adaptive: AdaptiveMasking | None = None,
         vocab_size: int = 0,
+        frozen: Params | None = None,
     ):
         """Traces shapes; compiles nothing yet.
 
@@ -76,6 +76,8 @@ class Program:
           timed: the rate also takes the number of steps that the time allows.
           adaptive: how rates of masking follow the predictions; None if they are fixed.
           vocab_size: number of words that have a rate.
+          frozen: parameters that the objective reads beside those of the state, on the mesh, or
+            their shapes with shardings; None for none.
         """
         guard = settings.optimizer.guard if settings.optimizer.guard.max_skips else None
         members = Members(
@@ -106,7 +108,8 @@ class Program:
         crosses_slices = mesh.shape["slice"] > 1
         reduce_once = accumulation > 1 and crosses_slices and mesh.shape["fsdp"] == 1
         replicated = rules.replicated(mesh)
-        self.step = jax.jit(
+        self.frozen = frozen or {}
+        self._step = jax.jit(
             make_train_step(
                 objective,
                 optimizer,
@@ -123,6 +126,7 @@ class Program:
                 shardings,
                 rules.batch_sharding(mesh),
                 replicated,
+                jax.tree.map(lambda x: x.sharding, self.frozen),
                 *[replicated] * timed,
             ),
             out_shardings=(shardings, replicated),
@@ -130,6 +134,23 @@ class Program:
             compiler_options=self.compiler_options,
         )
         self._key = functools.partial(dropout_key, settings)
+
+    def step(
+        self, state: TrainState, batch: Batch, key: jax.Array | None, *horizon: jax.Array | int
+    ) -> tuple[TrainState, Metrics]:
+        """One step; compiled at its first call, and the state is donated.
+
+        Args:
+          state: the state before.
+          batch: batch of the step, on the mesh.
+          key: from `dropout_key`.
+          *horizon: the second argument of the rate, if it is `timed`.
+
+        Returns:
+          The state after it, and the metrics; see `make_train_step`.
+        """
+        stepped: tuple[TrainState, Metrics] = self._step(state, batch, key, self.frozen, *horizon)
+        return stepped
 
     def place(self, state: TrainState) -> TrainState:
         """A state for the same model, perhaps of another layout or without some members."""
@@ -143,7 +164,7 @@ class Program:
     def lower(self, batch: Mapping[str, jax.ShapeDtypeStruct], seed: int) -> jax.stages.Lowered:
         """Lowers the step for batches of these shapes; the mesh's devices need not exist."""
         key = jax.eval_shape(lambda: self.dropout_key(seed))
-        return self.step.lower(self.abstract_state, batch, key)
+        return self._step.lower(self.abstract_state, batch, key, self.frozen)
 
 
 def dropout_key(settings: Settings, seed: int) -> jax.Array | None:

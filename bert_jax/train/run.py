@@ -17,6 +17,11 @@ class Run:
         "", "weights to start from: anything that `bert_jax.load` reads; empty starts at random"
     )
     init_weights: str = field(TRAINED, f"which weights of init_from, if it is a workdir. {MEANING}")
+    init_layers: tuple[int, ...] = field(
+        (),
+        "layers of init_from to start from, in this order, counted from 1: (2, 4, 6) for every "
+        "second one of 6; () for all",
+    )
     seed: int = field(
         0, "seed of parameters, the order of examples, masks and dropout", bounds=NOT_NEGATIVE
     )
@@ -166,6 +171,17 @@ class FinetuningRun(Run):
 
     random_weights: bool = field(
         False, "take shape and vocabulary of init_from, but not its weights"
+    )
+    teacher: str = field(
+        "",
+        "model fine-tuned on the same task, whose outputs are learned beside the labels: anything "
+        "that `bert_jax.load` reads; it stays as it is; empty for none",
+    )
+    teacher_weight: float = field(
+        0.5, "share of the teacher's outputs in the loss; the labels have the rest", bounds="(0, 1]"
+    )
+    temperature: float = field(
+        2.0, "what the logits of both are divided by to compare them", bounds=POSITIVE
     )
     freeze: bool = field(False, "train only the pooler and the head, not the encoder")
     layer_decay: float = field(

@@ -6,7 +6,8 @@ computes gradients, accumulates them and applies the optimizer; it is the same f
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, cast
 
 import jax
@@ -42,7 +43,10 @@ def make_train_step(
     store: Callable[[Params], Params] = lambda gradients: gradients,
     by_part: Callable[[Callable[[Batch], Any]], Callable[[Batch], Any]] | None = None,
 ) -> Step:
-    """Builds `train_step(state, batch, dropout_key) -> (state, metrics)`, a pure function to jit.
+    """Builds the train step, a pure function to jit.
+
+    It is `train_step(state, batch, dropout_key, frozen, *horizon) -> (state, metrics)`; the last
+    two may be left out.
 
     The loss is the sum over heads of (sum over the global batch / count of the global batch), some
     times a factor of the objective. The counts are known before the forward pass, so every
@@ -66,9 +70,10 @@ def make_train_step(
 
     Returns:
       The step. Its dropout key is typed, and folded with step and microbatch; None trains without
-      dropout. Its metrics are the objective's sums, those of `count_positions`, and the scalars
-      "grad_norm" (before clipping), "update_norm", "param_norm" (before the update),
-      "learning_rate", and under a guard those of `guarded`.
+      dropout. `frozen` are parameters that the objective reads beside those of the state, such as a
+      teacher's; they have no gradients. Its metrics are the objective's sums, those of
+      `count_positions`, and the scalars "grad_norm" (before clipping), "update_norm", "param_norm"
+      (before the update), "learning_rate", and under a guard those of `guarded`.
 
     Raises:
       UserError: when the step is traced, if there are adaptive rates and the objective counts no
@@ -76,18 +81,22 @@ def make_train_step(
     """
 
     def train_step(
-        state: TrainState, batch: Batch, dropout_key: jax.Array | None, *horizon: jax.Array
+        state: TrainState,
+        batch: Batch,
+        dropout_key: jax.Array | None,
+        frozen: Mapping[str, Any] = MappingProxyType({}),
+        *horizon: jax.Array,
     ) -> tuple[TrainState, Metrics]:
         words = state.words
         if words is not None:
             batch = batch | {"word_rates": words.rates[batch["input_ids"]]}
         batch = objective.prepare(batch, state.step)
         counts = {head: jnp.sum(w) for head, w in objective.weights(batch).items()}
-        params = load(state.params)
+        params, beside = load(state.params), load(dict(frozen))
         step_key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
 
         def loss(params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-            sums = objective.sums(params, batch, key)
+            sums = objective.sums(params | beside, batch, key)
             losses = [sums[f"{head}_loss"] / jnp.maximum(counts[head], 1) for head in counts]
             factors = [objective.factors.get(head) for head in counts]
             losses = [x if factor is None else factor * x for factor, x in zip(factors, losses)]
