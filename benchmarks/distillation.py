@@ -22,7 +22,7 @@ from scipy.stats import spearmanr
 import bert_jax
 
 WORDS = range(3, 41)  # words of the sentences that are kept
-ROUNDS = 5
+ROUNDS, SAMPLE = 5, 600
 
 
 def sentences(data: Path) -> Iterator[str]:
@@ -70,7 +70,7 @@ def compare(data: Path, paths: list[str]) -> None:
         print(f"{path}: Spearman {100 * spearmanr(cosines, scores).statistic:.2f}", flush=True)
     rates: dict[str, list[float]] = {path: [] for path in paths}
     for number in range(ROUNDS):
-        chosen = random.Random(number).sample(texts, 2000)
+        chosen = random.Random(number).sample(texts, SAMPLE)
         for path, model in models.items():
             model.encode(chosen)  # shapes that are new are compiled
             start = time.process_time()
