@@ -227,6 +227,7 @@ SPEAKS_TO = {
     "api.convert": ("convert",),
     "train.trainer": ("pretrain", "finetune"),
     "api.pretrain": ("pretrain",),
+    "model.pruning": ("prune",),
 }
 
 
