@@ -116,6 +116,8 @@ def place(tmp_path_factory):
     flags = [f"--config.{field}={value}" for field, value in tuned.items()]
     recipe = "--config=finetune:classification"
     assert main(["finetune", recipe, f"--workdir={folder / 'runs' / 'mine'}", *flags]) == 0
+    rounded = [str(folder / "runs" / "mine" / "best"), str(folder / "models" / "sst2-int8")]
+    assert main(["convert", *rounded, "--to=bert_jax", "--quantize=int8"]) == 0
     for name in ("runs/another", "runs/a", "runs/b", "runs/medicine", "runs/span", "models/base"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).symlink_to(base)
