@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from configured import configured
 from etils import epath
 from flax import nnx
 from flax.traverse_util import flatten_dict
@@ -107,7 +108,8 @@ def test_formats_of_others_get_what_was_rounded(models, tmp_path):
 
 def test_training_starts_in_float32(models):
     lines = []
-    model = initial.read_initial(models[1], "trained", report=lines.append)
+    config = configured(init_from=str(models[1]))
+    model = initial.read_initial(config, report=lines.append)
     assert lines == ["read into float32: the weights in int8, as they were rounded"]
     assert {values.dtype for values in jax.tree.leaves(model.params)} == {np.dtype(np.float32)}
 
