@@ -11,7 +11,7 @@ from portables import make_portable
 
 import bert_jax
 from bert_jax.__main__ import main
-from bert_jax.api.prune import _features
+from bert_jax.api.evaluate import features_of
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.evaluation.importance import Importance, importance
 from bert_jax.inference.fine_tuned import task_of
@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 def test_importance_is_the_derivative(folder):
     model = formats.read(folder / "model")
     task = task_of(model)
-    features = _features(model, task, task.read(str(folder / "data.tsv")))
+    features = features_of(model, task, task.read(str(folder / "data.tsv")))
     options = {"pad_id": 0, "batch_size": 3, "seed": None, "packing": False}
     batches = ExampleBatches(features, task.head, **options)
     objective = FineTuning(structure_of(model).graphdef, task.head)

@@ -22,12 +22,11 @@ from bert_jax.evaluation.task_scores import Examples, Scores, TaskScores
 from bert_jax.fields import Plain, build, to_plain
 from bert_jax.inference.fine_tuned import known_task, task_of
 from bert_jax.interop.formats import read
-from bert_jax.interop.portable import Portable
+from bert_jax.interop.portable import Portable, structure_of
 from bert_jax.interop.teachers import Teachers
 from bert_jax.interop.workdir import check_params
 from bert_jax.model.heads import parts_of
-from bert_jax.model.int8 import is_int8
-from bert_jax.model.model import Model, build_model
+from bert_jax.model.model import Model
 from bert_jax.model.parameters import Params
 from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.mesh import make_mesh
@@ -247,13 +246,12 @@ def open_task(
     return Opened(model, task, config, examples, step)
 
 
-def features_of(opened: Opened, examples: Sequence[Any]) -> Features:
-    """Examples as the model's token sequences.
+def features_of(model: Portable, task: AnyTask, examples: Sequence[Any]) -> Features:
+    """Examples of a task as the model's token sequences.
 
     Raises:
       UserError: the model cannot read them.
     """
-    model, task = opened.model, opened.task
     limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
     features: Features = task.features(examples, model.tokenizer, limit)
     check_token_types(features, model.architecture.type_vocab_size, model.tokenizer)
@@ -264,14 +262,7 @@ def score_examples(opened: Opened, data: Examples) -> Scores:
     """What a model says of examples of its task."""
     model, task, config = opened.model, opened.task, opened.config
     mesh = make_mesh()
-    structure = build_model(
-        model.architecture,
-        model.numerics,
-        parallelism(mesh, model.numerics),
-        parts=parts_of(model.params),
-        outputs=task.num_labels or model.outputs,
-        int8=is_int8(model.params),
-    )
+    structure = structure_of(model, parallelism(mesh, model.numerics))
     score = TaskScores(
         task,
         data,
@@ -298,7 +289,7 @@ def _evaluate_task(
             check_path(epath.Path(predictions_path))
         opened = open_task(workdir, step, weights, data, overrides, labelled=labelled)
         task, config, examples = opened.task, opened.config, opened.examples
-        features = features_of(opened, examples)
+        features = features_of(opened.model, task, examples)
         baseline = _baseline(task, config, examples) if labelled else {}
     found = score_examples(opened, Examples(examples, features, labelled))
     if predictions_path is not None and hosts.is_primary():

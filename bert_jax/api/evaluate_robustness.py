@@ -61,7 +61,7 @@ def evaluate_robustness(
         task, examples = opened.task, opened.examples
         perturbed = {kind: perturb(task, examples, kind, f, seed) for kind, f in kinds.items()}
         comparison = Comparison(examples, perturbed, seed)
-        features = features_of(opened, comparison.examples)
+        features = features_of(opened.model, task, comparison.examples)
     found = score_examples(opened, Examples(comparison.examples, features, labelled=False))
     result = comparison.robustness(task, found.predictions).to_dict()
     result |= {"data": data, "step": opened.step}

@@ -23,7 +23,12 @@ from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluation.task_scores import Examples, TaskScores
 from bert_jax.fields import Plain, resumable, to_plain
-from bert_jax.interop.initial import read_initial, replace_params, without_parts
+from bert_jax.interop.initial import (
+    read_initial,
+    replace_params,
+    with_parts_only,
+    without_parts,
+)
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.teachers import FINGERPRINT, read_teacher
 from bert_jax.model.architecture import Architecture, Numerics
@@ -182,8 +187,8 @@ def read_task_teacher(
             f"config.teacher={config.teacher} is no model{classes} for "
             f"config.task={task.called()}{theirs}: fine-tune one on the same task"
         )
-    unused = [part for part in parts_of(teacher.params) if part not in wanted]
-    return teacher._replace(params=without_parts(teacher.params, unused) | {task.head.part: head})
+    params = with_parts_only(teacher.params, wanted)
+    return teacher._replace(params=params | {task.head.part: head})
 
 
 class Setup(NamedTuple):
@@ -191,7 +196,7 @@ class Setup(NamedTuple):
 
     Attributes:
       source: trained model to start from.
-      teacher: trained model to learn from, if there is one.
+      teacher_weights: fingerprint of the model to learn from; empty if there is none.
       task: task, with its labels.
       data: examples of each split.
       mesh: devices to compute on.
@@ -203,7 +208,7 @@ class Setup(NamedTuple):
     """
 
     source: Portable
-    teacher: Portable | None
+    teacher_weights: str
     task: AnyTask
     data: Mapping[str, Examples]
     mesh: Mesh
@@ -288,7 +293,8 @@ class Setup(NamedTuple):
             for split, examples in data.items()
             if split != "train"
         }
-        return cls(source, teacher, task, data, mesh, model, objective, program, scores, steps)
+        weights = weights_fingerprint(teacher.params) if teacher else ""
+        return cls(source, weights, task, data, mesh, model, objective, program, scores, steps)
 
     def description(self, config: FinetuneConfig) -> Plain:
         """The part of a run's `config.json` that a resumed run is compared with."""
@@ -307,8 +313,8 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
     task, data, program = setup.task, setup.data, setup.program
     description = setup.description(config)
     identity = {split: fingerprint(examples.features) for split, examples in data.items()}
-    if setup.teacher:
-        identity[FINGERPRINT] = weights_fingerprint(setup.teacher.params)
+    if setup.teacher_weights:
+        identity[FINGERPRINT] = setup.teacher_weights
 
     def weights() -> str:
         return weights_fingerprint(setup.source.params)

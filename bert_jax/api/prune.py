@@ -1,12 +1,14 @@
 """Prunes the heads and layers of a fine-tuned model that its task needs least."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from etils import epath
 
+from bert_jax.api.evaluate import features_of
 from bert_jax.errors import UserError
 from bert_jax.evaluation.importance import Importance, importance
 from bert_jax.evaluation.task_scores import Examples, TaskScores
@@ -22,7 +24,6 @@ from bert_jax.parallel.mesh import make_mesh
 from bert_jax.report.pruning import draw_pruning
 from bert_jax.storage import whole_folder, write_json
 from bert_jax.tasks.batches import ExampleBatches
-from bert_jax.tasks.features import Features, check_token_types
 from bert_jax.tasks.protocol import AnyTask
 from bert_jax.train.weights import TRAINED
 
@@ -103,21 +104,13 @@ def _pruned(model: Portable, found: Importance, heads: float, layers: int) -> Po
     keep = found.layers_without(layers)
     kept = jnp.asarray(~found.least_heads(heads), jnp.float32)
     params = jax.device_get(scaled(model.params, kept, jnp.ones(len(kept))))
-    fields = vars(model.architecture) | {"num_layers": len(keep)}
-    architecture = type(model.architecture)(**fields)
+    architecture = replace(model.architecture, num_layers=len(keep))
     return model._replace(architecture=architecture, params=kept_layers(params, keep))
-
-
-def _features(model: Portable, task: AnyTask, examples: Sequence[Any]) -> Features:
-    limit = min(task.max_seq_length, model.architecture.max_position_embeddings)
-    features: Features = task.features(examples, model.tokenizer, limit)
-    check_token_types(features, model.architecture.type_vocab_size, model.tokenizer)
-    return features
 
 
 def _importance(model: Portable, task: AnyTask, examples: Sequence[Any]) -> Importance:
     batches = ExampleBatches(
-        _features(model, task, examples),
+        features_of(model, task, examples),
         task.head,
         pad_id=model.tokenizer.pad_id,
         batch_size=BATCH,
@@ -134,7 +127,7 @@ def _scorer(
     model: Portable, task: AnyTask, examples: list[Any]
 ) -> tuple[str, Callable[[Portable], float]]:
     """The name of the task's first metric, and the function that computes it for a model."""
-    mesh, features = make_mesh(), _features(model, task, examples)
+    mesh, features = make_mesh(), features_of(model, task, examples)
     by_layers: dict[int, TaskScores] = {}
 
     def metrics(model: Portable) -> dict[str, float]:

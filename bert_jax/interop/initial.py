@@ -232,3 +232,8 @@ def without_parts(params: Mapping[str, Any], parts: Collection[str]) -> Params:
     bert = {name: value for name, value in params["bert"].items() if name not in parts}
     heads = {name: value for name, value in params.items() if name not in parts}
     return heads | {"bert": bert}
+
+
+def with_parts_only(params: Mapping[str, Any], wanted: Collection[str]) -> Params:
+    """The nested dict `params` without all `bert_jax.model.heads.PARTS` but the wanted ones."""
+    return without_parts(params, [part for part in parts_of(params) if part not in wanted])

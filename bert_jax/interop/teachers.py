@@ -7,7 +7,7 @@ from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop.formats import casing, read
-from bert_jax.interop.initial import without_parts
+from bert_jax.interop.initial import with_parts_only
 from bert_jax.interop.portable import Portable
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import parts_of
@@ -72,6 +72,7 @@ class Teachers:
         self._read: dict[str, Portable] = {}
         self._placed: dict[tuple[str, tuple[str, ...], Mesh, bool], Params] = {}
         self.fingerprints: dict[str, str] = {}
+        fingerprints: dict[str, str] = {}
         for stage in config.stages():
             objective = stage.config.objective
             if not (path := objective.teacher):
@@ -81,12 +82,13 @@ class Teachers:
                 if path not in self._read:
                     name = "config.objective.teacher"
                     self._read[path] = read_teacher(name, path, tokenizer, longest)
+                    fingerprints[path] = weights_fingerprint(self._read[path].params)
                 found = self._read[path]
                 pooling = found.vectors.pooling if found.vectors else "mean"
                 teacher = Teacher(found.architecture, parts_of(found.params), pooling)
                 objective.check_teacher("config", stage.config.model, teacher)
             prefix = f"{stage.name}." if stage.first_step > config.first_step else ""
-            self.fingerprints[f"{prefix}{FINGERPRINT}"] = weights_fingerprint(found.params)
+            self.fingerprints[f"{prefix}{FINGERPRINT}"] = fingerprints[path]
 
     def architecture(self, config: PretrainConfig) -> Architecture | None:
         """That of the teacher of a stage; None if it has none."""
@@ -111,7 +113,6 @@ class Teachers:
         key = objective.teacher, wanted, mesh, zero1
         if key not in self._placed:
             check_divides(mesh, teacher.architecture, "the teacher's ")
-            unused = [part for part in parts_of(teacher.params) if part not in wanted]
-            params = {TEACHER: without_parts(teacher.params, unused)}
+            params = {TEACHER: with_parts_only(teacher.params, wanted)}
             self._placed[key] = rules.put_params(params, mesh, axes, zero1=zero1)
         return self._placed[key]

@@ -15,10 +15,9 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bert_jax.model.bert import Bert
-from bert_jax.model.parameters import WORD_EMBEDDINGS, Params
+from bert_jax.model.parameters import LAYERS, WORD_EMBEDDINGS, Params
 
 LARGEST = 127
-LAYERS = "bert/encoder/layers/"
 # Layers whose outputs are all 0 have a scale, too.
 SMALLEST = np.float32(np.finfo(np.float32).tiny)
 
@@ -80,7 +79,7 @@ def in_int8(params: Params) -> Params:
     """Parameters of a `BertWithHeads` in fp32, as those of the same model in int8."""
     found = {}
     for path, values in flatten_dict(params, sep="/").items():
-        is_kernel = path.startswith(LAYERS) and path.endswith("/kernel")
+        is_kernel = path.startswith(f"{LAYERS}/") and path.endswith("/kernel")
         if not is_kernel and path != WORD_EMBEDDINGS:
             found[path] = values
             continue

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Axes = Mapping[str, tuple[str, ...]]  # path of a parameter -> names of its axes
 Params = dict[str, Any]  # nested dict of arrays
 
+LAYERS = "bert/encoder/layers"
 WORD_EMBEDDINGS = "bert/embeddings/word/embedding"  # used as lookup and as decoder
 
 

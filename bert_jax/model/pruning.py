@@ -11,9 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from bert_jax.errors import UserError
 from bert_jax.model.architecture import Architecture
-from bert_jax.model.parameters import Params
-
-LAYERS = "bert/encoder/layers"
+from bert_jax.model.parameters import LAYERS, Params
 
 
 def scaled(params: Params, heads: jax.Array, layers: jax.Array) -> Params:
