@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -108,9 +108,7 @@ def _add_next_sentence(tasks: Any) -> None:
 
 def _next_sentence(arguments: argparse.Namespace) -> None:
     lines, bert = inputs.read(arguments), _load(arguments)
-    for line, probability in _with_results(lines, bert.next_sentence):
-        say_json(line.merged({"probability": round(probability, 6)}))
-    _report_skipped(lines)
+    _say_results(lines, bert.next_sentence, lambda found: {"probability": round(found, 6)})
 
 
 def _add_score(tasks: Any) -> None:
@@ -137,18 +135,15 @@ def _score(arguments: argparse.Namespace) -> None:
     def score(texts: Iterator[str]) -> Iterator["Score"]:
         return bert.score(texts, arguments.method)
 
-    for line, found in _with_results(lines, score):
-        say_json(
-            line.merged(
-                {
-                    "score": round(found.total, 6),
-                    "num_tokens": len(found.tokens),
-                    "tokens": found.tokens,
-                    "token_scores": [round(float(value), 6) for value in found.log_probs],
-                }
-            )
-        )
-    _report_skipped(lines)
+    def fields(found: "Score") -> dict[str, Any]:
+        return {
+            "score": round(found.total, 6),
+            "num_tokens": len(found.tokens),
+            "tokens": found.tokens,
+            "token_scores": [round(float(value), 6) for value in found.log_probs],
+        }
+
+    _say_results(lines, score, fields)
 
 
 def _add_features(tasks: Any) -> None:
@@ -280,9 +275,7 @@ def _classify(arguments: argparse.Namespace) -> None:
     def classify(texts: Iterator[Any]) -> Iterator["Verdict"]:
         return bert.classify(texts, arguments.max_seq_length)
 
-    for line, found in _with_results(lines, classify):
-        say_json(line.merged(task.said(found)))
-    _report_skipped(lines)
+    _say_results(lines, classify, task.said)
 
 
 def _add_tag(tasks: Any) -> None:
@@ -309,9 +302,7 @@ def _tag(arguments: argparse.Namespace) -> None:
     def tag(texts: Iterator[Any]) -> Iterator[list["Entity"]]:
         return bert.tag(texts, arguments.max_seq_length)
 
-    for line, entities in _with_results(lines, tag):
-        say_json(line.merged({"entities": entity_fields(entities)}))
-    _report_skipped(lines)
+    _say_results(lines, tag, lambda found: {"entities": entity_fields(found)})
 
 
 def _add_answer(tasks: Any) -> None:
@@ -355,9 +346,7 @@ def _answer(arguments: argparse.Namespace) -> None:
             null_threshold=arguments.null_threshold,
         )
 
-    for line, found in _with_results(lines, answer):
-        say_json(line.merged(answer_fields(found)))
-    _report_skipped(lines)
+    _say_results(lines, answer, answer_fields)
 
 
 def _add_attributions(tasks: Any) -> None:
@@ -480,6 +469,17 @@ def _report_skipped(lines: Lines) -> None:
     if lines.skipped:
         first = printable(lines.first_skipped)
         print(f"bad lines skipped: {lines.skipped}; {first}", file=sys.stderr)
+
+
+def _say_results(
+    lines: Lines,
+    stream: Callable[[Iterator[Any]], Iterator[T]],
+    fields: Callable[[T], Mapping[str, Any]],
+) -> None:
+    """Prints each line as JSON with the fields of its result, then what was skipped."""
+    for line, result in _with_results(lines, stream):
+        say_json(line.merged(fields(result)))
+    _report_skipped(lines)
 
 
 def _with_results(

@@ -1,7 +1,5 @@
 """Attention maps of a text: an interactive page, and a picture of all attention heads."""
 
-import importlib.resources
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +8,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from bert_jax.report.figures import label, save
-from bert_jax.storage import write_text
+from bert_jax.report.templates import fill_with_data
 
 MAX_TOKENS = 128  # more would make a page of tens of megabytes
 SCALE = 10_000  # the page holds weights as integers, which are shorter than fractions
@@ -47,11 +45,7 @@ def write_page(
         "scale": SCALE,
         "attention": np.rint(np.asarray(attention) * SCALE).astype(int).tolist(),
     }
-    # A text may hold "</script>", which would end the element that holds the data.
-    text = json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")
-    template = importlib.resources.files("bert_jax.report").joinpath("attention_maps.html")
-    page = template.read_text(encoding="utf-8").replace("{{data}}", text)
-    write_text(path, page)
+    fill_with_data(path, "attention_maps.html", data)
 
 
 def draw_picture(

@@ -3,8 +3,6 @@
 Both take plain values, as `bert-jax predict attributions` prints them.
 """
 
-import importlib.resources
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from bert_jax.report.figures import label, save
-from bert_jax.storage import write_text
+from bert_jax.report.templates import fill_with_data
 
 MAX_ON_PAGE, MAX_IN_PICTURE = 100, 6  # attributions
 
@@ -36,10 +34,7 @@ def write_page(
 ) -> None:
     """Writes a self-contained HTML page of the first `MAX_ON_PAGE` attributions."""
     data = {"title": title, "attributions": attributions[:MAX_ON_PAGE]}
-    # A text may hold "</script>", which would end the element that holds the data.
-    text = json.dumps(data, separators=(",", ":")).replace("<", r"\u003c")
-    template = importlib.resources.files("bert_jax.report").joinpath("attributions.html")
-    write_text(path, template.read_text(encoding="utf-8").replace("{{data}}", text))
+    fill_with_data(path, "attributions.html", data)
 
 
 def draw_picture(

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import importlib.resources
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +10,8 @@ from typing import Any
 from etils import epath
 
 from bert_jax.report.curves import BASELINES, PRETRAINING
+from bert_jax.report.templates import fill
 from bert_jax.report.units import compact, duration, shown
-from bert_jax.storage import write_text
 
 Cells = Sequence[str]
 
@@ -68,13 +67,6 @@ def write_page(path: epath.PathLike, runs: Sequence[Run], curves: bytes, texts: 
     """
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     fill(path, title, "\n".join(_body(runs, curves, texts)))
-
-
-def fill(path: epath.PathLike, title: str, body: str) -> None:
-    """Writes a self-contained page with a title, which is plain text, and a body, which is HTML."""
-    template = importlib.resources.files("bert_jax.report").joinpath("page.html")
-    page = template.read_text(encoding="utf-8")
-    write_text(path, page.replace("{{title}}", html.escape(title)).replace("{{body}}", body))
 
 
 def _body(runs: Sequence[Run], curves: bytes, texts: Cells) -> Iterator[str]:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from bert_jax.report.figures import label, save
-from bert_jax.report.page import fill, picture, table
+from bert_jax.report.page import picture, table
+from bert_jax.report.templates import fill
 
 _BAR = 40  # characters of the longest bar
 _BARS = 12  # of a histogram of text
