@@ -225,6 +225,8 @@ SPEAKS_TO = {
     "train.checkpoints": ("evaluate", "predict", "export", "convert"),
     "train.workdirs": ("pretrain", "finetune"),
     "api.convert": ("convert",),
+    # Pruning scores with its function; it writes no message of evaluate's own.
+    "api.evaluate": ("evaluate",),
     "train.trainer": ("pretrain", "finetune"),
     "api.pretrain": ("pretrain",),
     "model.pruning": ("prune",),

@@ -371,8 +371,8 @@ def test_bad_suites_of_a_recipe(sotu_store, tmp_path, suites, message):
         ("--suite=blimp:{tmp} --store=x", "--store does not go with --suite"),
         ("--suite=blimp:{tmp} --data=test", "--data does not go with --suite"),
         ("--suite=blimp:{tmp} --config.task.labels=x", "--config.task.labels=x does not go with"),
-        ("--output={tmp}", "--method and --output are for a --suite"),
-        ("--method=pll", "--method and --output are for a --suite"),
+        ("--output={tmp}", "--output is for a --suite, --perturb or --checklist"),
+        ("--method=pll", "--method is for a --suite"),
     ],
 )
 def test_flags_that_do_not_go_together(tmp_path, capsys, arguments, message):
