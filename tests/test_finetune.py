@@ -13,6 +13,7 @@ from etils import epath
 from portables import make_config
 from tiny import make_model
 
+import bert_jax
 from bert_jax import load
 from bert_jax.__main__ import main
 from bert_jax.api.finetune import finetune
@@ -526,9 +527,9 @@ def test_batches_are_a_function_of_seed_and_step():
     assert sorted(seen.tolist()) == list(range(24))
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypatch):
-    config = recipe("classification", model, tmp_path)
-    once, twice = epath.Path(tmp_path / "once"), epath.Path(tmp_path / "twice")
+def finetune_twice(config, folder, monkeypatch):
+    """Runs once in one go and once interrupted, which end the same; the directory of a run."""
+    once, twice = epath.Path(folder / "once"), epath.Path(folder / "twice")
     assert finetune(config, once)
 
     class Killed(Exception):
@@ -550,6 +551,22 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypa
     jax.tree.map(
         np.testing.assert_array_equal, read_workdir(once).params, read_workdir(twice).params
     )
+    return twice
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypatch):
+    finetune_twice(recipe("classification", model, tmp_path), tmp_path, monkeypatch)
+
+
+def test_int8_scores_what_training_with_it_saw(model, tmp_path, monkeypatch):
+    changes = {"numerics.fake_int8": True, "numerics.compute_dtype": "bfloat16"}
+    config = recipe("classification", model, tmp_path, **changes, epochs=2.0)
+    run, rounded = finetune_twice(config, tmp_path, monkeypatch), tmp_path / "int8"
+    bert_jax.convert(run / "best", rounded, to="bert_jax", quantize="int8")
+    expected = json.loads((run / "results.json").read_text())["dev"]["metrics"]
+    for workdir in (run / "best", rounded):
+        found = bert_jax.evaluate(workdir, data=config.task.dev).scores
+        assert {name: found[name] for name in expected} == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_teacher_is_learned_from(model, tmp_path):

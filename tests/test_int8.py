@@ -1,5 +1,7 @@
 """Models in int8: what is rounded, how it is multiplied, and that every verb reads them."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -8,14 +10,17 @@ from etils import epath
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from portables import make_portable
+from tiny import make_batch
 
 import bert_jax
 from bert_jax.__main__ import main
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.interop import formats, initial
+from bert_jax.interop.portable import structure_of
 from bert_jax.interop.workdir import write_workdir
-from bert_jax.model.int8 import Int8Linear, in_float32, in_int8, is_int8
+from bert_jax.model.heads import HEADS
+from bert_jax.model.int8 import FakeInt8Linear, Int8Linear, in_float32, in_int8, is_int8
 
 pytestmark = pytest.mark.core
 
@@ -72,6 +77,55 @@ def test_products_are_those_of_integers():
     steps = np.where(largest > 0, largest, 1) / 127
     expected = np.rint(x / steps).astype(int) @ kernel * steps * scale + bias
     np.testing.assert_allclose(layer(np.float32(x)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_training_rounds_with_the_gradients_of_what_is_rounded():
+    random = np.random.default_rng(0)
+    axes = {"kernel_metadata": {"axes": ("embed", "mlp")}, "bias_metadata": {"axes": ("mlp",)}}
+    dense = nnx.Linear(16, 8, dtype=np.float32, rngs=nnx.Rngs(0), **axes)
+    dense.bias[...] = np.float32(random.normal(size=8))
+    graphdef, params = nnx.split(FakeInt8Linear(dense))
+    x, up = np.float32(random.normal(size=(3, 16))), np.float32(random.normal(size=(3, 8)))
+
+    def rounded(values, axis):
+        steps = np.abs(values).max(axis=axis, keepdims=True) / 127
+        return np.rint(values / steps) * steps
+
+    kernel = rounded(dense.kernel[...], 0)
+    found, pull = jax.vjp(lambda params, x: nnx.merge(graphdef, params)(x), params, x)
+    np.testing.assert_allclose(found, rounded(x, 1) @ kernel + dense.bias[...], atol=1e-5)
+    of_params, of_x = pull(up)
+    np.testing.assert_allclose(of_x, up @ kernel.T, atol=1e-5)
+    np.testing.assert_allclose(of_params["kernel"][...], rounded(x, 1).T @ up, atol=1e-5)
+    np.testing.assert_allclose(of_params["bias"][...], up.sum(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_training_computes_what_the_model_in_int8_does(models, dtype):
+    exact, rounded = map(formats.read, models)
+    batch = make_batch([[9, 15], [20]])
+    batch["input_ids"] %= exact.architecture.vocab_size
+    batch["masked_lm_positions"] = np.array([[1, 5], [2, 7]])
+
+    def outputs(model, **changes):
+        numerics = replace(model.numerics, compute_dtype=dtype, **changes)
+        graphdef = structure_of(model._replace(numerics=numerics)).graphdef
+
+        @jax.jit
+        def run(params):
+            network = nnx.merge(graphdef, params)
+            states = network.encode(batch)
+            heads = (HEADS["masked_lm"], HEADS["sequence_classifier"])
+            read = [(head, head.read(network.bert, states, batch)) for head in heads]
+            return [states, *(head.apply(network, inputs) for head, inputs in read)]
+
+        return run(model.params)
+
+    expected = outputs(rounded)
+    for scan in (True, False):
+        for one, other in zip(outputs(exact, scan_layers=scan, fake_int8=True), expected):
+            assert one.dtype == other.dtype
+            np.testing.assert_allclose(np.float32(one), np.float32(other), atol=1e-5, rtol=1e-5)
 
 
 def test_results_are_near(models, tmp_path):

@@ -166,6 +166,13 @@ def test_scan_and_remat_change_nothing(options):
     np.testing.assert_allclose(losses, expected[:6], rtol=1e-5)
 
 
+def test_layers_that_round_as_int8_compute_the_same_on_every_layout():
+    expected, _ = run(1, 1, 1, False, fake_int8=True, steps=3)
+    assert not np.allclose(expected, one_device()[0][:3], rtol=1e-5)
+    losses, _ = run(2, 2, 2, True, fake_int8=True, steps=3, scan_layers=False)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+
+
 def test_the_kernel_with_dropout_drops_the_same_on_every_layout(request):
     """In its interpreter; the kernel's bits depend neither on the mesh nor on how layers run."""
     options = {"attention": "flash", "heads": 4, "length": 128, "microbatches": 2, "steps": 2}

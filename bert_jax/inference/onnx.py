@@ -160,7 +160,7 @@ def _results(
     model: Portable, rows: dict[str, np.ndarray], names: list[str]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Our results by their names, each with where it counts: not at padding."""
-    numerics = dataclasses.replace(model.numerics, compute_dtype="float32")
+    numerics = dataclasses.replace(model.numerics, compute_dtype="float32", fake_int8=False)
     functions = live_functions(model._replace(numerics=numerics))
     length = rows["input_ids"].shape[-1]
     batch = {name: jnp.asarray(x.reshape(-1, length), jnp.int32) for name, x in rows.items()}

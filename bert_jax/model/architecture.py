@@ -191,6 +191,11 @@ class Numerics:
     compute_dtype: str = field(
         "bfloat16", "dtype of matrix products and activations", choices=("float32", "bfloat16")
     )
+    fake_int8: bool = field(
+        False,
+        "round the weights and inputs of layers, and the word embeddings, as a model in int8 does; "
+        "weights stay fp32 and are trained (docs/compression.md)",
+    )
     attention: str = field(
         "auto",
         '"xla"; "splash", a TPU kernel without dropout; "auto", splash on TPUs for long rows if '

@@ -6,6 +6,7 @@ from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.dropout import dropout
+from bert_jax.model.int8 import rounded_rows
 from bert_jax.model.lookup import lookup
 from bert_jax.model.parameters import linear, make_norm, table
 
@@ -42,6 +43,8 @@ class Embeddings(nnx.Module):
         hidden = lookup(self.word.embedding[...], input_ids)
         if (scale := getattr(self.word, "scale", None)) is not None:  # of embeddings in int8
             hidden = hidden * scale[...][input_ids][:, :, None]
+        elif self.numerics.fake_int8:
+            hidden = rounded_rows(hidden)
         if self.architecture.token_dropout_id is not None:
             is_mask = input_ids == self.architecture.token_dropout_id
             hidden = hidden * _token_dropout(is_mask, segment_ids)[:, :, None]

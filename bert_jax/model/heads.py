@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.bert import Bert, Transform, gather_positions
 from bert_jax.model.feed_forward import ACTIVATIONS
+from bert_jax.model.int8 import rounded_rows
 from bert_jax.model.losses import cross_entropy, divergence
 from bert_jax.model.parameters import linear, table
 
@@ -204,6 +205,8 @@ class MaskedLm(Head):
         table = word.embedding[...]
         if (scale := getattr(word, "scale", None)) is not None:  # of embeddings in int8
             table = table.astype(jnp.float32) * scale[...][:, None]
+        elif model.bert.embeddings.numerics.fake_int8:
+            table = rounded_rows(table)
         return model.masked_lm(inputs, table)
 
 

@@ -1,12 +1,15 @@
-"""Layers and word embeddings in int8, for models that are trained already.
+"""Layers and word embeddings in int8, and training that rounds as they do.
 
 Each output of a matrix and each row of the word embeddings has a scale of its own, its largest
 magnitude / 127. What a matrix is multiplied by is rounded to int8 as well, with a scale for each
 token that is found while the model runs. Products are summed in int32. Reference: Wu et al. 2020,
-https://arxiv.org/abs/2004.09602, sections 3 and 4.
+https://arxiv.org/abs/2004.09602, sections 3 and 4; of training, Jacob et al. 2018,
+https://arxiv.org/abs/1712.05877, section 3.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +17,36 @@ import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from bert_jax.model.bert import Bert
 from bert_jax.model.parameters import LAYERS, WORD_EMBEDDINGS, Params
 
+if TYPE_CHECKING:
+    from bert_jax.model.bert import Bert
+
 LARGEST = 127
-# Layers whose outputs are all 0 have a scale, too.
-SMALLEST = np.float32(np.finfo(np.float32).tiny)
+# Layers whose outputs are all 0 have a scale, too; times a gradient it is still above 0.
+SMALLEST = np.float32(1e-20)
+
+
+def in_integers(values: jax.Array, axis: int = -1) -> tuple[jax.Array, jax.Array]:
+    """Integers in [-127, 127] as fp32, and their scale; the product of both is near `values`.
+
+    Rounding has the gradient 1, and scales are constants (straight-through).
+
+    Args:
+      values: array of floats.
+      axis: axis that shares a scale; in the scales its size is 1.
+    """
+    values = values.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(values), axis=axis, keepdims=True)
+    scale = jax.lax.stop_gradient(jnp.maximum(largest, SMALLEST * LARGEST) / LARGEST)
+    exact = values / scale
+    return exact + jax.lax.stop_gradient(jnp.round(exact) - exact), scale
+
+
+def rounded_rows(rows: jax.Array) -> jax.Array:
+    """Rows [..., features] of word embeddings in fp32, as a model in int8 reads them."""
+    integers, scale = in_integers(rows)
+    return integers * scale
 
 
 class Int8Linear(nnx.Module):
@@ -37,16 +64,38 @@ class Int8Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] -> [..., out] in the dtype of `x`."""
-        values = x.astype(jnp.float32)
-        largest = jnp.max(jnp.abs(values), axis=-1, keepdims=True)
-        scale = jnp.maximum(largest, SMALLEST * LARGEST) / LARGEST
+        integers, scale = in_integers(x)
         product = jax.lax.dot_general(
-            jnp.round(values / scale).astype(jnp.int8),
+            integers.astype(jnp.int8),
             self.kernel[...],
             (((x.ndim - 1,), (0,)), ((), ())),
             preferred_element_type=jnp.int32,
         )
         found = product.astype(jnp.float32) * scale * self.scale[...]
+        return (found if self.bias is None else found + self.bias[...]).astype(x.dtype)
+
+
+class FakeInt8Linear(nnx.Module):
+    """A dense layer in the place of another, with its parameters: `Int8Linear` in floats.
+
+    Integers up to 127 are exact in bf16, and sums of their products below 2**24 in fp32, so it
+    computes what `Int8Linear` does with the kernel rounded, and has gradients.
+    """
+
+    def __init__(self, dense: nnx.Linear):
+        self.kernel, self.bias, self.dtype = dense.kernel, dense.bias, dense.dtype
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] -> [..., out] in the dtype of `x`."""
+        integers, scale = in_integers(x)
+        kernel, scale_of_outputs = in_integers(self.kernel[...], axis=-2)
+        product = jax.lax.dot_general(
+            integers.astype(self.dtype),
+            kernel.astype(self.dtype),
+            (((x.ndim - 1,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )
+        found = product * scale * scale_of_outputs.squeeze(-2)
         return (found if self.bias is None else found + self.bias[...]).astype(x.dtype)
 
 
@@ -61,13 +110,22 @@ class Int8Table(nnx.Module):
 
 def use_int8(bert: Bert) -> None:
     """Replaces the dense layers of an encoder and its word embeddings; values are not kept."""
+    _replace_layers(bert, Int8Linear)
+    embeddings: Any = bert.embeddings
+    embeddings.word = Int8Table(embeddings.word)
+
+
+def use_fake_int8(bert: Bert) -> None:
+    """Replaces the dense layers of an encoder, to train them; parameters stay as they are."""
+    _replace_layers(bert, FakeInt8Linear)
+
+
+def _replace_layers(bert: Bert, kind: type[Int8Linear | FakeInt8Linear]) -> None:
     modules = [part for _, part in nnx.iter_graph(bert.encoder) if isinstance(part, nnx.Module)]
     for module in modules:
         for name, part in vars(module).items():
             if isinstance(part, nnx.Linear):
-                setattr(module, name, Int8Linear(part))
-    embeddings: Any = bert.embeddings
-    embeddings.word = Int8Table(embeddings.word)
+                setattr(module, name, kind(part))
 
 
 def is_int8(params: Params) -> bool:

@@ -1,6 +1,7 @@
 """A model: the encoder with heads on top, as a structure and a nested dict of parameters."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ from flax import nnx
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
 from bert_jax.model.bert import Bert
 from bert_jax.model.heads import HEADS, PRETRAINING, Batch
-from bert_jax.model.int8 import use_int8
+from bert_jax.model.int8 import use_fake_int8, use_int8
 from bert_jax.model.parameters import Axes, Params, axes_of
 
 
@@ -38,6 +39,8 @@ class BertWithHeads(nnx.Module):
         for part, head in HEADS.items():
             if part in parts:
                 setattr(self, part, head.make_module(architecture, numerics, outputs, rngs))
+        if numerics.fake_int8:
+            use_fake_int8(self.bert)
 
     def encode(
         self, batch: Batch, dropout_key: jax.Array | None = None, all_layers: bool = False
@@ -85,6 +88,9 @@ def build_model(
     The default `parallel` ties it to no devices: it runs on any, with XLA's attention, and
     layouts follow from its arguments. With `int8` it has the parameters of `int8.in_int8`.
     """
+
+    if int8:
+        numerics = replace(numerics, fake_int8=False)
 
     def make(rngs: nnx.Rngs) -> BertWithHeads:
         model = BertWithHeads(architecture, numerics, parallel, rngs, parts=parts, outputs=outputs)

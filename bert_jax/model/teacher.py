@@ -1,6 +1,7 @@
 """A model beside its teacher: a trained encoder that it learns from, and that stays as it is."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flax import nnx
@@ -41,8 +42,9 @@ class BertWithTeacher(BertWithHeads):
         sizes = (architecture.hidden_size, teacher.hidden_size)
         if projected and sizes[0] != sizes[1]:
             self.projection = linear(("embed", "hidden"), sizes, architecture, rngs)
+        exact = replace(numerics, fake_int8=False)
         self.teacher = BertWithHeads(
-            teacher, numerics, parallel, rngs, parts=teacher_parts, outputs=outputs
+            teacher, exact, parallel, rngs, parts=teacher_parts, outputs=outputs
         )
 
 

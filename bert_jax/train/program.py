@@ -180,9 +180,9 @@ def loader(mesh: Mesh, axes: Axes, numerics: Numerics, *, copies: bool = True) -
 
     Weights of matrix products and embeddings are cast before they are gathered: bf16 halves the
     bytes, and gradients are then reduced in bf16 too. Biases and LayerNorm stay fp32. For `copies`
-    see `rules.gather`.
+    see `rules.gather`. With `fake_int8` they stay fp32, which is what `in_int8` rounds.
     """
-    dtype = jnp.dtype(numerics.compute_dtype)
+    dtype = jnp.dtype("float32" if numerics.fake_int8 else numerics.compute_dtype)
 
     def cast(keys: Any, leaf: jax.Array) -> jax.Array:
         is_weight = keys[-1].key in ("kernel", "embedding") and leaf.dtype != jnp.int8
