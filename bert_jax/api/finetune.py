@@ -3,9 +3,8 @@
 import dataclasses
 import hashlib
 import math
-import operator
 import statistics
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -33,8 +32,9 @@ from bert_jax.interop.portable import Portable
 from bert_jax.interop.teachers import FINGERPRINT, read_teacher
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.heads import HEADS, MULTI_LABEL_CLASSIFIER, parts_of
+from bert_jax.model.lora import LowRank, frozen_params, model_with_factors
 from bert_jax.model.model import Model, build_model
-from bert_jax.model.parameters import Axes, Params
+from bert_jax.model.parameters import Axes, Params, joined
 from bert_jax.model.teacher import TEACHER, model_with_teacher
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.parallel import cpu, hosts, rules
@@ -72,6 +72,9 @@ from bert_jax.train.workdirs import (
     starting_step,
     way_back,
 )
+
+
+FROZEN = "frozen_weights"  # in data.json: fingerprint of what LoRA leaves as it is
 
 
 def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
@@ -205,6 +208,7 @@ class Setup(NamedTuple):
       program: training state and its compiled step.
       scores: evaluation of each split except train.
       steps: number of steps of a run.
+      whole: gives the parameters of the model, from those that are trained.
     """
 
     source: Portable
@@ -217,6 +221,7 @@ class Setup(NamedTuple):
     program: Program
     scores: Mapping[str, TaskScores]
     steps: int
+    whole: Callable[[Params], Params]
 
     @classmethod
     def build(
@@ -270,11 +275,27 @@ class Setup(NamedTuple):
                 teacher_weight=config.teacher_weight,
                 temperature=config.temperature,
             )
+        whole = unchanged
+        if config.lora_rank:
+            lora = LowRank(config.lora_rank, config.lora_alpha, config.lora_matrices)
+            trained = model_with_factors(
+                source.architecture,
+                config.numerics,
+                parallelism(mesh, config.numerics),
+                parts=task.head.parts(source.architecture),
+                outputs=task.num_labels,
+                lora=lora,
+            )
+            frozen = rules.put_params(
+                frozen_params(source.params), mesh, trained.axes, zero1=config.mesh.zero1
+            )
+            objective = dataclasses.replace(objective, graphdef=trained.graphdef)
+            whole = whole_model(lora, frozen, model, mesh)
         program = Program(
             config,
             objective,
             trained,
-            transformation(config, model.axes, source.architecture.num_layers),
+            transformation(config, trained.axes, source.architecture.num_layers),
             optimizer.schedule.rate(optimizer.learning_rate, warmup_steps, steps),
             mesh,
             frozen=frozen,
@@ -294,7 +315,9 @@ class Setup(NamedTuple):
             if split != "train"
         }
         weights = weights_fingerprint(teacher.params) if teacher else ""
-        return cls(source, weights, task, data, mesh, model, objective, program, scores, steps)
+        return cls(
+            source, weights, task, data, mesh, model, objective, program, scores, steps, whole
+        )
 
     def description(self, config: FinetuneConfig) -> Plain:
         """The part of a run's `config.json` that a resumed run is compared with."""
@@ -318,6 +341,9 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
 
     def weights() -> str:
         return weights_fingerprint(setup.source.params)
+
+    if config.lora_rank:  # the run reads them at every start
+        identity[FROZEN] = weights()
 
     with hosts.agreement():
         saved = saved_description(workdir) if has_run(workdir) else None
@@ -359,13 +385,17 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
             writer.write(0, "baseline", baseline)
         trainer = Trainer(state, checkpoints, progress)
         metric = next(iter(baseline))
-        keep_best = KeepBest(best, metric, workdir)
+
+        def params(state: TrainState) -> Params:
+            return setup.whole(state.averaged)
+
+        keep_best = KeepBest(best, metric, workdir, params)
         patience = Patience(metric, config.patience, workdir, done or 0)
         evaluate = Evaluate(
             lambda params: setup.scores["dev"](params).metrics,
             writer,
             [keep_best, patience],
-            params=operator.attrgetter("averaged"),
+            params=params,
         )
         every = max(1, batches.steps_per_epoch // config.evals_per_epoch)
         trainer.report_every(
@@ -395,6 +425,30 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
             return False
     report(workdir, setup)
     return True
+
+
+def unchanged(params: Params) -> Params:
+    """Returns its argument: all parameters of the model are trained."""
+    return params
+
+
+def whole_model(
+    lora: LowRank, frozen: Params, model: Model, mesh: Mesh
+) -> Callable[[Params], Params]:
+    """Builds the function from what LoRA trains to the parameters of the model.
+
+    Args:
+      lora: what is adapted.
+      frozen: parameters that are not trained, on the mesh.
+      model: the model, without factors.
+      mesh: mesh that it is laid out on.
+    """
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    shardings = rules.state_shardings(mesh, shapes, model.axes, zero1=False)
+    merge = jax.jit(
+        lambda params, frozen: lora.merged(joined(params, frozen)), out_shardings=shardings
+    )
+    return lambda params: merge(params, frozen)
 
 
 def training_batches(

@@ -80,4 +80,15 @@ class FinetuneConfig(FinetuningRun):
             )
         if not self.task.train:
             raise UserError(f"{path}.task.train is empty: name a file or tfds:NAME:SPLIT")
+        if self.lora_rank:
+            self._check_lora(path)
         check_microbatches(path, "batch_size", self.batch_size, self.optimizer)
+
+    def _check_lora(self, path: str) -> None:
+        """Raises UserError if another field says otherwise what is trained."""
+        for name in ("freeze", "random_weights", "reinit_layers", "teacher"):
+            if value := getattr(self, name):
+                raise UserError(
+                    f"{path}.{name}={value} does not go with {path}.lora_rank={self.lora_rank}, "
+                    "which leaves the encoder as it is: leave one out"
+                )

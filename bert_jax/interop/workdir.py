@@ -4,11 +4,13 @@ from etils import epath
 
 from bert_jax.config.saved import read_model_config, read_pretrain_config, read_task
 from bert_jax.data.tokenizer_json import load_tokenizer
+from bert_jax.errors import UserError
 from bert_jax.fields import to_plain
 from bert_jax.interop.configs import check_labels, check_vocabulary
 from bert_jax.interop.portable import HeadFields, Portable, structure_of
 from bert_jax.interop.shapes import check_shapes, parameter_shapes
 from bert_jax.model.generator import GENERATOR, split_generator
+from bert_jax.model.lora import has_factors
 from bert_jax.model.model import Model
 from bert_jax.model.parameters import Params
 from bert_jax.model.teacher import without_projection
@@ -40,6 +42,11 @@ def read_workdir(
     architecture, numerics, labels = read_model_config(path / CONFIG_FILE)
     with Checkpoints(path, read_only=True) as checkpoints:
         trained, _ = checkpoints.read_params(step, weights)
+    if has_factors(trained):
+        raise UserError(
+            f"{path}: the checkpoints of a run with lora_rank hold only what it trains: use its "
+            f"best model, {path / 'best'}"
+        )
     params = without_projection(trained)
     tokenizer = load_tokenizer(path, lowercase=lowercase)
     check_vocabulary(path / CONFIG_FILE, architecture, tokenizer)

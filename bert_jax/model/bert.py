@@ -151,13 +151,32 @@ class Encoder(nnx.Module):
 
         self.layers = stack(rngs, np.arange(architecture.num_layers))
         stack_axes(self.layers)
-        self.gather_layer = parallel.gather_layer(layer_axes(axes_of(self.layers)))
+        self.make_gather = parallel.gather_layer
+        self.gather_layer = self.make_gather(layer_axes(axes_of(self.layers)))
         self.kinds = tuple(
             LayerKind(architecture.is_local(layer), layer > 0 or architecture.first_norm)
             for layer in range(architecture.num_layers)
         )
         self.mixes = architecture.layer_mixing
         self.numerics = numerics
+
+    def replace_dense(self, make: Callable[[str, nnx.Linear], nnx.Module]) -> None:
+        """Puts other modules in the place of the dense layers.
+
+        Args:
+          make: takes the name of a dense layer, such as "attention/query", and the layer, whose
+            parameters are stacked; gives the module for its place.
+        """
+        modules = [
+            (path, node)
+            for path, node in nnx.iter_graph(self.layers)
+            if isinstance(node, nnx.Module)
+        ]
+        for path, module in modules:
+            for name, part in [*vars(module).items()]:
+                if isinstance(part, nnx.Linear):
+                    setattr(module, name, make("/".join(map(str, (*path, name))), part))
+        self.gather_layer = self.make_gather(layer_axes(axes_of(self.layers)))
 
     def __call__(
         self,

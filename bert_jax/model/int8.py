@@ -110,22 +110,14 @@ class Int8Table(nnx.Module):
 
 def use_int8(bert: Bert) -> None:
     """Replaces the dense layers of an encoder and its word embeddings; values are not kept."""
-    _replace_layers(bert, Int8Linear)
+    bert.encoder.replace_dense(lambda _, dense: Int8Linear(dense))
     embeddings: Any = bert.embeddings
     embeddings.word = Int8Table(embeddings.word)
 
 
 def use_fake_int8(bert: Bert) -> None:
     """Replaces the dense layers of an encoder, to train them; parameters stay as they are."""
-    _replace_layers(bert, FakeInt8Linear)
-
-
-def _replace_layers(bert: Bert, kind: type[Int8Linear | FakeInt8Linear]) -> None:
-    modules = [part for _, part in nnx.iter_graph(bert.encoder) if isinstance(part, nnx.Module)]
-    for module in modules:
-        for name, part in vars(module).items():
-            if isinstance(part, nnx.Linear):
-                setattr(module, name, kind(part))
+    bert.encoder.replace_dense(lambda _, dense: FakeInt8Linear(dense))
 
 
 def is_int8(params: Params) -> bool:

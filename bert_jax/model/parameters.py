@@ -10,6 +10,7 @@ Axes are named where a parameter is made. Sharding, conversion and exports read 
   heads       features of all attention heads
   mlp         features inside a feed-forward layer
   output      outputs of a head
+  rank        columns and rows of the factors of a low-rank change
   state       what layer mixing can read: the embeddings and the results of all parts of layers
   layer       layers, where they are stacked
 """
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 if TYPE_CHECKING:
     from bert_jax.model.architecture import Architecture, Numerics
@@ -173,6 +175,12 @@ def axes_of(module: nnx.Module) -> dict[str, tuple[str, ...]]:
 def layer_axes(axes: Axes) -> dict[str, tuple[str, ...]]:
     """The axes of one layer's parameters, from those of all layers stacked."""
     return {path: names[1:] for path, names in axes.items()}
+
+
+def joined(some: Mapping[str, Any], others: Mapping[str, Any]) -> Params:
+    """The nested dict with the leaves of two that have none in common."""
+    leaves: Params = unflatten_dict(flatten_dict(some) | flatten_dict(others))
+    return leaves
 
 
 def is_stacked(names: tuple[str, ...]) -> bool:

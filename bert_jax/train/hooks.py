@@ -172,22 +172,29 @@ class Patience:
 
 
 class KeepBest:
-    """Saves the parameters of the best evaluation so far, or their average if the run has one."""
+    """Saves the parameters of the best evaluation so far."""
 
-    def __init__(self, best: Checkpoints, metric: str, workdir: epath.Path):
+    def __init__(
+        self,
+        best: Checkpoints,
+        metric: str,
+        workdir: epath.Path,
+        params: Callable[[TrainState], Params],
+    ):
         """Args:
         best: where to save.
         metric: name of the score; higher is better.
         workdir: directory of the run, whose metrics hold the earlier evaluations.
+        params: gives the parameters to save.
         """
-        self._best, self._metric, self._workdir = best, metric, workdir
+        self._best, self._metric, self._workdir, self._params = best, metric, workdir, params
 
     def __call__(self, trainer: Trainer, scores: Scores) -> None:
         lines = read_metrics(self._workdir)
         earlier = [x[self._metric] for x in lines if x["split"] == "heldout" and self._metric in x]
         # Of equal ones the latest, which has seen the most.
         if scores[self._metric] >= max(earlier, default=-math.inf):
-            self._best.save(trainer.done, {"params": trainer.state.averaged}, dict(scores))
+            self._best.save(trainer.done, {"params": self._params(trainer.state)}, dict(scores))
 
 
 def save(trainer: Trainer) -> None:

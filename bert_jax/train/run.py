@@ -184,6 +184,19 @@ class FinetuningRun(Run):
         2.0, "what the logits of both are divided by to compare them", bounds=POSITIVE
     )
     freeze: bool = field(False, "train only the pooler and the head, not the encoder")
+    lora_rank: int = field(
+        0,
+        "rank of the change of each matrix (LoRA, https://arxiv.org/abs/2106.09685), which is "
+        "trained with the pooler and the head; the encoder stays as it is; 0 trains all weights",
+        bounds=NOT_NEGATIVE,
+    )
+    lora_alpha: float = field(
+        16.0, "factor of these changes, divided by lora_rank", bounds=POSITIVE
+    )
+    lora_matrices: tuple[str, ...] = field(
+        ("attention/query", "attention/value"),
+        "matrices of every layer that get such a change; () for all",
+    )
     layer_decay: float = field(
         1.0,
         "factor between the learning rate of a layer and that of the one above; the head has "

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from bert_jax.errors import UserError
-from bert_jax.model.parameters import Params
+from bert_jax.model.parameters import Params, joined
 from bert_jax.objective.masking import AdaptiveMasking
 from bert_jax.objective.protocol import BoundObjective
 from bert_jax.train.guard import Guard
@@ -96,7 +96,7 @@ def make_train_step(
         step_key = None if dropout_key is None else jax.random.fold_in(dropout_key, state.step)
 
         def loss(params: Params, batch: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-            sums = objective.sums(params | beside, batch, key)
+            sums = objective.sums(joined(params, beside), batch, key)
             losses = [sums[f"{head}_loss"] / jnp.maximum(counts[head], 1) for head in counts]
             factors = [objective.factors.get(head) for head in counts]
             losses = [x if factor is None else factor * x for factor, x in zip(factors, losses)]
