@@ -73,7 +73,6 @@ from bert_jax.train.workdirs import (
     way_back,
 )
 
-
 FROZEN = "frozen_weights"  # in data.json: fingerprint of what LoRA leaves as it is
 
 
@@ -275,7 +274,7 @@ class Setup(NamedTuple):
                 teacher_weight=config.teacher_weight,
                 temperature=config.temperature,
             )
-        whole = unchanged
+        whole: Callable[[Params], Params] = unchanged
         if config.lora_rank:
             lora = LowRank(config.lora_rank, config.lora_alpha, config.lora_matrices)
             trained = model_with_factors(
