@@ -129,6 +129,7 @@ def test_a_run_adapts_matrices_and_leaves_a_plain_model(model, tmp_path):  # noq
         ({"freeze": True}, "config.freeze=True does not go with config.lora_rank=4"),
         ({"reinit_layers": 1}, "config.reinit_layers=1 does not go with config.lora_rank=4"),
         ({"teacher": "x"}, "config.teacher=x does not go with config.lora_rank=4"),
+        ({"numerics.fake_int8": True}, "config.numerics.fake_int8=True does not go with"),
         ({"random_weights": True}, "config.random_weights=True does not go with"),
         (
             {"lora_matrices": ("query",)},

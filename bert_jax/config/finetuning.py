@@ -85,10 +85,17 @@ class FinetuneConfig(FinetuningRun):
         check_microbatches(path, "batch_size", self.batch_size, self.optimizer)
 
     def _check_lora(self, path: str) -> None:
-        """Raises UserError if another field says otherwise what is trained."""
-        for name in ("freeze", "random_weights", "reinit_layers", "teacher"):
-            if value := getattr(self, name):
+        """Raises UserError if another field says otherwise what is trained, or how."""
+        others = {
+            "freeze": self.freeze,
+            "random_weights": self.random_weights,
+            "reinit_layers": self.reinit_layers,
+            "teacher": self.teacher,
+            "numerics.fake_int8": self.numerics.fake_int8,
+        }
+        for name, value in others.items():
+            if value:
                 raise UserError(
                     f"{path}.{name}={value} does not go with {path}.lora_rank={self.lora_rank}, "
-                    "which leaves the encoder as it is: leave one out"
+                    "which leaves the encoder as it is, in floats: leave one out"
                 )
