@@ -31,11 +31,13 @@ from bert_jax.model.heads import (
     ANSWER_SPAN,
     MULTI_LABEL_CLASSIFIER,
     MULTIPLE_CHOICE,
+    SEQUENCE_CLASSIFIER,
     SEQUENCE_REGRESSION,
     TOKEN_CLASSIFIER,
 )
 from bert_jax.model.model import build_model
 from bert_jax.model.teacher import TEACHER
+from bert_jax.objective.finetuning import FineTuning
 from bert_jax.objective.protocol import Objective
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
@@ -263,6 +265,16 @@ def test_outputs_of_a_task_are_compared_as_the_formulas_say():
     right = np.array([[1.0, 0.0, 0.0, 1.0]])
     expected = sum(t**2 * kl(y[0, i, 0] / t, x[0, i, 0] / t) for i in (slice(2), slice(2, 4)))
     assert found(MULTIPLE_CHOICE, x, y, labels, right) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_teacher_labels_examples_that_have_no_label():
+    batch = {"segment_ids": np.array([[1, 1, 2, 2], [1, 1, 1, 0]])}
+    batch |= {"cls_positions": np.zeros((2, 3)), "labels": jnp.array([[1, -1, -1], [-1, -1, -1]])}
+    labelled = FineTuning(None, SEQUENCE_CLASSIFIER).weights(batch)["task"]
+    np.testing.assert_array_equal(labelled, [[1, 0, 0], [0, 0, 0]])
+    found = FineTuning(None, SEQUENCE_CLASSIFIER, teacher_weight=0.5).weights(batch)
+    np.testing.assert_array_equal(found["task"], labelled)
+    np.testing.assert_array_equal(found["soft"], [[1, 1, 0], [1, 0, 0]])
 
 
 FIELDS = {

@@ -107,6 +107,11 @@ class Head:
         """fp32, 1 where there is a label, else 0."""
         return (labels >= 0).astype(jnp.float32)
 
+    def soft_weights(self, labels: jax.Array, batch: Batch) -> jax.Array:
+        """As `weights`, of the labels that a teacher gives."""
+        del batch
+        return self.weights(labels)
+
     def sums(self, logits: jax.Array, labels: jax.Array, weights: jax.Array, batch: Batch) -> Sums:
         """fp32 sums over all labels: "loss", "count" and, where accuracy is defined, "correct".
 
@@ -173,6 +178,12 @@ def _in_slots(labels: np.ndarray, rows: Rows, empty: float, dtype: DTypeLike) ->
     found = np.full((*rows.rows["cls_positions"].shape, *labels.shape[1:]), empty, dtype)
     found[rows.row, rows.slot] = labels[rows.examples]
     return found
+
+
+def is_example(batch: Batch) -> jax.Array:
+    """[rows, examples] bool: which slots of the rows are used."""
+    slots = jnp.arange(batch["cls_positions"].shape[1])
+    return slots < jnp.max(batch["segment_ids"], axis=1, keepdims=True)
 
 
 def mean_of_examples(hidden: jax.Array, batch: Batch) -> jax.Array:
@@ -274,6 +285,11 @@ class SequenceClassifier(Head):
             return super().weights(labels)
         of_class = jnp.asarray(self.class_weights, jnp.float32)
         return jnp.where(labels >= 0, of_class[jnp.maximum(labels, 0)], 0)
+
+    def soft_weights(self, labels: jax.Array, batch: Batch) -> jax.Array:
+        """As `weights`, but 1 for examples without a label: the teacher gives theirs, too."""
+        weights = self.weights(labels)
+        return jnp.where(weights > 0, weights, is_example(batch).astype(jnp.float32))
 
     def labels_in_rows(self, labels: np.ndarray, rows: Rows) -> np.ndarray:
         """[rows, examples, ...] int32."""

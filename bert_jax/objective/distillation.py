@@ -18,7 +18,7 @@ from flax import nnx
 from bert_jax.errors import UserError
 from bert_jax.fields import NOT_NEGATIVE, POSITIVE, field
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
-from bert_jax.model.heads import IMPOSSIBLE, MASKED_LM, mean_of_examples
+from bert_jax.model.heads import IMPOSSIBLE, MASKED_LM, is_example, mean_of_examples
 from bert_jax.model.losses import divergence
 from bert_jax.model.model import BertWithHeads, Model, build_model
 from bert_jax.model.teacher import PROJECTION, model_with_teacher
@@ -67,10 +67,9 @@ class Distilling:
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
         """Per head, fp32: 1 for used slots, for tokens, or for examples."""
-        segments, slots = batch["segment_ids"], batch["cls_positions"].shape[1]
-        tokens = (segments > 0).astype(jnp.float32)
-        examples = jnp.arange(slots) < jnp.max(segments, axis=1, keepdims=True)
-        found = {"hidden": tokens, "relations": tokens, "vectors": examples.astype(jnp.float32)}
+        tokens = (batch["segment_ids"] > 0).astype(jnp.float32)
+        examples = is_example(batch).astype(jnp.float32)
+        found = {"hidden": tokens, "relations": tokens, "vectors": examples}
         if self.fields.parts:
             found |= dict.fromkeys(WORDS, batch["masked_lm_weights"])
         return {head: found[head] for head in self.heads}

@@ -55,8 +55,11 @@ class FineTuning:
         return batch
 
     def weights(self, batch: Batch) -> dict[str, jax.Array]:
-        """fp32, 1 where there is a label, else 0."""
-        return dict.fromkeys(self.heads, self.head.weights(batch["labels"]))
+        """fp32, 1 where there is a label, else 0; the teacher also labels unlabelled texts."""
+        found = {"task": self.head.weights(batch["labels"])}
+        if self.teacher_weight:
+            found["soft"] = self.head.soft_weights(batch["labels"], batch)
+        return found
 
     def logits(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
         """fp32 outputs of the head; see `Head.apply`."""
