@@ -1,6 +1,7 @@
 """Texts for docs/distillation.md, and a comparison of a student with its teacher.
 
     python benchmarks/distillation.py texts DATA OUTPUT
+    python benchmarks/distillation.py parts DATA OUTPUT
     python benchmarks/distillation.py compare DATA TEACHER STUDENT ...
 
 DATA holds `mrpc/`, `sst2/`, `sts/`, `trec/`, `cola/` and `multi30k/` as their authors publish them.
@@ -58,6 +59,19 @@ def write_texts(data: Path, output: Path) -> None:
     print(f"{len(chosen):,} sentences")
 
 
+def write_parts(data: Path, output: Path) -> None:
+    """Writes the labelled sentences of SST-2, and without a label both parts of each longer one."""
+    cut, lines = random.Random(0), []
+    for line in (data / "sst2/stsa.binary.train").read_text().splitlines():
+        words = line.split(" ")[1:]
+        lines.append(line)
+        if len(words) >= 2 * WORDS.start:
+            at = cut.randint(WORDS.start, len(words) - WORDS.start)
+            lines += [" ".join(("-", *part)) for part in (words[:at], words[at:])]
+    output.write_text("".join(f"{line}\n" for line in lines))
+    print(f"{len(lines):,} examples")
+
+
 def compare(data: Path, paths: list[str]) -> None:
     """Prints Spearman's correlation on STS 2015 test, and sentences a second, in turns."""
     scores, found = pairs(data)
@@ -84,12 +98,14 @@ def compare(data: Path, paths: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("verb", choices=("texts", "compare"))
+    parser.add_argument("verb", choices=("texts", "parts", "compare"))
     parser.add_argument("data", type=Path)
     parser.add_argument("paths", nargs="+")
     arguments = parser.parse_args()
     if arguments.verb == "texts":
         write_texts(arguments.data, Path(arguments.paths[0]))
+    elif arguments.verb == "parts":
+        write_parts(arguments.data, Path(arguments.paths[0]))
     else:
         compare(arguments.data, arguments.paths)
 
