@@ -25,11 +25,11 @@ import torch
 import transformers
 
 from bert_jax.api.plan import planned_step
-from bert_jax.api.pretrain import flops_per_row
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.recipes import load_config
 from bert_jax.data.batches import batch_shapes
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.pretraining.stages import flops_per_row
 
 RECIPE = Path(__file__).parents[1] / "configs" / "bert.py"
 TOKENS = 32_768  # of a step on a GPU

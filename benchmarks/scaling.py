@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 
 from bert_jax.api.plan import plan, planned_step
-from bert_jax.api.pretrain import flops_per_row
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.recipes import load_config
 from bert_jax.model.attention import Attend
@@ -26,6 +25,7 @@ from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.parallelism import choose_attention
 from bert_jax.parallel.topologies import topology_devices
+from bert_jax.pretraining.stages import flops_per_row
 from bert_jax.report.compiled import ACROSS_SLICES
 from bert_jax.report.flops import CHIPS, GIB
 

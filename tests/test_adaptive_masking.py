@@ -11,13 +11,15 @@ from test_branches import everything
 from test_training import assert_same_run, recipe
 from tiny import make_batch, make_masking
 
-from bert_jax.api.pretrain import Part, pretrain, trained_parts
+from bert_jax.api.pretrain import pretrain
 from bert_jax.data.stores import open_store
 from bert_jax.errors import UserError
 from bert_jax.interop.teachers import Teachers
 from bert_jax.model.heads import MASKED_LM
 from bert_jax.objective import pretraining
 from bert_jax.objective.masking import TokenMasking, mask_tokens
+from bert_jax.pretraining.parts import Part
+from bert_jax.pretraining.stages import trained_parts
 from bert_jax.report.metrics_file import read_metrics
 
 KEY = jax.random.key(0)

@@ -26,7 +26,7 @@ LAYERS = (
     {"train"},
     {"config"},
     {"evaluation", "interop"},
-    {"inference"},
+    {"inference", "pretraining"},
     {"api"},
     {"cli"},
     {"__main__"},

@@ -10,7 +10,7 @@ from etils import epath
 from test_training import deterministic, recipe
 
 from bert_jax.api.plan import planned_step
-from bert_jax.api.pretrain import check_origin, pretrain
+from bert_jax.api.pretrain import pretrain
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.saved import read_pretrain_config
 from bert_jax.data.stores import open_store
@@ -19,6 +19,7 @@ from bert_jax.fields import build
 from bert_jax.interop.teachers import Teachers
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.pretraining.resuming import check_origin
 from bert_jax.report.curves import draw_curves
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.checkpoints import Checkpoints, saved_steps

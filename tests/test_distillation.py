@@ -19,7 +19,7 @@ from tiny import ARCHITECTURE, NUMERICS, VOCAB_SIZE, make_batch, make_masking
 import bert_jax
 from bert_jax.__main__ import main
 from bert_jax.api.plan import planned_step
-from bert_jax.api.pretrain import flops_per_row, pretrain
+from bert_jax.api.pretrain import pretrain
 from bert_jax.data.tokenizer_json import load_tokenizer
 from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
@@ -42,6 +42,7 @@ from bert_jax.objective.protocol import Objective
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.parallelism import parallelism
+from bert_jax.pretraining.stages import flops_per_row
 from bert_jax.report.metrics_file import read_metrics
 from bert_jax.train.checkpoints import Checkpoints
 

@@ -228,7 +228,9 @@ SPEAKS_TO = {
     # Pruning scores with its function; it writes no message of evaluate's own.
     "api.evaluate": ("evaluate",),
     "train.trainer": ("pretrain", "finetune"),
-    "api.pretrain": ("pretrain",),
+    "pretraining.data": ("pretrain",),
+    "pretraining.stages": ("pretrain",),
+    "pretraining.resuming": ("pretrain",),
     "model.pruning": ("prune",),
 }
 

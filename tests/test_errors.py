@@ -14,11 +14,11 @@ from etils import epath
 import bert_jax
 from bert_jax.__main__ import main
 from bert_jax.api.plan import planned_step
-from bert_jax.api.pretrain import identity
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.recipes import load_config
 from bert_jax.data.stores import open_store
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.pretraining.data import identity
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.workdirs import claim_workdir
 
@@ -86,7 +86,9 @@ def fails(made, tmp_path, capsys):
 @pytest.fixture
 def no_devices(monkeypatch):
     """Fails the test as soon as training goes on to the devices."""
-    monkeypatch.setattr("bert_jax.api.pretrain.Part.build", lambda *_: pytest.fail("went too far"))
+    monkeypatch.setattr(
+        "bert_jax.pretraining.parts.Part.build", lambda *_: pytest.fail("went too far")
+    )
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:

@@ -12,10 +12,12 @@ from test_guard import poisoned
 from test_training import deterministic
 
 from bert_jax.api import pretrain as pretraining
-from bert_jax.api.pretrain import Part, pretrain, trained_parts
+from bert_jax.api.pretrain import pretrain
 from bert_jax.data.stores import open_store
 from bert_jax.interop.teachers import Teachers
 from bert_jax.parallel import rules
+from bert_jax.pretraining.parts import Part
+from bert_jax.pretraining.stages import trained_parts
 
 KILLS = 10
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from tiny import VOCAB_SIZE, make_batch, make_masking, make_model
 
-from bert_jax.api.pretrain import learning_rate, stage_model
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.fields import build
 from bert_jax.model.heads import PARTS
@@ -18,6 +17,7 @@ from bert_jax.objective.pretraining import PreTraining
 from bert_jax.parallel import mesh as meshes
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
+from bert_jax.pretraining.stages import learning_rate, stage_model
 from bert_jax.train.program import Program
 
 pytestmark = pytest.mark.core

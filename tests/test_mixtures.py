@@ -18,7 +18,7 @@ from test_training import assert_same_run, deterministic, recipe
 
 from bert_jax.api import pretrain as pretraining
 from bert_jax.api.evaluate import evaluate
-from bert_jax.api.pretrain import Part, configured_stores, pretrain
+from bert_jax.api.pretrain import pretrain
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.recipes import load_config
 from bert_jax.data.documents import find_sources, read_documents
@@ -32,6 +32,8 @@ from bert_jax.data.wordpiece import train_wordpiece
 from bert_jax.errors import UserError
 from bert_jax.fields import build
 from bert_jax.parallel import rules
+from bert_jax.pretraining.data import configured_stores
+from bert_jax.pretraining.parts import Part
 from bert_jax.report.metrics_file import read_metrics
 
 

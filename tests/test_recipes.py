@@ -11,7 +11,6 @@ import pytest
 from configured import configured
 
 from bert_jax.api.plan import abstract_batch, planned_step
-from bert_jax.api.pretrain import flops_per_row, learning_rate
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import Stage
 from bert_jax.config.recipes import load_config
@@ -19,6 +18,7 @@ from bert_jax.data.batch_sizes import BatchSizes
 from bert_jax.errors import UserError
 from bert_jax.fields import build, fields_of, fits, type_of
 from bert_jax.objective.protocol import Objective
+from bert_jax.pretraining.stages import flops_per_row, learning_rate
 from bert_jax.report.flops import pretraining_flops_per_example
 from bert_jax.tasks import Task
 

@@ -8,7 +8,6 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from bert_jax.api.pretrain import check_same, identity, stage_model
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.recipes import with_overrides
@@ -31,6 +30,9 @@ from bert_jax.model.parameters import Params
 from bert_jax.parallel import hosts, rules
 from bert_jax.parallel.mesh import make_mesh
 from bert_jax.parallel.parallelism import parallelism
+from bert_jax.pretraining.data import identity
+from bert_jax.pretraining.resuming import check_same
+from bert_jax.pretraining.stages import stage_model
 from bert_jax.storage import read_json
 from bert_jax.tasks import SimilarityTask, Task
 from bert_jax.tasks.features import Features, check_token_types

@@ -18,13 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bert_jax.api.pretrain import (
-    check_devices,
-    flops_per_row,
-    learning_rate,
-    stage_model,
-    trained_parts,
-)
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.data.batches import batch_shapes
 from bert_jax.errors import UserError
@@ -36,6 +29,13 @@ from bert_jax.model.teacher import TEACHER
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import check_divides, layout_of, row_devices
 from bert_jax.parallel.topologies import topology_devices
+from bert_jax.pretraining.stages import (
+    check_devices,
+    flops_per_row,
+    learning_rate,
+    stage_model,
+    trained_parts,
+)
 from bert_jax.report import compiled
 from bert_jax.report.plans import Plan, Program
 from bert_jax.storage import whole_file

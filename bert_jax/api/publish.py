@@ -9,7 +9,6 @@ import numpy as np
 from etils import epath
 
 from bert_jax.api.convert import convert
-from bert_jax.api.pretrain import saved_parts, stage_model
 from bert_jax.api.write_report import read_run
 from bert_jax.config.pretraining import PretrainConfig
 from bert_jax.config.saved import is_finetuning, read_pretrain_config
@@ -19,6 +18,7 @@ from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import read_workdir, write_workdir
 from bert_jax.model.heads import parts_of
 from bert_jax.parallel.mesh import Layout
+from bert_jax.pretraining.stages import saved_parts, stage_model
 from bert_jax.report.card import Card, card
 from bert_jax.report.curves import draw_curves
 from bert_jax.storage import read_json, write_text
