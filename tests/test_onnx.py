@@ -95,7 +95,7 @@ def test_classifier(tmp_path, runtime, capsys):
     ("parts", "changes", "outputs"),
     [
         ((), {}, ["last_hidden_state"]),
-        (("answer_span",), {}, ["start_logits", "end_logits"]),
+        (("answer_span",), {"fake_int8": True}, ["start_logits", "end_logits"]),
         (("masked_lm",), MODERN, ["logits"]),
     ],
     ids=["encoder", "answers", "modern"],
