@@ -8,7 +8,7 @@ import pytest
 from configured import configured
 from etils import epath
 from flax import nnx
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from portables import make_portable
 from tiny import make_batch
 
@@ -20,7 +20,15 @@ from bert_jax.interop import formats, initial
 from bert_jax.interop.portable import structure_of
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.heads import HEADS
-from bert_jax.model.int8 import FakeInt8Linear, Int8Linear, in_float32, in_int8, is_int8
+from bert_jax.model.int8 import (
+    FakeInt8Linear,
+    Int8Linear,
+    in_float32,
+    in_int8,
+    in_integers,
+    is_int8,
+)
+from bert_jax.model.parameters import LAYERS
 
 pytestmark = pytest.mark.core
 
@@ -98,6 +106,16 @@ def test_training_rounds_with_the_gradients_of_what_is_rounded():
     np.testing.assert_allclose(of_x, up @ kernel.T, atol=1e-5)
     np.testing.assert_allclose(of_params["kernel"][...], rounded(x, 1).T @ up, atol=1e-5)
     np.testing.assert_allclose(of_params["bias"][...], up.sum(axis=0), atol=1e-5)
+
+
+def test_training_rounds_to_the_same_integers():
+    kernel = np.random.default_rng(0).normal(size=(4, 384, 1536)).astype(np.float32)
+    kernel[0, :, 0] = 0
+    params = unflatten_dict({f"{LAYERS}/output/kernel": kernel}, sep="/")
+    rounded = flatten_dict(in_int8(params), sep="/")
+    integers, scale = jax.jit(in_integers, static_argnums=1)(kernel, -2)
+    np.testing.assert_array_equal(integers, rounded[f"{LAYERS}/output/kernel"])
+    np.testing.assert_array_equal(scale[:, 0], rounded[f"{LAYERS}/output/scale"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

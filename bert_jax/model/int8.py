@@ -22,7 +22,9 @@ from bert_jax.model.parameters import LAYERS, WORD_EMBEDDINGS, Params
 if TYPE_CHECKING:
     from bert_jax.model.bert import Bert
 
-LARGEST = 127
+# Products with reciprocals, which XLA may make of divisions, so that numpy and XLA round the same
+# to the last bit. A value on the other side of a tie changes others after it.
+STEP = np.float32(1 / 127)
 # Layers whose outputs are all 0 have a scale, too; times a gradient it is still above 0.
 SMALLEST = np.float32(1e-20)
 
@@ -38,8 +40,8 @@ def in_integers(values: jax.Array, axis: int = -1) -> tuple[jax.Array, jax.Array
     """
     values = values.astype(jnp.float32)
     largest = jnp.max(jnp.abs(values), axis=axis, keepdims=True)
-    scale = jax.lax.stop_gradient(jnp.maximum(largest, SMALLEST * LARGEST) / LARGEST)
-    exact = values / scale
+    scale = jax.lax.stop_gradient(jnp.maximum(largest * STEP, SMALLEST))
+    exact = values * (1 / scale)
     return exact + jax.lax.stop_gradient(jnp.round(exact) - exact), scale
 
 
@@ -135,8 +137,8 @@ def in_int8(params: Params) -> Params:
             continue
         axis = -2 if is_kernel else -1
         largest = np.max(np.abs(values), axis=axis, keepdims=True)
-        scale = np.maximum(largest, SMALLEST * LARGEST) / np.float32(LARGEST)
-        found[path] = np.round(values / scale).astype(np.int8)
+        scale = np.maximum(largest * STEP, SMALLEST)
+        found[path] = np.round(values * (1 / scale)).astype(np.int8)
         found[f"{path.rpartition('/')[0]}/scale"] = scale.squeeze(axis)
     return unflatten_dict(found, sep="/")
 
