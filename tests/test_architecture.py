@@ -80,6 +80,8 @@ ONLY_IN = {
     "seqeval": {"bert_jax.tasks.tagging.metrics"},
     "sklearn": {"bert_jax.tasks.classification.metrics"},
     "scipy": {"bert_jax.tasks.classification.metrics", "bert_jax.tasks.classification.calibration"},
+    "sacrebleu": {"bert_jax.tasks.generation.metrics"},
+    "rouge_score": {"bert_jax.tasks.generation.metrics"},
     "safetensors": {"bert_jax.interop.huggingface"},
     "apache_beam": {"bert_jax.data.beam"},
     "pyarrow": {"bert_jax.data.columnar"},

@@ -19,6 +19,7 @@ from bert_jax.interop.choices import (
     check_quantize,
     check_seed,
 )
+from bert_jax.interop.encoder_decoder import write_encoder_decoder
 from bert_jax.interop.google_tf import write_google
 from bert_jax.interop.huggingface import write_huggingface
 from bert_jax.interop.initial import without_parts
@@ -26,15 +27,21 @@ from bert_jax.interop.portable import Portable, report_left_out
 from bert_jax.interop.tensors import Report
 from bert_jax.interop.workdir import write_workdir
 from bert_jax.model.generator import GENERATOR
-from bert_jax.model.heads import HEADS, PRETRAINING, parts_of
+from bert_jax.model.heads import CROSS_ATTENTION, HEADS, PRETRAINING, WRITING, parts_of
 from bert_jax.model.int8 import in_int8, is_int8
 from bert_jax.model.model import build_model
 from bert_jax.storage import errors_name, is_remote
 from bert_jax.terminal import say
 from bert_jax.train.weights import TRAINED
 
+
+def _write_huggingface(path: epath.Path, model: Portable, report: Report) -> None:
+    write = write_encoder_decoder if CROSS_ATTENTION in model.params else write_huggingface
+    write(path, model, report)
+
+
 WRITERS = {
-    "huggingface": write_huggingface,
+    "huggingface": _write_huggingface,
     "google": write_google,
     "bert_jax": lambda path, model, _: write_workdir(path, model),
 }
@@ -144,7 +151,8 @@ def _with_parts(
         report(f"initialised: {', '.join(initialise)} (random, seed {seed})")
     has_labels = any(part in wanted and head.has_labels for part, head in HEADS.items())
     labels = model.labels if has_labels else ()
-    has_task = any(part in wanted for part in HEADS if part not in PRETRAINING)
+    of_tasks = [part for part in (*HEADS, *WRITING) if part not in PRETRAINING]
+    has_task = any(part in wanted for part in of_tasks)
     return model._replace(
         params=params,
         labels=labels,

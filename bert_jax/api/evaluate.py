@@ -271,7 +271,7 @@ def score_examples(opened: Opened, data: Examples) -> Scores:
         structure,
         model.numerics,
         mesh,
-        pad_id=model.tokenizer.pad_id,
+        tokenizer=model.tokenizer,
         batch_size=4 * (config.batch_size if config else FinetuneConfig.batch_size),
     )
     return score(rules.put_params(model.params, mesh, structure.axes))

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 import jax
 from etils import epath
 
+from bert_jax.errors import UserError
 from bert_jax.inference import onnx
 from bert_jax.inference.choices import DEFAULT_PLATFORMS, check_export
 from bert_jax.inference.exported import write_exported
 from bert_jax.interop.formats import read
 from bert_jax.interop.tensors import Report
+from bert_jax.model.heads import CROSS_ATTENTION
 from bert_jax.storage import whole_folder
 from bert_jax.terminal import say
 from bert_jax.train.weights import TRAINED
@@ -45,14 +47,20 @@ def export(
         a library is not installed.
     """
     check_export(to)
+    found = read(model, step, weights=weights)
+    if CROSS_ATTENTION in found.params:
+        raise UserError(
+            f"{model} writes texts by its {CROSS_ATTENTION}, which exports do not hold: use "
+            "`bert-jax predict generate`, or `bert-jax convert --to=huggingface`"
+        )
     if to == "onnx":
         with whole_folder(output, last=onnx.FILE) as directory:
-            onnx.write_onnx(directory, read(model, step, weights=weights), report)
+            onnx.write_onnx(directory, found, report)
         return
     before = getattr(jax.config, SOURCE_FILES)
     # The programs name their source files; drop the directories, which are those of this machine.
     jax.config.update(SOURCE_FILES, ".*/")
     try:
-        write_exported(output, read(model, step, weights=weights), platforms)
+        write_exported(output, found, platforms)
     finally:
         jax.config.update(SOURCE_FILES, before)

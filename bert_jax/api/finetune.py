@@ -1,4 +1,4 @@
-"""Fine-tunes a trained BERT on a task: classification, regression, tagging or answering."""
+"""Fine-tunes a trained BERT on a task, such as classification, tagging or generation."""
 
 import dataclasses
 import hashlib
@@ -31,7 +31,15 @@ from bert_jax.interop.initial import (
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.teachers import FINGERPRINT, read_teacher
 from bert_jax.model.architecture import Architecture, Numerics
-from bert_jax.model.heads import HEADS, MULTI_LABEL_CLASSIFIER, parts_of
+from bert_jax.model.decoder import with_decoder
+from bert_jax.model.heads import (
+    DECODER,
+    HEADS,
+    MASKED_LM,
+    MULTI_LABEL_CLASSIFIER,
+    WRITING,
+    parts_of,
+)
 from bert_jax.model.lora import LowRank, frozen_params, model_with_factors
 from bert_jax.model.model import Model, build_model
 from bert_jax.model.parameters import Axes, Params, joined
@@ -135,6 +143,7 @@ def read_data(config: FinetuneConfig, source: Portable) -> tuple[AnyTask, dict[s
             f"config.task.max_seq_length={task.max_seq_length}, but {config.init_from} has "
             f"{positions} positions"
         )
+    task.check_model("config.task", source.architecture)
     given = task.read(task.train)
     task = task.with_labels_of(given)
     splits = {"train": config.chosen(given)}
@@ -168,7 +177,7 @@ def read_task_teacher(
     """
     if not config.teacher:
         return None
-    if task.head.part not in HEADS:
+    if task.head.part not in (*HEADS, *WRITING):
         raise UserError(
             f"config.teacher={config.teacher}: config.task={task.called()} compares vectors, which "
             "config.objective=distillation of `bert-jax pretrain` learns: set it to ''"
@@ -306,7 +315,7 @@ class Setup(NamedTuple):
                 model,
                 config.numerics,
                 mesh,
-                pad_id=source.tokenizer.pad_id,
+                tokenizer=source.tokenizer,
                 batch_size=4 * config.batch_size,
                 fit=split == "dev",
             )
@@ -383,7 +392,7 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
         if done is None:
             writer.write(0, "baseline", baseline)
         trainer = Trainer(state, checkpoints, progress)
-        metric = next(iter(baseline))
+        metric = task.best_by or next(iter(baseline))
 
         def params(state: TrainState) -> Params:
             return setup.whole(state.averaged)
@@ -391,7 +400,7 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
         keep_best = KeepBest(best, metric, workdir, params)
         patience = Patience(metric, config.patience, workdir, done or 0)
         evaluate = Evaluate(
-            lambda params: setup.scores["dev"](params).metrics,
+            lambda params: setup.scores["dev"](params, quick=True).metrics,
             writer,
             [keep_best, patience],
             params=params,
@@ -490,7 +499,13 @@ def initial_state(config: FinetuneConfig, setup: Setup) -> TrainState:
     state = setup.program.init(jax.random.key(config.seed))
     if config.random_weights:
         return state
-    found, wanted = parts_of(source.params), parts_of(state.params)
+    wanted = parts_of(state.params)
+    if DECODER in wanted and DECODER not in source.params:
+        source = source._replace(params=with_decoder(source.params))
+        lacks = MASKED_LM.part not in source.params[DECODER]
+        lost = f", but its {MASKED_LM.part} at random" if lacks else ""
+        hosts.print_once(f"{DECODER}: starts as a copy of {config.init_from}{lost}")
+    found = parts_of(source.params)
     unused = {part for part in found if part not in wanted}
     head = head_by_names(source, task)
     if head is None:

@@ -140,10 +140,11 @@ def _scorer(
                 structure,
                 model.numerics,
                 mesh,
-                pad_id=model.tokenizer.pad_id,
+                tokenizer=model.tokenizer,
                 batch_size=BATCH,
             )
-        return by_layers[layers](rules.put_params(model.params, mesh, structure.axes)).metrics
+        params = rules.put_params(model.params, mesh, structure.axes)
+        return by_layers[layers](params, quick=True).metrics
 
     metric = next(iter(metrics(model)))
     return metric, lambda model: metrics(model)[metric]

@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
         _add_classify,
         _add_tag,
         _add_answer,
+        _add_generate,
         _add_attributions,
     ):
         add_task(tasks)
@@ -347,6 +348,48 @@ def _answer(arguments: argparse.Namespace) -> None:
         )
 
     _say_results(lines, answer, answer_fields)
+
+
+def _add_generate(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "generate",
+        help="write a text for each text",
+        description="Prints texts as JSON lines with the `generated` text that a fine-tuned "
+        "decoder writes for each, such as its summary or translation. Options of the search are "
+        "those of fine-tuning, unless they are given.",
+        epilog="examples:\n  bert-jax predict generate --model=runs/summaries/best articles.txt\n"
+        '  bert-jax predict generate --model=runs/en-de/best "A man sleeps." --beams=5',
+    )
+    task.set_defaults(run=_generate)
+    _add_model(task)
+    inputs.add(task, inputs.SINGLE)
+    _add_max_seq_length(task, "tokens to which longer texts are cut", "the model's positions")
+    task.add_argument("--beams", type=int, metavar="N", help="beams of the search; 1 is greedy")
+    task.add_argument("--max-length", type=int, metavar="N", help="most tokens of a text")
+    task.add_argument("--min-length", type=int, metavar="N", help="fewest tokens of a text")
+    task.add_argument(
+        "--length-penalty",
+        type=float,
+        metavar="X",
+        help="beams are compared by their log probability / tokens**X",
+    )
+    task.add_argument(
+        "--no-repeat-ngram",
+        type=int,
+        metavar="N",
+        help="write no sequence of N tokens twice; 0 for no limit",
+    )
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    lines, bert = inputs.read(arguments), _load(arguments)
+    names = ("beams", "max_length", "min_length", "length_penalty", "no_repeat_ngram")
+    search = {name: getattr(arguments, name) for name in names}
+
+    def generate(texts: Iterator[str]) -> Iterator[str]:
+        return bert.generate(texts, arguments.max_seq_length, **search)
+
+    _say_results(lines, generate, lambda found: {"generated": found})
 
 
 def _add_attributions(tasks: Any) -> None:

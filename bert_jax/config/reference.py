@@ -79,13 +79,15 @@ def _family(family: type[Choice], families: dict[type[Choice], None]) -> Iterato
         like = "" if parent is family else f" Same as `{names[parent]}`, except:"
         yield f"`{name}`: {_first_sentence(kind)}{like}\n\n"
         known = fields_of(parent)
-        own = [
-            (f"{each}{' *' if f.metadata['resume'] else ''}", f"`{_shown(f.default)}`", _meaning(f))
+        own = {
+            each
             for each, f in fields_of(kind).items()
             if each not in known or f.default != known[each].default
-        ]
-        if own:
-            yield _table(iter(own)) + "\n"
+        }
+        rows = _rows(kind, "", "", families)
+        shown = [row for row in rows if row[0].split(".")[0].removesuffix(" *") in own]
+        if shown:
+            yield _table(iter(shown)) + "\n"
 
 
 def _title(family: type[Choice]) -> str:

@@ -23,6 +23,7 @@ def make_batches(
     longest_row: int,
     tokens_per_device: int,
     num_devices: int = 1,
+    packing: bool = True,
 ) -> list[Batch]:
     """Packs texts into rows and rows into batches.
 
@@ -35,9 +36,16 @@ def make_batches(
       longest_row: number of positions of the model.
       tokens_per_device: tokens of a full batch on each device.
       num_devices: number of devices that share the rows.
+      packing: False gives each text its own row.
     """
     batches = []
-    packed = pack([len(example.ids) for example in examples], row_lengths(longest_row))
+    lengths, possible = [len(example.ids) for example in examples], row_lengths(longest_row)
+    packed: dict[int, list[list[int]]] = {length: [] for length in possible}
+    if packing:
+        packed = pack(lengths, possible)
+    else:
+        for index, length in enumerate(lengths):
+            packed[next(each for each in possible if each >= length)].append([index])
     for length, rows in packed.items():
         full = max(1, tokens_per_device // length)
         for first in range(0, len(rows), full * num_devices):

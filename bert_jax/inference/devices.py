@@ -60,14 +60,18 @@ class Devices:
         """The arrays of a batch and further ones, all with their rows split over the devices."""
         return jax.device_put(batch.rows | more, rules.batch_sharding(self.mesh))
 
-    def batches(self, examples: Sequence[Example]) -> list[Batch]:
-        """Examples, none longer than the longest row, as batches of few shapes."""
+    def batches(self, examples: Sequence[Example], *, packing: bool = True) -> list[Batch]:
+        """Examples, none longer than the longest row, as batches of few shapes.
+
+        Without `packing`, each has its own row.
+        """
         return make_batches(
             examples,
             pad_id=self._pad_id,
             longest_row=self._longest_row,
             tokens_per_device=self.tokens_per_device,
             num_devices=self.mesh.size,
+            packing=packing,
         )
 
     def run(

@@ -11,10 +11,13 @@ from bert_jax.inference.exported import is_exported
 from bert_jax.inference.load_bert import MANIFEST
 from bert_jax.interop.portable import Portable
 from bert_jax.interop.workdir import CONFIG_FILE
+from bert_jax.model.heads import DECODER
+from bert_jax.model.search import Search
 from bert_jax.storage import read_json
 from bert_jax.tasks import (
     AnsweringTask,
     ClassificationTask,
+    GenerationTask,
     MultiLabelTask,
     MultipleChoiceTask,
     TaggingTask,
@@ -95,7 +98,7 @@ def task_of(model: Portable) -> AnyTask:
             "scores: compare what `bert-jax predict classify` gives with your labels"
         )
     kinds: tuple[type[AnyTask], ...]
-    kinds = (text_kind(model), TaggingTask, AnsweringTask, MultipleChoiceTask)
+    kinds = (text_kind(model), TaggingTask, AnsweringTask, MultipleChoiceTask, GenerationTask)
     for kind in kinds:
         task = task_as(model, kind)
         if task.head.part in model.params:
@@ -123,6 +126,11 @@ def _task(fields: Plain) -> AnyTask:
 def _defaults(model: Portable, kind: type[AnyTask]) -> Plain:
     """Fields of a task that nothing is known about but the model's labels."""
     fields: Plain = {}
+    if issubclass(kind, GenerationTask):
+        positions = model.architecture.max_position_embeddings
+        fields["max_seq_length"] = positions
+        fields["search"] = {"max_length": min(Search.max_length, positions)}
+        fields["shared_weights"] = DECODER not in model.params
     if issubclass(kind, TextTask):
         fields["max_seq_length"] = model.architecture.max_position_embeddings
         if not model.labels and issubclass(kind, ClassificationTask):

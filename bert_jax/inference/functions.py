@@ -5,7 +5,7 @@ model and on an exported one, which has them in compiled form.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from bert_jax.interop.portable import Portable, structure_of
 from bert_jax.model.heads import HEADS, Head, parts_of
 from bert_jax.model.model import BertWithHeads
 from bert_jax.model.parameters import Params
+from bert_jax.model.search import Ids, Search, write_texts
 
 Function = Callable[..., jax.Array]
 
@@ -83,6 +84,22 @@ def live_functions(model: Portable) -> dict[str, Function]:
     if numerics.compute_dtype == "float32":
         return {name: _exact(function) for name, function in functions.items()}
     return functions
+
+
+def writing_function(model: Portable) -> Function:
+    """The function of a model that writes texts, in its own numerics.
+
+    It is (params, rows, search) -> tokens; see `bert_jax.model.search.write_texts`.
+    """
+    numerics = dataclasses.replace(model.numerics, scan_layers=True, remat="none")
+    graphdef = structure_of(model._replace(numerics=numerics)).graphdef
+    tokenizer = model.tokenizer
+    ids = Ids(tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
+
+    def write(params: Params, rows: Mapping[str, jax.Array], search: Search) -> jax.Array:
+        return write_texts(nnx.merge(graphdef, params), rows, search, ids)
+
+    return _exact(write) if numerics.compute_dtype == "float32" else write
 
 
 def _exact(function: Function) -> Function:

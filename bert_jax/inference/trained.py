@@ -15,6 +15,7 @@ from etils import epath
 from bert_jax.data.masked_copies import Copy, Tokens, masked_copies, pack_copies, tokens_of
 from bert_jax.data.packing import Batch, Example
 from bert_jax.errors import UserError
+from bert_jax.fields import build, to_plain
 from bert_jax.inference import programs
 from bert_jax.inference.attributions import (
     FAR,
@@ -31,23 +32,29 @@ from bert_jax.inference.choices import COMPUTE_DTYPES, METHODS, POOLINGS
 from bert_jax.inference.devices import Devices
 from bert_jax.inference.exported import is_exported, read_exported
 from bert_jax.inference.fine_tuned import known_task, task_as, text_kind
-from bert_jax.inference.functions import Function, live_functions
+from bert_jax.inference.functions import Function, live_functions, writing_function
 from bert_jax.inference.scores import Score, by_text, default_method
 from bert_jax.inference.texts import Text, checked, excerpt
 from bert_jax.interop.formats import read
 from bert_jax.interop.portable import Portable
 from bert_jax.model.heads import (
+    CROSS_ATTENTION,
     MASKED_LM,
     NEXT_SENTENCE,
     SEQUENCE_CLASSIFIER,
     Head,
+    parts_of,
 )
 from bert_jax.model.int8 import is_int8
-from bert_jax.tasks import AnsweringTask, TaggingTask, TextTask
+from bert_jax.model.parameters import Params
+from bert_jax.model.search import Search
+from bert_jax.parallel import rules
+from bert_jax.tasks import AnsweringTask, GenerationTask, TaggingTask, TextTask
 from bert_jax.tasks.answering.decoding import Prediction
 from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.classification.decoding import Verdict, verdict
 from bert_jax.tasks.features import ONE_TYPE, check_token_types, lacks_types, pair_ids
+from bert_jax.tasks.generation.features import text_of
 from bert_jax.tasks.protocol import AnyTask
 from bert_jax.tasks.tagging.example import Sentence
 from bert_jax.tasks.tagging.plain_text import Entity, join_words
@@ -63,6 +70,7 @@ FINE_TUNED = {
     "token_classifier": "tagging",
     "answer_span": "answering",
     "multiple_choice": "multiple_choice",
+    CROSS_ATTENTION: "generation",
 }
 
 _log = logging.getLogger(__name__)
@@ -626,6 +634,66 @@ class TrainedBert:
         return live_functions(self._model._replace(params=self.params, numerics=exact))
 
     @overload
+    def generate(
+        self, texts: Iterator[str], max_seq_length: int | None = ..., **search: float | None
+    ) -> Iterator[str]: ...
+    @overload
+    def generate(
+        self, texts: Sequence[str], max_seq_length: int | None = ..., **search: float | None
+    ) -> list[str]: ...
+    def generate(
+        self, texts: Iterable[str], max_seq_length: int | None = None, **search: float | None
+    ) -> list[str] | Iterator[str]:
+        """Writes a text for each one, such as its summary, with a fine-tuned decoder.
+
+        Args:
+          texts: strings.
+          max_seq_length: tokens to which longer texts are cut; None = as in fine-tuning, or the
+            model's positions if that is not known.
+          **search: fields of `bert_jax.model.search.Search`: `beams`, `max_length`, `min_length`,
+            `length_penalty`, `no_repeat_ngram`; those that are None or missing are as in
+            fine-tuning.
+
+        Returns:
+          The texts, each in one line.
+
+        Raises:
+          UserError: the model has no decoder, or an argument is wrong.
+        """
+        self.require(CROSS_ATTENTION)
+        task = task_as(self._model, GenerationTask, max_seq_length=max_seq_length)
+        given = {name: value for name, value in search.items() if value is not None}
+        chosen = build(Search, to_plain(task.search) | given, "search")
+        dataclasses.replace(task, search=chosen).check_model("task", self.architecture)
+
+        def start(batch: Batch) -> jax.Array:
+            return self._write(self.params, self._devices.put(batch), search=chosen)
+
+        def finish(batch: Batch, tokens: np.ndarray) -> Iterable[str]:
+            return [text_of(tokens[row].tolist(), self.tokenizer) for row in batch.row]
+
+        pack = functools.partial(self._devices.batches, packing=False)
+        examples = self._tokenized(checked(texts, pair=False), self._limit(task))
+        return _like(texts, self._devices.run_packed(examples, pack, start, finish))
+
+    @functools.cached_property
+    def _write(self) -> Callable[..., jax.Array]:
+        """`writing_function`, compiled; each device searches for the texts of its rows."""
+        write = writing_function(self._model._replace(params=self.params))
+        by_row = rules.spec(("batch",))
+
+        def of_all(params: Params, rows: dict[str, jax.Array], search: Search) -> jax.Array:
+            return jax.shard_map(
+                lambda params, rows: write(params, rows, search),
+                mesh=self._devices.mesh,
+                in_specs=(jax.P(), by_row),
+                out_specs=by_row,
+                check_vma=False,
+            )(params, rows)
+
+        return jax.jit(of_all, static_argnames="search")
+
+    @overload
     def attributions(
         self,
         texts: Iterator[Any],
@@ -810,7 +878,8 @@ class TrainedBert:
 
     def require(self, *parts: str) -> None:
         """Raises UserError if the model lacks one of `bert_jax.model.heads.PARTS`."""
-        if missing := [part for part in parts if part not in self.functions]:
+        there = (*self.functions, *parts_of(self.params))
+        if missing := [part for part in parts if part not in there]:
             names = " and no ".join(missing)
             if tasks := [FINE_TUNED[part] for part in missing if part in FINE_TUNED]:
                 raise UserError(

@@ -8,7 +8,7 @@ from etils import epath
 from bert_jax.config.saved import read_model_config
 from bert_jax.data.tokenizer import CONFIG_FILE, TOKENIZER_FILE
 from bert_jax.errors import UserError
-from bert_jax.interop import google_tf, huggingface, workdir
+from bert_jax.interop import encoder_decoder, google_tf, huggingface, workdir
 from bert_jax.interop.choices import no_model
 from bert_jax.interop.configs import lineage_in, read_fields, without_spare_rows
 from bert_jax.interop.portable import Portable
@@ -76,11 +76,14 @@ def read_architecture(path: epath.PathLike) -> Architecture:
     reader = _reader(path)
     if reader is workdir.read_workdir:
         return read_model_config(path / workdir.CONFIG_FILE)[0]
-    module = huggingface if reader is huggingface.read_huggingface else google_tf
+    module = google_tf if reader is google_tf.read_google else huggingface
     folder = path if path.is_dir() else path.parent
     config_file = folder / module.CONFIG_FILE
-    fields = read_json(config_file)
-    architecture, _ = read_fields(config_file, fields, lineage_in(config_file, fields))
+    if reader is encoder_decoder.read_encoder_decoder:
+        _, architecture, _ = encoder_decoder.read_halves(config_file)
+    else:
+        fields = read_json(config_file)
+        architecture, _ = read_fields(config_file, fields, lineage_in(config_file, fields))
     return without_spare_rows(
         config_file, architecture, read_tokenizer(folder, lowercase=casing(folder))
     )[0]
@@ -96,6 +99,8 @@ def _reader(path: epath.Path) -> Callable[..., Portable]:
     config_file = path / huggingface.CONFIG_FILE
     if config_file.exists():
         fields = read_json(config_file)
+        if encoder_decoder.is_encoder_decoder(fields):
+            return encoder_decoder.read_encoder_decoder
         return workdir.read_workdir if "model" in fields else huggingface.read_huggingface
     if (path / google_tf.CONFIG_FILE).exists() or google_tf.is_checkpoint(path):
         return google_tf.read_google

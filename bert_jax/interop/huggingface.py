@@ -21,6 +21,7 @@ import safetensors.numpy
 from etils import epath
 
 from bert_jax.errors import UserError
+from bert_jax.fields import Plain
 from bert_jax.interop.choices import ARCHITECTURES
 from bert_jax.interop.configs import (
     default_labels,
@@ -97,9 +98,9 @@ def read_huggingface(
     architecture, rows = without_spare_rows(path / CONFIG_FILE, architecture, tokenizer)
     classes = [name for name in ARCHITECTURES if name in (heads.architectures or ())]
     try:
-        with _open_weights(Path(path)) as stored:
-            stored = _usual_names(_without_prefix(stored, lineage, report), lineage)
-            stored = _without_copies(stored, lineage, report)
+        with open_weights(Path(path)) as stored:
+            stored = usual_names(_without_prefix(stored, lineage, report), lineage)
+            stored = without_copies(stored, lineage, report)
             parts = _possible_parts(classes, stored, lineage, strict)
             params = read_params(
                 stored,
@@ -143,7 +144,30 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
         report("missing: pooler; transformers adds a random one, unless add_pooling_layer=False")
     for name, use in lineage.unread.items():
         report(f"missing: {lineage.base}.{name}* ({use}); transformers adds a random one")
-    fields = {
+    fields = fields_of_class(class_name, model, lineage)
+    if "sequence_classifier" in model.params:
+        # Else transformers would give the score of a regression through a sigmoid.
+        problem_type = model.problem_type or ("regression" if model.outputs == 1 else None)
+        fields |= {"problem_type": problem_type} if problem_type else {}
+    if labels := model.labels or default_labels(model.outputs):
+        fields["id2label"] = {str(id_): label for id_, label in enumerate(labels)}
+        fields["label2id"] = {label: id_ for id_, label in enumerate(labels)}
+    write_json(path / CONFIG_FILE, fields)
+    # A BertModel is the encoder alone, and its names have no prefix.
+    prefix = f"{lineage.base}." if class_name.endswith("Model") else ""
+    naming = huggingface_naming(lineage, parts)
+    tensors = dict(write_tensors(naming, model)) | lineage.buffers(model.architecture)
+    save_weights(path, {name.removeprefix(prefix): values for name, values in tensors.items()})
+    write_tokenizer(path, model.tokenizer, model.architecture.max_position_embeddings)
+
+
+def fields_of_class(class_name: str, model: Portable, lineage: Lineage) -> Plain:
+    """What config.json says of a model as a class of transformers, without its labels.
+
+    Raises:
+      UserError: the lineage has no place for a block of the model.
+    """
+    fields: Plain = {
         "architectures": [class_name],
         "model_type": lineage.model_type,
         **write_fields(model.architecture, model.numerics, lineage),
@@ -160,26 +184,17 @@ def write_huggingface(path: epath.Path, model: Portable, report: Report) -> None
         fields |= {"bos_token_id": ids["cls"], "eos_token_id": ids["sep"]}
         fields |= {"cls_token_id": ids["cls"], "sep_token_id": ids["sep"]}
         fields.setdefault("mask_token_id", model.tokenizer.mask_id)
-    if "sequence_classifier" in model.params:
-        # Else transformers would give the score of a regression through a sigmoid.
-        problem_type = model.problem_type or ("regression" if model.outputs == 1 else None)
-        fields |= {"problem_type": problem_type} if problem_type else {}
-    if labels := model.labels or default_labels(model.outputs):
-        fields["id2label"] = {str(id_): label for id_, label in enumerate(labels)}
-        fields["label2id"] = {label: id_ for id_, label in enumerate(labels)}
-    write_json(path / CONFIG_FILE, fields)
-    # A BertModel is the encoder alone, and its names have no prefix.
-    prefix = f"{lineage.base}." if class_name.endswith("Model") else ""
-    naming = huggingface_naming(lineage, parts)
-    tensors = dict(write_tensors(naming, model)) | lineage.buffers(model.architecture)
-    tensors = {name.removeprefix(prefix): values for name, values in tensors.items()}
+    return fields
+
+
+def save_weights(path: epath.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes the file of the weights in a directory."""
     # The library's own writer hides errors of the disk, and only the owner may read its files.
     checksums = {name: zlib.crc32(values.tobytes()) for name, values in tensors.items()}
     metadata = {"format": "pt", CHECKSUMS: json.dumps(checksums)}
-    content = safetensors.numpy.save(tensors, metadata=metadata)
+    content = safetensors.numpy.save(dict(tensors), metadata=metadata)
     with errors_name(path / WEIGHT_FILES[0]):
         (path / WEIGHT_FILES[0]).write_bytes(content)
-    write_tokenizer(path, model.tokenizer, model.architecture.max_position_embeddings)
 
 
 def class_of(parts: Sequence[str], lineage: Lineage) -> str:
@@ -193,7 +208,7 @@ def class_of(parts: Sequence[str], lineage: Lineage) -> str:
 
 
 @contextlib.contextmanager
-def _open_weights(directory: Path) -> Iterator[dict[str, Stored]]:
+def open_weights(directory: Path) -> Iterator[dict[str, Stored]]:
     """All tensors of the weight files, which stay open during the block."""
     with contextlib.ExitStack() as stack:
         for name in WEIGHT_FILES:
@@ -318,7 +333,8 @@ def _without_prefix(
     return found
 
 
-def _usual_names(stored: Mapping[str, Stored], lineage: Lineage) -> dict[str, Stored]:
+def usual_names(stored: Mapping[str, Stored], lineage: Lineage) -> dict[str, Stored]:
+    """The tensors by the names that a class with heads has."""
     # Names in a class without heads lack the base, such as "bert.".
     renamed = (
         (re.compile(rf"^(?=({'|'.join(lineage.roots)})\.)"), f"{lineage.base}."),
@@ -334,7 +350,7 @@ def _usual_names(stored: Mapping[str, Stored], lineage: Lineage) -> dict[str, St
     return usual
 
 
-def _without_copies(
+def without_copies(
     stored: Mapping[str, Stored], lineage: Lineage, report: Report
 ) -> dict[str, Stored]:
     """The tensors without constants, copies of others and what has no place here."""

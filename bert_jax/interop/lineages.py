@@ -27,6 +27,7 @@ class Lineage:
       base: prefix of the encoder's tensors, which classes without heads lack.
       modules: our module -> theirs, with {} for the number of the layer. Modules of one part that
         have the same name are one tensor there, in this order, along the axis of its outputs.
+      decoder: class that can be the decoder of an EncoderDecoderModel; empty if none can be read.
       classifier: modules that are called otherwise in classes with a sequence classifier.
       tied: name of a tensor that may be stored, though it is a copy -> its original.
       constants: regular expression of tensors that are no parameters, without `base`.
@@ -44,6 +45,7 @@ class Lineage:
     base: str
     modules: Mapping[str, str]
     fields: Mapping[str, str]
+    decoder: str = ""
     classifier: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     constants: str = r"$^"
@@ -128,11 +130,25 @@ def _bert_modules(base: str) -> dict[str, str]:
     }
 
 
+def _cross_attention(base: str) -> dict[str, str]:
+    """What the layers of a decoder have besides."""
+    theirs = f"{base}.encoder.layer.{{}}.crossattention"
+    return {
+        "cross_attention/layers/attention/query": f"{theirs}.self.query",
+        "cross_attention/layers/attention/key": f"{theirs}.self.key",
+        "cross_attention/layers/attention/value": f"{theirs}.self.value",
+        "cross_attention/layers/attention/output": f"{theirs}.output.dense",
+        "cross_attention/layers/norm": f"{theirs}.output.LayerNorm",
+    }
+
+
 BERT = Lineage(
     "bert",
     "bert",
+    decoder="BertLMHeadModel",
     modules={
         **_bert_modules("bert"),
+        **_cross_attention("bert"),
         "bert/pooler": "bert.pooler.dense",
         "masked_lm/dense": "cls.predictions.transform.dense",
         "masked_lm/norm": "cls.predictions.transform.LayerNorm",
@@ -181,8 +197,10 @@ def _write_roberta(architecture: Architecture) -> Plain:
 ROBERTA = Lineage(
     "roberta",
     "roberta",
+    decoder="RobertaForCausalLM",
     modules={
         **_bert_modules("roberta"),
+        **_cross_attention("roberta"),
         "bert/pooler": "roberta.pooler.dense",
         "masked_lm/dense": "lm_head.dense",
         "masked_lm/norm": "lm_head.layer_norm",
@@ -204,7 +222,7 @@ ROBERTA = Lineage(
     read=_read_roberta,
     write=_write_roberta,
 )
-XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta")
+XLM_ROBERTA = replace(ROBERTA, model_type="xlm-roberta", decoder="XLMRobertaForCausalLM")
 
 DISTILBERT = Lineage(
     "distilbert",

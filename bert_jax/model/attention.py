@@ -97,6 +97,39 @@ def attention(
     return jnp.einsum("bhkq,bkhd->bqhd", drop(probabilities, key=dropout_key), value)
 
 
+def attention_between(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segments: tuple[jax.Array, jax.Array],
+    *,
+    places: tuple[jax.Array, jax.Array] | None = None,
+    reach: Reach = EVERYWHERE,
+    dropout_rate: float = 0.0,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """Attends from the positions of some rows to those of others with the same segment id.
+
+    Args:
+      query: [batch, queries, heads, head_dim].
+      key, value: [batch, keys, heads, head_dim].
+      segments: segment ids [batch, queries], [batch, keys]. The result for a query without a key
+        has no meaning, but is finite.
+      places: places in one row of the queries [1, queries] and of the keys [1, keys], from which
+        `reach` measures; None if it is not used.
+      reach: limits within an example.
+      dropout_rate, dropout_key: see `attention`.
+
+    Returns:
+      [batch, queries, heads, head_dim] in the dtype of `value`. Scores and softmax are fp32.
+    """
+    if places is None:
+        places = jnp.arange(query.shape[1])[None], jnp.arange(key.shape[1])[None]
+    found = _probabilities(query, key, segments, places, value.dtype, reach)
+    found = dropout(found, dropout_rate, dropout_key)
+    return jnp.einsum("bhkq,bkhd->bqhd", found, value)
+
+
 def attention_probabilities(
     query: jax.Array,
     key: jax.Array,

@@ -99,16 +99,11 @@ class Layer(nnx.Module):
             distances=distances,
             causal=causal,
         )
-        rate = self.numerics.hidden_dropout
-        hidden = self._add(hidden, dropout(update, rate, keys[1]), self.attention_norm)
+        hidden = self.add_attention(hidden, update, keys[1])
         if states:
             states = (*states, hidden)
             hidden = self.attention_mixing(states)
-        update = self.feed_forward(
-            self._normalized(self.feed_forward_norm, hidden) if self.is_pre_norm else hidden
-        )
-        rate = self.numerics.rate("feed_forward_dropout")
-        hidden = self._add(hidden, dropout(update, rate, keys[2]), self.feed_forward_norm)
+        hidden = self.add_feed_forward(hidden, keys[2])
         if not states:
             return (hidden,)
         states = (*states, hidden)
@@ -117,16 +112,33 @@ class Layer(nnx.Module):
     def attention_input(self, hidden: jax.Array, kind: LayerKind) -> jax.Array:
         """What the attention of this layer reads, from the layer's input."""
         if self.is_pre_norm and kind.has_attention_norm:
-            return self._normalized(self.attention_norm, hidden)
+            return self.normalized(self.attention_norm, hidden)
         return hidden
 
-    def _add(self, hidden: jax.Array, update: jax.Array, norm: Norm) -> jax.Array:
+    def add_attention(
+        self, hidden: jax.Array, update: jax.Array, dropout_key: jax.Array | None
+    ) -> jax.Array:
+        """The states after the attention, whose output is `update`."""
+        update = dropout(update, self.numerics.hidden_dropout, dropout_key)
+        return self.add(hidden, update, self.attention_norm)
+
+    def add_feed_forward(self, hidden: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+        """The states after the feed-forward, from those before it."""
+        update = self.feed_forward(
+            self.normalized(self.feed_forward_norm, hidden) if self.is_pre_norm else hidden
+        )
+        update = dropout(update, self.numerics.rate("feed_forward_dropout"), dropout_key)
+        return self.add(hidden, update, self.feed_forward_norm)
+
+    def add(self, hidden: jax.Array, update: jax.Array, norm: Norm) -> jax.Array:
+        """The residual sum, normalized unless norms come before each part."""
         total = hidden.astype(jnp.float32) + update.astype(jnp.float32)
         total = total if self.is_pre_norm else norm(total)
         total = total.astype(jnp.dtype(self.numerics.compute_dtype))
         return self.constrain(total, ("batch", "length", "hidden"))
 
-    def _normalized(self, norm: Norm, hidden: jax.Array) -> jax.Array:
+    def normalized(self, norm: Norm, hidden: jax.Array) -> jax.Array:
+        """What a part reads if norms come before it, in the dtype of `hidden`."""
         normalized = norm(hidden.astype(jnp.float32)).astype(hidden.dtype)
         return self.constrain(normalized, ("batch", "length", "hidden"))
 
@@ -380,9 +392,14 @@ class Bert(nnx.Module):
         )
         if not self.architecture.final_norm:
             return hidden
-        last = hidden[-1] if all_layers else hidden
-        last = self.norm(last.astype(jnp.float32)).astype(hidden.dtype)
+        last = self.finish(hidden[-1] if all_layers else hidden)
         return hidden.at[-1].set(last) if all_layers else last
+
+    def finish(self, hidden: jax.Array) -> jax.Array:
+        """The output, from the states after the last layer."""
+        if not self.architecture.final_norm:
+            return hidden
+        return self.norm(hidden.astype(jnp.float32)).astype(hidden.dtype)
 
     def pool(self, hidden: jax.Array) -> jax.Array:
         """The pooler's output for hidden states [..., hidden]: tanh(dense(.)) in BERT."""

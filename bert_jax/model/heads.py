@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from bert_jax.model.architecture import Architecture, Numerics
 from bert_jax.model.bert import Bert, Transform, gather_positions
+from bert_jax.model.dropout import dropout
 from bert_jax.model.feed_forward import ACTIVATIONS
 from bert_jax.model.int8 import rounded_rows
 from bert_jax.model.losses import cross_entropy, divergence
@@ -103,6 +104,32 @@ class Head:
         """fp32 logits [..., outputs] for the result of `read`; `model` is a `BertWithHeads`."""
         return getattr(model, self.part)(inputs.astype(jnp.float32))
 
+    def logits(
+        self,
+        model: Any,
+        hidden: jax.Array,
+        batch: Batch,
+        dropout_rate: float = 0.0,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """fp32 outputs for the labels of a batch, as `sums` takes them.
+
+        Args:
+          model: a `BertWithHeads`.
+          hidden: [rows, length, hidden], the encoder's states.
+          batch: the batch of these rows.
+          dropout_rate: dropout rate of the input, if the head has dropout.
+          dropout_key: a typed PRNG key; None turns dropout off.
+        """
+        inputs = self.read(model.bert, hidden, batch)
+        if self.dropout:
+            inputs = dropout(inputs, dropout_rate, dropout_key)
+        return self.apply(model, inputs)
+
+    def for_scores(self) -> "Head":
+        """The head that scores a model, without what only guides training."""
+        return self
+
     def weights(self, labels: jax.Array) -> jax.Array:
         """fp32, 1 where there is a label, else 0."""
         return (labels >= 0).astype(jnp.float32)
@@ -165,6 +192,16 @@ class Head:
           rows: where each example is.
         """
         raise NotImplementedError(f"{self.part} has no labels of examples")
+
+    def label_lengths(self, labels: Any) -> tuple[np.ndarray, int] | None:
+        """The tokens that the labels of each example take in rows of their own, [n], and the length
+        of these rows; None if they have no such rows.
+
+        Args:
+          labels: labels of all examples.
+        """
+        del labels
+        return None
 
     def by_example(self, outputs: np.ndarray, rows: Rows) -> list[np.ndarray]:
         """The outputs of each of `rows.examples`: [outputs] if pooled, else [length, outputs]."""
@@ -629,15 +666,18 @@ HEADS: dict[str, Head] = {
 # What a checkpoint can hold besides the encoder.
 PARTS = ("pooler", *HEADS)
 PRETRAINING = PARTS[:3]
+# What a model that writes texts has besides; see `bert_jax.model.decoder`.
+CROSS_ATTENTION, DECODER = "cross_attention", "decoder"
+WRITING = (CROSS_ATTENTION, DECODER)
 
 
 def parts_of(params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Which of `PARTS` a nested dict of parameters has."""
-    return tuple(part for part in PARTS if part in params or part in params["bert"])
+    """Which of `PARTS` and `WRITING` a nested dict of parameters has."""
+    return tuple(part for part in (*PARTS, *WRITING) if part in params or part in params["bert"])
 
 
 def part_of(path: Sequence[str]) -> str:
-    """Which of `PARTS` a parameter belongs to, or "encoder"."""
+    """Which of `PARTS` and `WRITING` a parameter belongs to, or "encoder"."""
     if path[0] != "bert":
         return path[0]
     return "pooler" if path[1] == "pooler" else "encoder"

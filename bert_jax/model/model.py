@@ -9,7 +9,8 @@ from flax import nnx
 
 from bert_jax.model.architecture import Architecture, Numerics, Parallel
 from bert_jax.model.bert import Bert
-from bert_jax.model.heads import HEADS, PRETRAINING, Batch
+from bert_jax.model.decoder import CrossLayers
+from bert_jax.model.heads import CROSS_ATTENTION, DECODER, HEADS, MASKED_LM, PRETRAINING, Batch
 from bert_jax.model.int8 import use_fake_int8, use_int8
 from bert_jax.model.parameters import Axes, Params, axes_of
 
@@ -20,7 +21,7 @@ class BertWithHeads(nnx.Module):
     Args of the constructor:
       architecture, numerics, parallel: see their classes.
       rngs: for the initial parameters.
-      parts: which of `bert_jax.model.heads.PARTS` to build.
+      parts: which of `bert_jax.model.heads.PARTS` and `WRITING` to build.
       outputs: number of outputs of heads that leave it to the task.
     """
 
@@ -39,6 +40,13 @@ class BertWithHeads(nnx.Module):
         for part, head in HEADS.items():
             if part in parts:
                 setattr(self, part, head.make_module(architecture, numerics, outputs, rngs))
+        if CROSS_ATTENTION in parts:
+            self.cross_attention = CrossLayers(architecture, numerics, parallel, rngs)
+        if DECODER in parts:
+            exact = replace(numerics, fake_int8=False)  # what is rounded is the encoder
+            self.decoder = BertWithHeads(
+                architecture, exact, parallel, rngs, parts=(MASKED_LM.part,)
+            )
         if numerics.fake_int8:
             use_fake_int8(self.bert)
 

@@ -57,7 +57,7 @@ def kept_layers(params: Params, keep: Sequence[int]) -> Params:
     chosen = jnp.asarray(keep)
     return unflatten_dict(
         {
-            path: values[chosen] if path.startswith(f"{LAYERS}/") else values
+            path: values[chosen] if "layers" in path.split("/") else values
             for path, values in found.items()
         },
         sep="/",

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
-from bert_jax.model.dropout import dropout, split_key
+from bert_jax.model.dropout import split_key
 from bert_jax.model.heads import Head
 from bert_jax.objective.protocol import Batch, Sums
 
@@ -62,16 +62,13 @@ class FineTuning:
         return found
 
     def logits(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> jax.Array:
-        """fp32 outputs of the head; see `Head.apply`."""
+        """fp32 outputs of the head; see `Head.logits`."""
         model = nnx.merge(self.graphdef, params)
         keys = split_key(dropout_key, 2)
         hidden = model.encode(batch, keys[0])
         if self.freeze:
             hidden = jax.lax.stop_gradient(hidden)
-        inputs = self.head.read(model.bert, hidden, batch)
-        if self.head.dropout:
-            inputs = dropout(inputs, self.dropout_rate, keys[1])
-        return self.head.apply(model, inputs)
+        return self.head.logits(model, hidden, batch, self.dropout_rate, keys[1])
 
     def sums(self, params: Any, batch: Batch, dropout_key: jax.Array | None = None) -> Sums:
         """The scalars "task_loss", "task_count" and, where accuracy is defined, "task_correct".
@@ -83,8 +80,8 @@ class FineTuning:
         if not self.teacher_weight:
             return sums
         teacher = nnx.merge(self.graphdef, params).teacher
-        inputs = self.head.read(teacher.bert, teacher.encode(batch), batch)
-        targets, weights = self.head.apply(teacher, inputs), self.weights(batch)["soft"]
+        targets = self.head.logits(teacher, teacher.encode(batch), batch)
+        weights = self.weights(batch)["soft"]
         labels, temperature = batch["labels"], self.temperature
         soft = self.head.soft_sums(logits, targets, labels, weights, batch, temperature)
         return sums | {f"soft_{name}": value for name, value in soft.items()}

@@ -7,6 +7,7 @@ from bert_jax.tasks.answering.task import AnsweringTask
 from bert_jax.tasks.classification.glue import GlueTask
 from bert_jax.tasks.classification.task import ClassificationTask
 from bert_jax.tasks.classification.text_task import TextTask
+from bert_jax.tasks.generation.task import GenerationTask
 from bert_jax.tasks.multi_label.task import MultiLabelTask
 from bert_jax.tasks.multiple_choice.task import MultipleChoiceTask
 from bert_jax.tasks.protocol import Task
@@ -16,6 +17,7 @@ from bert_jax.tasks.tagging.task import TaggingTask
 __all__ = [
     "AnsweringTask",
     "ClassificationTask",
+    "GenerationTask",
     "GlueTask",
     "MultiLabelTask",
     "MultipleChoiceTask",

@@ -62,6 +62,11 @@ class ExampleBatches:
         self._packing = packing
         self._host_rows = host_rows
         self._row_length = -(-max(self._lengths) // ROW_MULTIPLE) * ROW_MULTIPLE
+        if found := head.label_lengths(features.labels):
+            # Examples share a row if their labels share one, too: both in units of the first.
+            lengths, longest = found
+            needed = np.ceil(lengths * (self._row_length / longest)).astype(np.int64)
+            self._lengths = np.maximum(self._lengths, needed).tolist()
         self._row_multiple = row_multiple * -(-batch_size // (8 * row_multiple))
         count = len(self._units)
         self.steps_per_epoch = count // batch_size if seed is not None else -(-count // batch_size)

@@ -15,9 +15,14 @@ from etils import epath
 from bert_jax.data.tokenizer import Tokenizer
 from bert_jax.errors import UserError
 from bert_jax.fields import POSITIVE, Choice, Plain, field
+from bert_jax.model.architecture import Architecture
 from bert_jax.model.heads import Head
+from bert_jax.model.search import Search
 from bert_jax.tasks.edits import Edits
 from bert_jax.tasks.features import Features
+
+# Share of the tokens of targets that a model finds likeliest, of tasks whose texts are written.
+TOKEN_ACCURACY = "token_accuracy"
 
 Example = TypeVar("Example")
 SomeFeatures = TypeVar("SomeFeatures", bound=Features)
@@ -96,6 +101,28 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
     def num_labels(self) -> int:
         """Outputs of the head per sequence or per token."""
         return len(self.label_names)
+
+    @property
+    def search(self) -> Search | None:
+        """How the model writes its predictions; None if they follow from outputs of the head.
+
+        `predictions` then gets the tokens of texts, and `TOKEN_ACCURACY` is known without them.
+        """
+        return None
+
+    @property
+    def best_by(self) -> str | None:
+        """The metric that picks the best checkpoint; None for the first one of `baseline`."""
+        return None
+
+    def check_model(self, path: str, architecture: Architecture) -> None:
+        """Raises UserError if a model cannot learn the task.
+
+        Args:
+          path: what fields of the task begin with.
+          architecture: architecture of the model.
+        """
+        del path, architecture
 
     def with_labels(self, labels: Sequence[str]) -> Self:
         """The same task with the classes of a trained model.
@@ -181,9 +208,9 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
 
     @abc.abstractmethod
     def metrics(self, predictions: Predictions, examples: Sequence[Example]) -> dict[str, float]:
-        """The official metrics of the task by name; the first one picks the best checkpoint.
+        """The official metrics of the task by name; the first, or `best_by`, picks the best model.
 
-        Higher is better for the first one. Examples whose labels are not known are ignored.
+        Higher is better for that one. Examples whose labels are not known are ignored.
         """
 
     def resampled(

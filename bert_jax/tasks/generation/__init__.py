@@ -1,0 +1,1 @@
+"""Generation: a text is read and another one written, as in summaries and translations."""

@@ -1,0 +1,66 @@
+"""Metrics of written texts, by the libraries whose numbers papers give."""
+
+import importlib
+import statistics
+from collections.abc import Callable, Sequence
+from types import ModuleType
+
+from bert_jax.errors import UserError
+
+
+def text_metrics(
+    names: Sequence[str], texts: Sequence[str], targets: Sequence[str], *, lowercase: bool
+) -> dict[str, float]:
+    """Scores of texts beside their targets, from 0 to 100.
+
+    BLEU and chrF are sacrebleu's with its default settings, of the whole corpus; ROUGE is the mean
+    F1 of rouge-score, with stemming. References: Post 2018, https://arxiv.org/abs/1804.08771;
+    Popović 2015, https://aclanthology.org/W15-3049; Lin 2004, https://aclanthology.org/W04-1013.
+
+    Args:
+      names: which of `SCORES`.
+      texts: texts to score.
+      targets: target of each.
+      lowercase: whether BLEU and chrF compare in lower case; ROUGE always does.
+
+    Raises:
+      UserError: a library is not installed.
+    """
+    return {name: SCORES[name](name, texts, targets, lowercase) for name in names}
+
+
+def _bleu(name: str, texts: Sequence[str], targets: Sequence[str], lowercase: bool) -> float:
+    metrics = _library("sacrebleu", name).metrics
+    return float(metrics.BLEU(lowercase=lowercase).corpus_score(texts, [targets]).score)
+
+
+def _chrf(name: str, texts: Sequence[str], targets: Sequence[str], lowercase: bool) -> float:
+    metrics = _library("sacrebleu", name).metrics
+    return float(metrics.CHRF(lowercase=lowercase).corpus_score(texts, [targets]).score)
+
+
+def _rouge(name: str, texts: Sequence[str], targets: Sequence[str], lowercase: bool) -> float:
+    del lowercase  # it always is
+    scorer = _library("rouge_score.rouge_scorer", name).RougeScorer([name], use_stemmer=True)
+    scores = [scorer.score(target, text)[name] for text, target in zip(texts, targets, strict=True)]
+    return 100 * statistics.fmean(score.fmeasure for score in scores)
+
+
+def _library(module: str, metric: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0].replace("_", "-")
+        raise UserError(
+            f"metric_names: {metric} needs {name}: pip install 'bert-jax[generation]', or leave it "
+            "out"
+        ) from error
+
+
+SCORES: dict[str, Callable[[str, Sequence[str], Sequence[str], bool], float]] = {
+    "bleu": _bleu,
+    "chrf": _chrf,
+    "rouge1": _rouge,
+    "rouge2": _rouge,
+    "rougeL": _rouge,
+}
