@@ -160,8 +160,8 @@ def write_encoder_decoder(path: epath.Path, model: Portable, report: Report) -> 
     lineage = lineage_of(encoder.architecture, (MASKED_LM.part,))
     if not lineage.decoder:
         raise UserError(
-            f"transformers has no decoder of the blocks of {lineage.model_type} to write: use "
-            "--to=bert_jax"
+            f"transformers has no decoder of the blocks of {lineage.model_type} that can be "
+            "written: use `bert-jax convert --to=bert_jax`"
         )
     if "pooler" not in encoder.params["bert"]:
         report("missing: pooler of the encoder, which is not used; transformers adds a random one")

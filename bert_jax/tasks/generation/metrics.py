@@ -1,9 +1,8 @@
 """Metrics of written texts, by the libraries whose numbers papers give."""
 
-import importlib
 import statistics
 from collections.abc import Callable, Sequence
-from types import ModuleType
+from typing import Any
 
 from bert_jax.errors import UserError
 
@@ -30,31 +29,39 @@ def text_metrics(
 
 
 def _bleu(name: str, texts: Sequence[str], targets: Sequence[str], lowercase: bool) -> float:
-    metrics = _library("sacrebleu", name).metrics
-    return float(metrics.BLEU(lowercase=lowercase).corpus_score(texts, [targets]).score)
+    scorer = _sacrebleu(name).BLEU(lowercase=lowercase)
+    return float(scorer.corpus_score(texts, [targets]).score)
 
 
 def _chrf(name: str, texts: Sequence[str], targets: Sequence[str], lowercase: bool) -> float:
-    metrics = _library("sacrebleu", name).metrics
-    return float(metrics.CHRF(lowercase=lowercase).corpus_score(texts, [targets]).score)
+    scorer = _sacrebleu(name).CHRF(lowercase=lowercase)
+    return float(scorer.corpus_score(texts, [targets]).score)
 
 
 def _rouge(name: str, texts: Sequence[str], targets: Sequence[str], lowercase: bool) -> float:
     del lowercase  # it always is
-    scorer = _library("rouge_score.rouge_scorer", name).RougeScorer([name], use_stemmer=True)
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise _missing("rouge-score", name) from error
+    scorer = RougeScorer([name], use_stemmer=True)
     scores = [scorer.score(target, text)[name] for text, target in zip(texts, targets, strict=True)]
     return 100 * statistics.fmean(score.fmeasure for score in scores)
 
 
-def _library(module: str, metric: str) -> ModuleType:
+def _sacrebleu(metric: str) -> Any:
     try:
-        return importlib.import_module(module)
+        from sacrebleu import metrics
     except ImportError as error:
-        name = module.partition(".")[0].replace("_", "-")
-        raise UserError(
-            f"metric_names: {metric} needs {name}: pip install 'bert-jax[generation]', or leave it "
-            "out"
-        ) from error
+        raise _missing("sacrebleu", metric) from error
+    return metrics
+
+
+def _missing(library: str, metric: str) -> UserError:
+    return UserError(
+        f"metric_names: {metric} needs {library}: pip install 'bert-jax[generation]', or leave it "
+        "out"
+    )
 
 
 SCORES: dict[str, Callable[[str, Sequence[str], Sequence[str], bool], float]] = {
