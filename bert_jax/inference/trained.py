@@ -42,8 +42,8 @@ from bert_jax.model.heads import (
     MASKED_LM,
     NEXT_SENTENCE,
     SEQUENCE_CLASSIFIER,
+    WRITING,
     Head,
-    parts_of,
 )
 from bert_jax.model.int8 import is_int8
 from bert_jax.model.parameters import Params
@@ -878,7 +878,7 @@ class TrainedBert:
 
     def require(self, *parts: str) -> None:
         """Raises UserError if the model lacks one of `bert_jax.model.heads.PARTS`."""
-        there = (*self.functions, *parts_of(self.params))
+        there = (*self.functions, *(part for part in WRITING if part in self.params))
         if missing := [part for part in parts if part not in there]:
             names = " and no ".join(missing)
             if tasks := [FINE_TUNED[part] for part in missing if part in FINE_TUNED]:
