@@ -220,6 +220,7 @@ SPEAKS_TO = {
     "data.documents": ("prepare",),
     "data.limits": ("prepare",),
     "data.sampling": ("pretrain",),
+    "parallel.cpu": ("pretrain", "finetune"),
     "parallel.hosts": ("pretrain", "finetune", "evaluate"),
     # Those that train catch its error, and say how to go on.
     "train.checkpoints": ("evaluate", "predict", "export", "convert"),

@@ -124,6 +124,16 @@ def test_pods(topology, slices, sizes, monkeypatch):
 def test_advice_on_a_cpu(libc, tunables, advised, monkeypatch, capsys):
     monkeypatch.setattr("platform.libc_ver", lambda: libc)
     monkeypatch.setenv("GLIBC_TUNABLES", tunables)
-    cpu.advise()
+    cpu.advise("float32")
     printed = "training is faster on this CPU after  export GLIBC_TUNABLES=glibc.malloc.hugetlb=1\n"
     assert capsys.readouterr().out == printed * advised
+
+
+def test_advice_on_bf16(monkeypatch, capsys):
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    cpu.advise("bfloat16")
+    printed = "training is faster on a CPU with --config.numerics.compute_dtype=float32\n"
+    assert capsys.readouterr().out == printed
+    monkeypatch.setattr("jax.default_backend", lambda: "tpu")
+    cpu.advise("bfloat16")
+    assert not capsys.readouterr().out

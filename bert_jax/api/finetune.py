@@ -108,7 +108,7 @@ def finetune(config: FinetuneConfig, workdir: epath.PathLike) -> bool:
     for name, (examples, features, _) in data.items():
         counts = ", ".join(f"{count:,} {what}" for what, count in features.counts.items() if count)
         hosts.print_once(f"{name}: {len(examples):,} examples ({counts})")
-    cpu.advise()
+    cpu.advise(config.numerics.compute_dtype)
     setup = Setup.build(config, source, task, data, teacher)
     if config.seeds == 1:
         return train_once(config, workdir, setup)

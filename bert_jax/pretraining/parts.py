@@ -241,7 +241,7 @@ def describe(parts: list[Part]) -> None:
     hosts.print_once(
         f"{count:,} parameters on {mesh.size} {kind} device(s), mesh {layout_of(mesh)}"
     )
-    cpu.advise()
+    cpu.advise(parts[0].stage.config.numerics.compute_dtype)
     for summary in dict.fromkeys(part.store.summary for part in parts):
         hosts.print_once(summary)
     for part in parts:
