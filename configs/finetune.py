@@ -4,9 +4,9 @@
         --config.init_from=runs/base --config.task.train=train.tsv --config.task.dev=dev.tsv
 
 The argument is the task: classification, multi_label, tagging, answering, multiple_choice,
-similarity, generation, or a GLUE task such as glue/sst2, which reads TFDS unless other data are
-named. Devlin et al. 2019 (appendix A.3) search learning rates of 2e-5, 3e-5 and 5e-5, batches of 16
-and 32, and 2 to 4 epochs.
+similarity, generation, extraction, or a GLUE task such as glue/sst2, which reads TFDS unless other
+data are named. Devlin et al. 2019 (appendix A.3) search learning rates of 2e-5, 3e-5 and 5e-5,
+batches of 16 and 32, and 2 to 4 epochs.
 """
 
 from ml_collections import ConfigDict

@@ -175,12 +175,14 @@ def _columns(arguments: argparse.Namespace, given: Input) -> Columns:
             raise UserError(f"--columns={arguments.columns}: {len(names)} columns; {given.takes}")
         return Columns((names[0],), ()) if len(names) == 1 else Columns((), tuple(zip(names)))
     from bert_jax.inference.fine_tuned import task_in
-    from bert_jax.tasks import GenerationTask, TextTask
+    from bert_jax.tasks import ExtractionTask, GenerationTask, TextTask
     from bert_jax.tasks.classification.names import all_of
 
     task = task_in(epath.Path(arguments.model))
     if isinstance(task, GenerationTask) and given is SINGLE:
         return Columns((*all_of(task.source), *usual.text), ())
+    if isinstance(task, ExtractionTask) and given is SINGLE:
+        return Columns((*all_of(task.document), *usual.text), ())
     if not isinstance(task, TextTask) or given is not EITHER:
         return usual
     if not task.text_b:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bert_jax.inference.trained import Guess, TrainedBert
     from bert_jax.tasks.answering.decoding import Prediction
     from bert_jax.tasks.classification.decoding import Verdict
+    from bert_jax.tasks.extraction.task import Extract
     from bert_jax.tasks.tagging.plain_text import Entity
 
 T = TypeVar("T")
@@ -38,6 +39,7 @@ def main(argv: Sequence[str]) -> None:
         _add_classify,
         _add_tag,
         _add_answer,
+        _add_extract,
         _add_generate,
         _add_attributions,
     ):
@@ -348,6 +350,34 @@ def _answer(arguments: argparse.Namespace) -> None:
         )
 
     _say_results(lines, answer, answer_fields)
+
+
+def _add_extract(tasks: Any) -> None:
+    task = tasks.add_parser(
+        "extract",
+        help="summarise texts by some of their sentences",
+        description="Prints documents as JSON lines with the `summary` that a model fine-tuned on "
+        "the task extraction chooses, and the numbers of its `sentences`, from 0.",
+        epilog="examples:\n  bert-jax predict extract --model=runs/extracts/best articles.txt\n"
+        "  bert-jax predict extract --model=runs/extracts/best articles.jsonl --num-sentences=2",
+    )
+    task.set_defaults(run=_extract)
+    _add_model(task)
+    inputs.add(task, inputs.SINGLE)
+    _add_max_seq_length(task, "tokens to which longer documents are cut", "128")
+    task.add_argument("--num-sentences", type=int, metavar="N", help="most sentences of a summary")
+
+
+def _extract(arguments: argparse.Namespace) -> None:
+    lines, bert = inputs.read(arguments), _load(arguments)
+
+    def extract(texts: Iterator[str]) -> Iterator["Extract"]:
+        count = arguments.num_sentences
+        return bert.extract(texts, arguments.max_seq_length, num_sentences=count)
+
+    _say_results(
+        lines, extract, lambda found: {"summary": found.text, "sentences": found.sentences}
+    )
 
 
 def _add_generate(tasks: Any) -> None:

@@ -49,10 +49,12 @@ from bert_jax.model.int8 import is_int8
 from bert_jax.model.parameters import Params
 from bert_jax.model.search import Search
 from bert_jax.parallel import rules
-from bert_jax.tasks import AnsweringTask, GenerationTask, TaggingTask, TextTask
+from bert_jax.tasks import AnsweringTask, ExtractionTask, GenerationTask, TaggingTask, TextTask
 from bert_jax.tasks.answering.decoding import Prediction
 from bert_jax.tasks.answering.example import Question
 from bert_jax.tasks.classification.decoding import Verdict, verdict
+from bert_jax.tasks.classification.example import Example as TextExample
+from bert_jax.tasks.extraction.task import Extract
 from bert_jax.tasks.features import ONE_TYPE, check_token_types, lacks_types, pair_ids
 from bert_jax.tasks.generation.features import text_of
 from bert_jax.tasks.protocol import AnyTask
@@ -515,6 +517,40 @@ class TrainedBert:
         task = task_as(self._model, TaggingTask, max_seq_length=max_seq_length)
         self.require(*task.head.parts(self.architecture))
         return _like(texts, entities())
+
+    @overload
+    def extract(
+        self, texts: Iterator[str], max_seq_length: int | None = ..., **options: Any
+    ) -> Iterator[Extract]: ...
+    @overload
+    def extract(
+        self, texts: Sequence[str], max_seq_length: int | None = ..., **options: Any
+    ) -> list[Extract]: ...
+    def extract(
+        self, texts: Iterable[str], max_seq_length: int | None = None, **options: Any
+    ) -> list[Extract] | Iterator[Extract]:
+        """Summaries of documents, each a few of its sentences.
+
+        Args:
+          texts: documents.
+          max_seq_length: tokens to which longer documents are cut; None = as in fine-tuning, or 128
+            if that is not known.
+          **options: other fields of `ExtractionTask`: `num_sentences`, `trigram_blocking`; those
+            that are None or missing are as in fine-tuning.
+
+        Raises:
+          UserError: the model was not fine-tuned on extraction, or an argument is wrong.
+        """
+
+        def extracts() -> Iterator[Extract]:
+            for some in _chunks(checked(texts, pair=False)):
+                documents = [TextExample(text, None, None, "", "") for text in some]
+                yield from self._outputs(task, documents).predictions
+
+        if not isinstance(known_task(self._model), ExtractionTask):
+            raise UserError("the model chooses no sentences: fine-tune it on the task extraction")
+        task = task_as(self._model, ExtractionTask, max_seq_length=max_seq_length, **options)
+        return _like(texts, extracts())
 
     @overload
     def answer(

@@ -7,6 +7,7 @@ from bert_jax.tasks.answering.task import AnsweringTask
 from bert_jax.tasks.classification.glue import GlueTask
 from bert_jax.tasks.classification.task import ClassificationTask
 from bert_jax.tasks.classification.text_task import TextTask
+from bert_jax.tasks.extraction.task import ExtractionTask
 from bert_jax.tasks.generation.task import GenerationTask
 from bert_jax.tasks.multi_label.task import MultiLabelTask
 from bert_jax.tasks.multiple_choice.task import MultipleChoiceTask
@@ -17,6 +18,7 @@ from bert_jax.tasks.tagging.task import TaggingTask
 __all__ = [
     "AnsweringTask",
     "ClassificationTask",
+    "ExtractionTask",
     "GenerationTask",
     "GlueTask",
     "MultiLabelTask",

@@ -1,0 +1,1 @@
+"""Extraction: the sentences of a document that are its summary."""
