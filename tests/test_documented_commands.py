@@ -30,8 +30,8 @@ NOT_RUN = {
     r"bert-base-uncased|roberta-base|uncased_L-2|MiniLM|minilm|mnli|downloaded-": "published "
     "models: test_interop.py, test_interop_google.py, test_predict.py",
     r"models/tiny": "TensorFlow: test_interop_google.py",
-    r"runs/(squad|sst2|reviews|ner)": "another task of the same verb: test_predict.py, "
-    "test_attributions.py, test_perturbations.py",
+    r"runs/(squad|sst2|reviews|ner|summaries|extracts|en-de)": "another task: test_predict.py, "
+    "test_attributions.py, test_perturbations.py, test_generation.py, test_extraction.py",
     r"--weights=|--step=20000|runs/decay": "checkpoints of a longer run: test_averages.py, "
     "test_branches.py",
     r"--upload": "the Hub: test_cli.py",
