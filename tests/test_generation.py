@@ -4,12 +4,14 @@ import json
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from configured import CONFIGS
 from etils import epath
+from flax import nnx
 from test_finetune import WORDPIECE, WORDS, model  # noqa: F401 (a fixture)
-from tiny import NUMERICS, VOCAB_SIZE, make_model
+from tiny import CLS_ID, NUMERICS, PAD_ID, SEP_ID, VOCAB_SIZE, make_model
 
 from bert_jax import load
 from bert_jax.__main__ import main
@@ -21,7 +23,8 @@ from bert_jax.interop.workdir import read_workdir
 from bert_jax.model.architecture import Architecture
 from bert_jax.model.decoder import Generation, with_decoder
 from bert_jax.model.model import build_model
-from bert_jax.model.positions import Rope
+from bert_jax.model.positions import Alibi, Relative, Rope
+from bert_jax.model.search import Ids, Search, write_texts
 from bert_jax.objective.finetuning import FineTuning
 from bert_jax.parallel import rules
 from bert_jax.parallel.mesh import make_mesh
@@ -152,6 +155,44 @@ def test_packing_changes_nothing(head, blocks):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=3e-6), first, second)
 
 
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        {"position_embedding": Rope(), "norm_position": "pre", "final_norm": True},
+        {"position_embedding": Alibi(), "feed_forward": "glu", "norm": "rms_norm"},
+        {"position_embedding": Relative(buckets=4, max_distance=16), "global_every": 2},
+        {"norm_position": "pre", "first_norm": False, "inner_norm": True, "value_gate": True},
+    ],
+    ids=["rope", "alibi", "relative", "gated"],
+)
+def test_a_text_is_what_the_decoder_finds_likeliest(blocks):
+    """The keys and values of written tokens are those of all tokens at once, in all blocks."""
+    head, length = HEADS[0], 8
+    network = make_model(parts=head.parts(Architecture()), local_window=4, **blocks)
+    params = network.init(jax.random.key(0))
+    batches = ExampleBatches(
+        make_features(8), head, pad_id=PAD_ID, batch_size=8, seed=None, packing=False
+    )
+    batch = jax.tree.map(jnp.asarray, batches.batch(0))
+    search, ids = Search(beams=1, max_length=length), Ids(CLS_ID, SEP_ID, PAD_ID)
+
+    @jax.jit
+    def likeliest(params, tokens):
+        labels = jnp.stack([tokens, tokens, jnp.ones_like(tokens)], axis=-1)
+        objective = FineTuning(network.graphdef, head)
+        return jnp.argmax(objective.logits(params, batch | {"labels": labels}), axis=-1)
+
+    expected = np.full((8, length + 1), PAD_ID, np.int32)
+    expected[:, 0] = CLS_ID
+    for place in range(length):
+        goes_on = ~np.any(expected == SEP_ID, axis=1)
+        found = np.array(likeliest(params, expected[:, :-1]))[:, place]
+        expected[goes_on, place + 1] = found[goes_on]
+    write = jax.jit(lambda p: write_texts(nnx.merge(network.graphdef, p), batch, search, ids))
+    np.testing.assert_array_equal(write(params), expected[:, 1:])
+    assert len(np.unique(expected)) > 5  # no word over and over
+
+
 @pytest.mark.parametrize("head", HEADS, ids=["shared", "own"])
 def test_layouts_compute_the_same(head):
     batch = ExampleBatches(
@@ -239,11 +280,25 @@ def test_a_translation_is_learned(model, tmp_path, capsys):  # noqa: F811
     target = str(tmp_path / "theirs")
     assert main(["convert", str(run / "best"), target, "--to=huggingface"]) == 0
     assert load(target).generate(sources, beams=2, max_length=16) == texts
+    written = json.loads((tmp_path / "theirs" / "generation_config.json").read_text())
+    assert (written["num_beams"], written["max_new_tokens"]) == (2, 16)
     # A run may start from such a model, too: nothing of it starts at random.
     capsys.readouterr()
     again = recipe(target, tmp_path, epochs=0.1)
     assert finetune(again, tmp_path / "again")
     assert "at random" not in capsys.readouterr().out
+
+    assert main(["publish", str(run), str(tmp_path / "published")]) == 0
+    card = (tmp_path / "published" / "main" / "README.md").read_text()
+    assert "A decoder writes a text" in card
+    # The search is that of the run in transformers, too.
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    theirs = transformers.AutoModelForSeq2SeqLM.from_pretrained(target)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(target)
+    for source, text in list(zip(sources, texts))[:5]:
+        ids = theirs.generate(tokenizer(source, return_tensors="pt").input_ids)
+        assert tokenizer.decode(ids[0], skip_special_tokens=True) == text
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(model, tmp_path, monkeypatch):  # noqa: F811
@@ -308,7 +363,7 @@ def test_a_missing_library_is_named(monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     for name, library in (("bleu", "sacrebleu"), ("rougeL", "rouge-score")):
         with pytest.raises(UserError, match=rf"{name} needs {library}: pip install .*generation"):
-            metrics.text_metrics([name], ["a"], ["a"], lowercase=False)
+            GenerationTask(metric_names=(name,)).check_model("task", Architecture())
 
 
 def test_metrics_are_those_of_the_libraries():

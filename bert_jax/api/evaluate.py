@@ -291,6 +291,8 @@ def _evaluate_task(
             check_path(epath.Path(predictions_path))
         opened = open_task(workdir, step, weights, data, overrides, labelled=labelled)
         task, config, examples = opened.task, opened.config, opened.examples
+        if labelled:
+            task.check_model("config.task", opened.model.architecture)
         features = features_of(opened.model, task, examples)
         baseline = _baseline(task, config, examples) if labelled else {}
     found = score_examples(opened, Examples(examples, features, labelled))

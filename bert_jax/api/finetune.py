@@ -628,7 +628,8 @@ def report(workdir: epath.Path, setup: Setup) -> None:
         baseline = task.baseline(data["train"].examples, examples)
         results[split] = {"metrics": finite(metrics), "baseline": finite(baseline)}
         hosts.print_once(f"{split} at step {step}: {listed(metrics)}", result=True)
-        hosts.print_once(f"{split} baseline: {listed(baseline)}", result=True)
+        if baseline:
+            hosts.print_once(f"{split} baseline: {listed(baseline)}", result=True)
         if not task.label_names:
             continue
         classes = results[split]["classes"] = task.per_class(predictions, examples)

@@ -700,7 +700,7 @@ class TrainedBert:
         task = task_as(self._model, GenerationTask, max_seq_length=max_seq_length)
         given = {name: value for name, value in search.items() if value is not None}
         chosen = build(Search, to_plain(task.search) | given, "search")
-        dataclasses.replace(task, search=chosen).check_model("task", self.architecture)
+        dataclasses.replace(task, search=chosen).check_positions("task", self.architecture)
 
         def start(batch: Batch) -> jax.Array:
             return self._write(self.params, self._devices.put(batch), search=chosen)

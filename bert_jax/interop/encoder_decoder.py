@@ -40,6 +40,13 @@ from bert_jax.storage import read_json, write_json
 MODEL_TYPE = "encoder-decoder"
 DECODER_PARTS = (MASKED_LM.part, CROSS_ATTENTION)  # of the class of its decoder
 GENERATION_FILE = "generation_config.json"
+SEARCH = {  # our fields of a search -> theirs
+    "beams": "num_beams",
+    "max_length": "max_new_tokens",
+    "min_length": "min_new_tokens",
+    "length_penalty": "length_penalty",
+    "no_repeat_ngram": "no_repeat_ngram_size",
+}
 ROLES = {"is_decoder": True, "add_cross_attention": True}
 
 
@@ -179,7 +186,9 @@ def write_encoder_decoder(path: epath.Path, model: Portable, report: Report) -> 
     }
     write_json(path / CONFIG_FILE, fields)
     ends = {"bos_token_id": ids.cls_id, "eos_token_id": ids.sep_id}
-    write_json(path / GENERATION_FILE, first | ends)
+    search = (model.task or {}).get("search", {})
+    options = {theirs: search[ours] for ours, theirs in SEARCH.items() if ours in search}
+    write_json(path / GENERATION_FILE, first | ends | options)
     tensors = {
         **_tensors("encoder", encoder, lineage, f"{lineage.base}."),
         **_tensors("decoder", decoder, lineage),

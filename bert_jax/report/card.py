@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bert_jax.json_values import dump_json
+from bert_jax.model.heads import CROSS_ATTENTION
 from bert_jax.report.curves import BASELINES, PRETRAINING
 from bert_jax.report.page import Run, last_scores, training_seconds, training_tokens
 from bert_jax.report.units import compact, duration, shown
@@ -19,6 +20,15 @@ USES = {
         "It fills masks, and is a starting point for fine-tuning. It does not generate text.",
     ),
 }
+
+# How transformers, which has no pipeline for it, writes a text; {} is the name of the model.
+WRITES = """\
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("{0}")
+model = AutoModelForSeq2SeqLM.from_pretrained("{0}")
+ids = model.generate(tokenizer("A sentence.", return_tensors="pt").input_ids, num_beams=4)
+tokenizer.decode(ids[0], skip_special_tokens=True)"""
 
 
 @dataclass(frozen=True)
@@ -68,11 +78,14 @@ def _header(about: Card) -> Iterator[str]:
 
 def _body(about: Card, run: Run) -> Iterator[str]:
     yield f"\n# {about.name}\n"
-    use = _use(about)
-    yield f"{about.architecture} {use[1] if use else ''}".strip()
+    use, writes = _use(about), CROSS_ATTENTION in about.parts
+    said = "A decoder writes a text for a text." if writes else use[1] if use else ""
+    yield f"{about.architecture} {said}".strip()
     yield "\n## Use\n"
     yield "```python"
-    if use:
+    if writes:
+        yield WRITES.format(about.name)
+    elif use:
         text = f"A sentence with a {about.mask}." if use[0] == "fill-mask" else "A sentence."
         yield "from transformers import pipeline\n"
         yield f'pipeline("{use[0]}", model="{about.name}")("{text}")'
@@ -122,6 +135,8 @@ def _body(about: Card, run: Run) -> Iterator[str]:
 
 
 def _use(about: Card) -> tuple[str, str] | None:
+    if CROSS_ATTENTION in about.parts:
+        return None
     return next((use for part, use in USES.items() if part in about.parts), None)
 
 

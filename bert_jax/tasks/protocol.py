@@ -116,7 +116,7 @@ class Task(Choice, abc.ABC, Generic[Example, SomeFeatures, Predictions]):
         return None
 
     def check_model(self, path: str, architecture: Architecture) -> None:
-        """Raises UserError if a model cannot learn the task.
+        """Raises UserError if a model cannot learn the task, or cannot be scored on it.
 
         Args:
           path: what fields of the task begin with.

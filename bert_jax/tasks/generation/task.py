@@ -85,17 +85,22 @@ class GenerationTask(Task[Example, GenerationFeatures, list[str]], name="generat
         return self.metric_names[0]
 
     def check_model(self, path: str, architecture: Architecture) -> None:
-        """Raises UserError if a model has no decoder of its blocks, or too few positions."""
+        """As in `Task`; a library of the metrics may be missing, too."""
+        text_metrics(self._text_metrics, ["a"], ["a"], lowercase=self.lowercase)
+        self.check_positions(path, architecture)
+        if architecture.layer_mixing:
+            raise UserError(
+                "the model mixes the results of all layers (model.layer_mixing), for which there "
+                "is no decoder: take another model"
+            )
+
+    def check_positions(self, path: str, architecture: Architecture) -> None:
+        """Raises UserError if a model has too few positions for the texts; see `check_model`."""
         positions = architecture.max_position_embeddings
         if self.search.max_length > positions:
             raise UserError(
                 f"{path}.search.max_length={self.search.max_length}: the model has {positions} "
                 "positions"
-            )
-        if architecture.layer_mixing:
-            raise UserError(
-                "the model mixes the results of all layers (model.layer_mixing), for which there "
-                "is no decoder: take another model"
             )
 
     def read(self, source: str, *, labelled: bool = True) -> list[Example]:
@@ -135,10 +140,13 @@ class GenerationTask(Task[Example, GenerationFeatures, list[str]], name="generat
     def metrics(self, predictions: list[str], examples: Sequence[Example]) -> dict[str, float]:
         """Those of `metric_names` that texts have, over the examples whose target is known."""
         known = [index for index, example in enumerate(examples) if example.label is not None]
-        names = [name for name in self.metric_names if name != TOKEN_ACCURACY]
         targets = [str(examples[index].label) for index in known]
         texts = [predictions[index] for index in known]
-        return text_metrics(names, texts, targets, lowercase=self.lowercase)
+        return text_metrics(self._text_metrics, texts, targets, lowercase=self.lowercase)
+
+    @property
+    def _text_metrics(self) -> list[str]:
+        return [name for name in self.metric_names if name != TOKEN_ACCURACY]
 
     def baseline(
         self, train_examples: Sequence[Example], examples: Sequence[Example]
