@@ -59,8 +59,7 @@ def _sacrebleu(metric: str) -> Any:
 
 def _missing(library: str, metric: str) -> UserError:
     return UserError(
-        f"metric_names: {metric} needs {library}: pip install 'bert-jax[generation]', or leave it "
-        "out"
+        f"metric_names: {metric} needs {library}: pip install {library}, or leave it out"
     )
 
 
