@@ -26,7 +26,7 @@ LAYERS = (
     {"train"},
     {"config"},
     {"evaluation", "interop"},
-    {"inference", "pretraining"},
+    {"inference", "pretraining", "finetuning"},
     {"api"},
     {"cli"},
     {"__main__"},
