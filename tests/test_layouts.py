@@ -71,10 +71,13 @@ def run(data, fsdp, tensor, zero1, steps=STEPS, **options):
     losses = []
     for _ in range(steps):
         state, metrics = compiled.step(state, batch, key)
+        # Steps that wait for each other's devices may wait for ever where other programs take the
+        # cores, so none is dispatched before the last is done.
+        metrics = jax.device_get(metrics)
         losses.append(
             [metrics[f"{head}_loss"] / metrics[f"{head}_count"] for head in ("mlm", "nsp")]
         )
-    return np.array(jax.device_get(losses)), state
+    return np.array(losses), state
 
 
 @functools.cache
