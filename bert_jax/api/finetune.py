@@ -1,6 +1,7 @@
 """Fine-tunes a trained BERT on a task, such as classification, tagging or generation."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from etils import epath
@@ -104,6 +105,7 @@ def train(config: FinetuneConfig, workdir: epath.Path, setup: Setup) -> bool:
     if setup.teacher_weights:
         identity[FINGERPRINT] = setup.teacher_weights
 
+    @functools.cache
     def weights() -> str:
         return weights_fingerprint(setup.source.params)
 

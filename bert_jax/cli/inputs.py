@@ -179,10 +179,9 @@ def _columns(arguments: argparse.Namespace, given: Input) -> Columns:
     from bert_jax.tasks.classification.names import all_of
 
     task = task_in(epath.Path(arguments.model))
-    if isinstance(task, GenerationTask) and given is SINGLE:
-        return Columns((*all_of(task.source), *usual.text), ())
-    if isinstance(task, ExtractionTask) and given is SINGLE:
-        return Columns((*all_of(task.document), *usual.text), ())
+    if given is SINGLE and isinstance(task, (ExtractionTask, GenerationTask)):
+        read = task.document if isinstance(task, ExtractionTask) else task.source
+        return Columns((*all_of(read), *usual.text), ())
     if not isinstance(task, TextTask) or given is not EITHER:
         return usual
     if not task.text_b:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -75,13 +75,14 @@ class Setup(NamedTuple):
         mesh = config.mesh.mesh()
         check_divides(mesh, source.architecture)
         check_attention(mesh, config.numerics)
-        model = build_model(
-            source.architecture,
-            config.numerics,
-            parallelism(mesh, config.numerics),
-            parts=task.head.parts(source.architecture),
-            outputs=task.num_labels,
-        )
+        made_of: dict[str, Any] = {
+            "architecture": source.architecture,
+            "numerics": config.numerics,
+            "parallel": parallelism(mesh, config.numerics),
+            "parts": task.head.parts(source.architecture),
+            "outputs": task.num_labels,
+        }
+        model = build_model(**made_of)
         batches = training_batches(config, source.tokenizer, task, data["train"].features, mesh)
         steps = math.ceil(config.epochs * batches.steps_per_epoch)
         optimizer = config.optimizer
@@ -93,11 +94,7 @@ class Setup(NamedTuple):
         if teacher:
             check_divides(mesh, teacher.architecture, "the teacher's ")
             trained = model_with_teacher(
-                source.architecture,
-                config.numerics,
-                parallelism(mesh, config.numerics),
-                parts=task.head.parts(source.architecture),
-                outputs=task.num_labels,
+                **made_of,
                 teacher=teacher.architecture,
                 teacher_parts=task.head.parts(teacher.architecture),
             )
@@ -113,14 +110,7 @@ class Setup(NamedTuple):
         whole: Callable[[Params], Params] = unchanged
         if config.lora_rank:
             lora = LowRank(config.lora_rank, config.lora_alpha, config.lora_matrices)
-            trained = model_with_factors(
-                source.architecture,
-                config.numerics,
-                parallelism(mesh, config.numerics),
-                parts=task.head.parts(source.architecture),
-                outputs=task.num_labels,
-                lora=lora,
-            )
+            trained = model_with_factors(**made_of, lora=lora)
             frozen = rules.put_params(
                 frozen_params(source.params), mesh, trained.axes, zero1=config.mesh.zero1
             )

@@ -26,6 +26,7 @@ from bert_jax.model.heads import (
     WRITING,
     parts_of,
 )
+from bert_jax.model.lora import trained_params
 from bert_jax.model.parameters import Params
 from bert_jax.parallel import hosts, rules
 from bert_jax.tasks.features import check_token_types
@@ -67,6 +68,8 @@ def initial_state(config: FinetuneConfig, setup: Setup) -> TrainState:
         hosts.print_once(f"not used from {config.init_from}: {', '.join(sorted(unused))}")
     if head is not None:
         given |= {task.head.part: head}
+    if config.lora_rank:
+        given = trained_params(given)
     given = rules.put_params(given, mesh, setup.model.axes, zero1=config.mesh.zero1)
     params = replace_params(state.params, given)
     if config.reinit_layers:

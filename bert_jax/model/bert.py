@@ -90,16 +90,7 @@ class Layer(nnx.Module):
           of this layer.
         """
         keys = split_key(dropout_key, 3)
-        update = self.attention(
-            self.attention_input(hidden, kind),
-            position_ids,
-            segment_ids,
-            keys[0],
-            is_local=kind.is_local,
-            distances=distances,
-            causal=causal,
-        )
-        hidden = self.add_attention(hidden, update, keys[1])
+        hidden = self.attend(hidden, position_ids, segment_ids, keys[:2], kind, distances, causal)
         if states:
             states = (*states, hidden)
             hidden = self.attention_mixing(states)
@@ -108,6 +99,31 @@ class Layer(nnx.Module):
             return (hidden,)
         states = (*states, hidden)
         return self.feed_forward_mixing(states), *states
+
+    def attend(
+        self,
+        hidden: jax.Array,
+        position_ids: jax.Array,
+        segment_ids: jax.Array,
+        dropout_keys: Sequence[jax.Array | None],
+        kind: LayerKind,
+        distances: jax.Array | None,
+        causal: jax.Array | None,
+    ) -> jax.Array:
+        """The states after the attention of this layer; see `__call__`.
+
+        `dropout_keys` are those of the attention, and of what it adds.
+        """
+        update = self.attention(
+            self.attention_input(hidden, kind),
+            position_ids,
+            segment_ids,
+            dropout_keys[0],
+            is_local=kind.is_local,
+            distances=distances,
+            causal=causal,
+        )
+        return self.add_attention(hidden, update, dropout_keys[1])
 
     def attention_input(self, hidden: jax.Array, kind: LayerKind) -> jax.Array:
         """What the attention of this layer reads, from the layer's input."""

@@ -129,16 +129,9 @@ class CrossLayers(nnx.Module):
             layer: Layer, cross: CrossLayer, kind: LayerKind, hidden: jax.Array, key: Any
         ) -> tuple[jax.Array, None]:
             keys = split_key(key, 4)
-            update = layer.attention(
-                layer.attention_input(hidden, kind),
-                position_ids,
-                segment_ids,
-                keys[0],
-                is_local=kind.is_local,
-                distances=distances,
-                causal=causal,
+            hidden = layer.attend(
+                hidden, position_ids, segment_ids, keys[:2], kind, distances, causal
             )
-            hidden = layer.add_attention(hidden, update, keys[1])
             memory = cross.attention.keys_and_values(states)
             hidden = cross(layer, hidden, memory, (segment_ids, source_segments), keys[2])
             return layer.add_feed_forward(hidden, keys[3]), None

@@ -117,7 +117,7 @@ def model_with_factors(
         return model
 
     model = model_of(make)
-    return model._replace(init=lambda key: _chosen(model.init(key), frozen=False))
+    return model._replace(init=lambda key: trained_params(model.init(key)))
 
 
 def has_factors(params: Mapping[str, object]) -> bool:
@@ -128,6 +128,11 @@ def has_factors(params: Mapping[str, object]) -> bool:
 def frozen_params(params: Mapping[str, object]) -> Params:
     """Those parameters of a model that are not trained: its encoder without the pooler."""
     return _chosen(params, frozen=True)
+
+
+def trained_params(params: Mapping[str, object]) -> Params:
+    """The others: A and B, the pooler and the heads."""
+    return _chosen(params, frozen=False)
 
 
 def _chosen(params: Mapping[str, object], *, frozen: bool) -> Params:

@@ -98,6 +98,17 @@ def _example(
     )
 
 
+def text_label(name: str) -> Callable[[Any, str], str]:
+    """The `read_label` of labels that are texts, which messages call `name`."""
+
+    def read(label: Any, place: str) -> str:
+        if not isinstance(label, str):
+            raise UserError(f"{place}: the {name} is {type(label).__name__}, not text")
+        return label
+
+    return read
+
+
 def _is_missing(label: Any) -> bool:
     """Whether a value of a table is none: null, or NaN."""
     return label is None or (isinstance(label, float) and math.isnan(label))

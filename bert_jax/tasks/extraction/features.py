@@ -51,10 +51,9 @@ def make_features(
         raise UserError(f"max_seq_length: {max_seq_length} leaves no room for a sentence")
     sentences = [split_sentences(example.text_a) for example in examples]
     encoded = iter(tokenizer.encode([*itertools.chain.from_iterable(sentences)]))
-    found = ExtractionFeatures(
-        input_ids=[], b_start=np.zeros(0, np.int32), labels=[], sentences=sentences, starts=[]
-    )
+    input_ids: list[np.ndarray] = []
     labels: list[np.ndarray] = []
+    starts_of: list[np.ndarray] = []
     for example, some in zip(examples, sentences):
         pieces = [[tokenizer.cls_id, *next(encoded), tokenizer.sep_id] for _ in some]
         begins = np.cumsum([0, *map(len, pieces)])[:-1].astype(np.int32)
@@ -68,19 +67,19 @@ def make_features(
             classes[starts] = OUT
             chosen = oracle(some[: len(starts)], str(example.label), num_sentences)
             classes[starts[chosen]] = IN
-        found.input_ids.append(ids)
-        found.starts.append(starts)
+        input_ids.append(ids)
         labels.append(classes)
+        starts_of.append(starts)
     return ExtractionFeatures(
-        input_ids=found.input_ids,
-        b_start=np.array([len(ids) for ids in found.input_ids], np.int32),
+        input_ids=input_ids,
+        b_start=np.array([len(ids) for ids in input_ids], np.int32),
         labels=labels,
         counts={
             "examples": len(examples),
             "sentences": sum(map(len, sentences)),
-            "sentences_cut": sum(map(len, sentences)) - sum(map(len, found.starts)),
+            "sentences_cut": sum(map(len, sentences)) - sum(map(len, starts_of)),
             "empty_documents": sentences.count([]),
         },
         sentences=sentences,
-        starts=found.starts,
+        starts=starts_of,
     )

@@ -6,7 +6,7 @@ alternating token types; here all have the first one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -19,10 +19,10 @@ from bert_jax.model.heads import TOKEN_CLASSIFIER, Head
 from bert_jax.storage import write_text
 from bert_jax.tasks.classification.example import Example
 from bert_jax.tasks.classification.names import Names
-from bert_jax.tasks.classification.reader import Columns, read_examples
+from bert_jax.tasks.classification.reader import Columns, read_examples, text_label
 from bert_jax.tasks.extraction.features import IN, OUT, ExtractionFeatures, make_features
 from bert_jax.tasks.extraction.selection import choose, oracle
-from bert_jax.tasks.generation.metrics import text_metrics
+from bert_jax.tasks.generation.metrics import metrics_of_known
 from bert_jax.tasks.protocol import Task
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -89,7 +89,7 @@ class ExtractionTask(Task[Example, ExtractionFeatures, list[Extract]], name="ext
         return read_examples(
             source,
             Columns(self.document, "", self.summary, self.index),
-            _read_summary,
+            text_label("summary"),
             labelled=labelled,
             skip_incomplete=False,
             format=self.format,
@@ -122,10 +122,8 @@ class ExtractionTask(Task[Example, ExtractionFeatures, list[Extract]], name="ext
 
     def metrics(self, predictions: list[Extract], examples: Sequence[Example]) -> dict[str, float]:
         """ROUGE of the summaries, mean F1 over the examples that have one."""
-        known = [index for index, example in enumerate(examples) if example.label is not None]
-        texts = [predictions[index].text for index in known]
-        summaries = [str(examples[index].label) for index in known]
-        return text_metrics(self.metric_names, texts, summaries, lowercase=True)
+        texts = [extract.text for extract in predictions]
+        return metrics_of_known(self.metric_names, texts, examples, lowercase=True)
 
     def baseline(
         self, train_examples: Sequence[Example], examples: Sequence[Example]
@@ -164,9 +162,3 @@ class ExtractionTask(Task[Example, ExtractionFeatures, list[Extract]], name="ext
 
 def _joined(sentences: Sequence[str], chosen: Sequence[int]) -> Extract:
     return Extract(" ".join(sentences[index] for index in chosen), list(chosen))
-
-
-def _read_summary(summary: Any, place: str) -> str:
-    if not isinstance(summary, str):
-        raise UserError(f"{place}: the summary is {type(summary).__name__}, not text")
-    return summary

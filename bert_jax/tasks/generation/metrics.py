@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bert_jax.errors import UserError
+from bert_jax.tasks.classification.example import Example
 
 
 def text_metrics(
@@ -26,6 +27,15 @@ def text_metrics(
       UserError: a library is not installed.
     """
     return {name: SCORES[name](name, texts, targets, lowercase) for name in names}
+
+
+def metrics_of_known(
+    names: Sequence[str], texts: Sequence[str], examples: Sequence[Example], *, lowercase: bool
+) -> dict[str, float]:
+    """`text_metrics` of a text for each example, over those whose label, its target, is known."""
+    known = [index for index, example in enumerate(examples) if example.label is not None]
+    targets = [str(examples[index].label) for index in known]
+    return text_metrics(names, [texts[index] for index in known], targets, lowercase=lowercase)
 
 
 def _bleu(name: str, texts: Sequence[str], targets: Sequence[str], lowercase: bool) -> float:

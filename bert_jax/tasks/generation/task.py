@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from etils import epath
@@ -17,9 +17,9 @@ from bert_jax.model.search import Search
 from bert_jax.storage import write_text
 from bert_jax.tasks.classification.example import Example
 from bert_jax.tasks.classification.names import Names
-from bert_jax.tasks.classification.reader import Columns, read_examples
+from bert_jax.tasks.classification.reader import Columns, read_examples, text_label
 from bert_jax.tasks.generation.features import GenerationFeatures, make_features, text_of
-from bert_jax.tasks.generation.metrics import SCORES, text_metrics
+from bert_jax.tasks.generation.metrics import SCORES, metrics_of_known, text_metrics
 from bert_jax.tasks.protocol import TOKEN_ACCURACY, Task
 
 
@@ -108,18 +108,13 @@ class GenerationTask(Task[Example, GenerationFeatures, list[str]], name="generat
         return read_examples(
             source,
             Columns(self.source, "", self.target, self.index),
-            self._read_target,
+            text_label("target"),
             labelled=labelled,
             skip_incomplete=False,
             format=self.format,
             encoding=self.encoding,
             data_dir=self.data_dir,
         )
-
-    def _read_target(self, target: Any, place: str) -> str:
-        if not isinstance(target, str):
-            raise UserError(f"{place}: the target is {type(target).__name__}, not text")
-        return target
 
     def features(
         self, examples: Sequence[Example], tokenizer: Tokenizer, max_seq_length: int
@@ -139,10 +134,7 @@ class GenerationTask(Task[Example, GenerationFeatures, list[str]], name="generat
 
     def metrics(self, predictions: list[str], examples: Sequence[Example]) -> dict[str, float]:
         """Those of `metric_names` that texts have, over the examples whose target is known."""
-        known = [index for index, example in enumerate(examples) if example.label is not None]
-        targets = [str(examples[index].label) for index in known]
-        texts = [predictions[index] for index in known]
-        return text_metrics(self._text_metrics, texts, targets, lowercase=self.lowercase)
+        return metrics_of_known(self._text_metrics, predictions, examples, lowercase=self.lowercase)
 
     @property
     def _text_metrics(self) -> list[str]:
