@@ -40,3 +40,14 @@ def torch():
     pytest.importorskip("transformers")
     library.set_num_threads(1)
     return library
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """A directory with an encoder of random weights, which reads the words of `words.py`."""
+    from etils import epath
+    from words import write_encoder
+
+    path = epath.Path(tmp_path_factory.mktemp("model"))
+    write_encoder(path)
+    return path

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from etils import epath
-from test_finetune import WORDPIECE, WORDS, model  # noqa: F401 (a fixture)
+from words import WORDPIECE, WORDS
 
 from bert_jax import load
 from bert_jax.__main__ import main
@@ -96,7 +96,7 @@ def test_wrong_metrics_are_named(fields):
         ExtractionTask(**fields)
 
 
-def test_a_run_learns_which_sentences_to_take(model, tmp_path, capsys):  # noqa: F811
+def test_a_run_learns_which_sentences_to_take(model, tmp_path, capsys):
     pytest.importorskip("rouge_score")
     run = epath.Path(tmp_path / "run")
     flags = {
@@ -127,6 +127,6 @@ def test_a_run_learns_which_sentences_to_take(model, tmp_path, capsys):  # noqa:
     assert [line["sentences"] for line in printed] == [extract.sentences for extract in found]
 
 
-def test_a_model_of_another_task_is_refused(model):  # noqa: F811
+def test_a_model_of_another_task_is_refused(model):
     with pytest.raises(UserError, match="the model chooses no sentences: fine-tune it on"):
         load(model).extract(["W1 w2."])

@@ -12,6 +12,7 @@ from configured import CONFIGS
 from etils import epath
 from portables import make_config
 from tiny import make_model
+from words import WORDS
 
 import bert_jax
 from bert_jax import load
@@ -20,7 +21,6 @@ from bert_jax.api.finetune import finetune
 from bert_jax.config.finetuning import FinetuneConfig
 from bert_jax.config.recipes import load_config
 from bert_jax.data.train_tokenizer import train_tokenizer
-from bert_jax.data.wordpiece import SPECIAL_TOKENS, WordPiece
 from bert_jax.errors import UserError
 from bert_jax.fields import build
 from bert_jax.inference.fine_tuned import task_of
@@ -43,22 +43,6 @@ from bert_jax.train import trainer
 from bert_jax.train.checkpoints import Checkpoints
 from bert_jax.train.hooks import Patience
 from bert_jax.train.optimizers import scale_by_depth
-
-WORDS = [f"w{index}" for index in range(40)]
-WORDPIECE = WordPiece((*SPECIAL_TOKENS, *WORDS, ".", "?"), lowercase=True)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A directory with an encoder of random weights."""
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "max_position_embeddings": 64}
-    sizes |= {"vocab_size": len(WORDPIECE.vocab), "initializer_range": 0.1}
-    architecture, numerics = make_config(**sizes)
-    model = build_model(architecture, numerics, parts=("pooler", "masked_lm"))
-    params = jax.device_get(model.init(jax.random.key(0)))
-    path = epath.Path(tmp_path_factory.mktemp("model"))
-    write_workdir(path, Portable(architecture, numerics, WORDPIECE, params))
-    return path
 
 
 def sentences(count, seed):

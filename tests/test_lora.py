@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
-from test_finetune import model, recipe  # noqa: F401  (a fixture)
+from test_finetune import recipe
 from tiny import ARCHITECTURE, NUMERICS, make_batch, make_model
 
 from bert_jax.api.finetune import finetune
@@ -93,7 +93,7 @@ def test_loss_and_gradients_are_those_of_the_merged_matrices(scan):
         )
 
 
-def test_a_run_adapts_matrices_and_leaves_a_plain_model(model, tmp_path):  # noqa: F811
+def test_a_run_adapts_matrices_and_leaves_a_plain_model(model, tmp_path):
     """Their changes have the rank; what is not a matrix of a layer stays, and it learns."""
     config = recipe("classification", model, tmp_path, **LEARNS)
     run = epath.Path(tmp_path / "run")
@@ -139,6 +139,6 @@ def test_a_run_adapts_matrices_and_leaves_a_plain_model(model, tmp_path):  # noq
         ),
     ],
 )
-def test_what_does_not_fit_is_refused(fields, message, model, tmp_path):  # noqa: F811
+def test_what_does_not_fit_is_refused(fields, message, model, tmp_path):
     with pytest.raises(UserError, match=re.escape(message)):
         finetune(recipe("classification", model, tmp_path, lora_rank=4, **fields), tmp_path / "run")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 from scipy.stats import spearmanr
-from test_finetune import WORDPIECE, WORDS, model  # noqa: F401 (a fixture)
 from tiny import make_model
+from words import WORDPIECE, WORDS
 
 from bert_jax import load
 from bert_jax.__main__ import main
@@ -177,7 +177,7 @@ def test_bad_scores_are_named(tmp_path, score, message):
         SCORED.read(source)
 
 
-def test_retrieval_is_learned(model, tmp_path, capsys):  # noqa: F811
+def test_retrieval_is_learned(model, tmp_path, capsys):
     """Texts share no word, so it has to be learned which words mean the same."""
     train = written(tmp_path / "train.jsonl", pairs_of(256))
     dev = written(tmp_path / "dev.jsonl", pairs_of(60, seed=1))
