@@ -268,7 +268,7 @@ def test_beside_captum(head, paths, found, torch):
 
 
 def test_an_error_of_the_integral_is_told(models, caplog, monkeypatch):
-    monkeypatch.setattr("bert_jax.inference.trained.FAR", -1.0)
+    monkeypatch.setattr("bert_jax.inference.uses.attribute.FAR", -1.0)
     models["sequence"].attributions(TEXTS)
     assert "2 attributions have a completeness error above" in caplog.text
     assert "take more steps than 50" in caplog.text

@@ -15,9 +15,10 @@ from bert_jax.data.train_tokenizer import train_tokenizer
 from bert_jax.data.wordpiece import WordPiece
 from bert_jax.errors import UserError
 from bert_jax.inference.exported import write_exported
-from bert_jax.inference.scores import default_method
 from bert_jax.inference.trained import TrainedBert, load
+from bert_jax.inference.uses.score import default_method
 from bert_jax.interop.workdir import write_workdir
+from bert_jax.model.architecture import Numerics
 
 pytestmark = pytest.mark.core
 
@@ -117,7 +118,7 @@ def test_words_of_other_tokenizers_come_from_the_text():
 
 def test_half_precision_is_not_used(model, bert, tmp_path):
     """A model that computes in bf16 has the scores of fp32; an export of it has none."""
-    coarse = model._replace(numerics=bert._model.numerics.__class__(compute_dtype="bfloat16"))
+    coarse = model._replace(numerics=Numerics(compute_dtype="bfloat16"))
     expected = bert.score(SPELLED[:3])
     for found, score in zip(TrainedBert(coarse).score(SPELLED[:3]), expected, strict=True):
         np.testing.assert_allclose(found.log_probs, score.log_probs, rtol=0, atol=1e-5)

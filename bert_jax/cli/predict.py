@@ -17,8 +17,9 @@ from bert_jax.terminal import printable, progress, say, say_json
 
 if TYPE_CHECKING:
     from bert_jax.inference.attributions import Attribution
-    from bert_jax.inference.scores import Score
-    from bert_jax.inference.trained import Guess, TrainedBert
+    from bert_jax.inference.trained import TrainedBert
+    from bert_jax.inference.uses.fill_mask import Guess
+    from bert_jax.inference.uses.score import Score
     from bert_jax.tasks.answering.decoding import Prediction
     from bert_jax.tasks.classification.decoding import Verdict
     from bert_jax.tasks.extraction.task import Extract

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from bert_jax.interop.portable import Portable, structure_of
-from bert_jax.model.heads import HEADS, Head, parts_of
+from bert_jax.model.heads import CROSS_ATTENTION, HEADS, Head, parts_of
 from bert_jax.model.model import BertWithHeads
 from bert_jax.model.parameters import Params
 from bert_jax.model.search import Ids, Search, write_texts
@@ -76,30 +76,26 @@ def part_functions(
 
 
 def live_functions(model: Portable) -> dict[str, Function]:
-    """The functions of a model, in its own numerics; see `part_functions`."""
+    """The functions of a model, in its own numerics; see `part_functions`.
+
+    A model with a decoder also has write(params, rows, search); see
+    `bert_jax.model.search.write_texts`.
+    """
     # Unrolled layers would each copy their slice of the stacked parameters in every call.
     numerics = dataclasses.replace(model.numerics, scan_layers=True, remat="none")
     graphdef = structure_of(model._replace(numerics=numerics)).graphdef
     functions = part_functions(graphdef, parts_of(model.params))
-    if numerics.compute_dtype == "float32":
-        return {name: _exact(function) for name, function in functions.items()}
-    return functions
-
-
-def writing_function(model: Portable) -> Function:
-    """The function of a model that writes texts, in its own numerics.
-
-    It is (params, rows, search) -> tokens; see `bert_jax.model.search.write_texts`.
-    """
-    numerics = dataclasses.replace(model.numerics, scan_layers=True, remat="none")
-    graphdef = structure_of(model._replace(numerics=numerics)).graphdef
     tokenizer = model.tokenizer
     ids = Ids(tokenizer.cls_id, tokenizer.sep_id, tokenizer.pad_id)
 
     def write(params: Params, rows: Mapping[str, jax.Array], search: Search) -> jax.Array:
         return write_texts(nnx.merge(graphdef, params), rows, search, ids)
 
-    return _exact(write) if numerics.compute_dtype == "float32" else write
+    if CROSS_ATTENTION in model.params:
+        functions["write"] = write
+    if numerics.compute_dtype == "float32":
+        return {name: _exact(function) for name, function in functions.items()}
+    return functions
 
 
 def _exact(function: Function) -> Function:

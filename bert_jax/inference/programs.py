@@ -6,7 +6,7 @@ first arguments are these functions, the parameters, and `rows`: the arrays of a
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from bert_jax.model.bert import gather_positions
 from bert_jax.model.heads import NEXT_SENTENCE, Head
 from bert_jax.model.losses import log_probability
 from bert_jax.model.parameters import Params
+from bert_jax.model.search import Search
 from bert_jax.parallel import rules
 
 POSITIONS = 16  # of which logits are computed at once
@@ -84,10 +85,11 @@ def pooled_vectors(
 
 
 # By the name of the pooling.
-VECTORS = {
+VECTORS: Mapping[str, Callable[..., jax.Array]] = {
     "mean": mean_vectors,
     "max": max_vectors,
     "cls": cls_vectors,
+    "pooled": pooled_vectors,
     "tokens": token_vectors,
 }
 
@@ -218,6 +220,23 @@ def best_words(
     best = functools.partial(jax.lax.top_k, k=top_k)
     best = jax.shard_map(best, mesh=mesh, in_specs=spec, out_specs=spec)
     return best(jax.nn.softmax(words))
+
+
+def write(
+    functions: Functions, params: Params, rows: Rows, *, mesh: Mesh, search: Search
+) -> jax.Array:
+    """[rows, search.max_length] int32: what the decoder writes for the text of each row.
+
+    Each device of the mesh searches for the texts of its rows.
+    """
+    spec = rules.spec(("batch",))
+    return jax.shard_map(
+        lambda params, rows: functions["write"](params, rows, search),
+        mesh=mesh,
+        in_specs=(jax.P(), spec),
+        out_specs=spec,
+        check_vma=False,
+    )(params, rows)
 
 
 def log_probabilities(functions: Functions, params: Params, rows: Rows) -> jax.Array:
