@@ -96,8 +96,10 @@ def _run(verb: str, arguments: list[str]) -> int:
     handler = logging.StreamHandler()
     handler.setFormatter(OneLine())
     logging.basicConfig(handlers=[handler])
+    from bert_jax import freed_memory
     from bert_jax.cli import compiled_programs
 
+    freed_memory.keep()
     compiled_programs.keep()
     return importlib.import_module(f"bert_jax.cli.{verb}").main(arguments) or 0
 

@@ -14,8 +14,6 @@ environment .venv ""
 
 bert_jax() { .venv/bin/python -m bert_jax "$@"; }
 workdir=${WORKDIR:-workdir/quickstart}
-# On a CPU, XLA remaps its buffers in every step: huge pages make that 1.4 times as fast (glibc).
-export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 echo "== 1/5 Preparing the corpus: State of the Union, 1790-2026"
 bert_jax prepare corpus:sotu --vocab-size=8192 --output="$workdir/store"

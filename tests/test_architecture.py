@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from rooms of lower layers and from its own room.
 LAYERS = (
     {"", "errors"},
-    {"background", "json_values"},
+    {"background", "freed_memory", "json_values"},
     {"fields", "storage", "terminal"},
     {"locks"},
     {"model", "data", "corpora"},
@@ -40,7 +40,9 @@ OWN = {
     "data": {"data", "errors", "fields", "json_values", "locks", "storage", "terminal"},
     "corpora": set(),
     "tasks": {"tasks", "data", "errors", "fields", "json_values", "model", "storage"},
-    "parallel": {"parallel", "model", "background", "fields", "errors", "terminal"},
+    "parallel": {
+        *("parallel", "model", "background", "freed_memory", "fields", "errors", "terminal"),
+    },
     "report": {"report", "model", "background", "errors", "json_values", "storage", "terminal"},
 }
 OTHERS = {room: {"jax", "flax", "numpy"} for room in ("model", "objective")}

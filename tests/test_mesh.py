@@ -113,15 +113,17 @@ def test_pods(topology, slices, sizes, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("libc", "tunables", "advised"),
+    ("libc", "tunables", "kept", "advised"),
     [
-        (("glibc", "2.35"), "", True),
-        (("glibc", "2.34"), "", False),
-        (("glibc", "2.36"), "glibc.malloc.hugetlb=1", False),
-        (("", ""), "", False),
+        (("glibc", "2.35"), "", False, True),
+        (("glibc", "2.35"), "", True, False),
+        (("glibc", "2.34"), "", False, False),
+        (("glibc", "2.36"), "glibc.malloc.hugetlb=1", False, False),
+        (("", ""), "", False, False),
     ],
 )
-def test_advice_on_a_cpu(libc, tunables, advised, monkeypatch, capsys):
+def test_advice_on_a_cpu(libc, tunables, kept, advised, monkeypatch, capsys):
+    monkeypatch.setattr("bert_jax.freed_memory._kept", kept)
     monkeypatch.setattr("platform.libc_ver", lambda: libc)
     monkeypatch.setenv("GLIBC_TUNABLES", tunables)
     cpu.advise("float32")

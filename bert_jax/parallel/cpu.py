@@ -5,6 +5,7 @@ import platform
 
 import jax
 
+from bert_jax import freed_memory
 from bert_jax.parallel import hosts
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -13,9 +14,10 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 def advise(compute_dtype: str) -> None:
     """Prints what would make training on a CPU faster; nothing on other platforms.
 
-    XLA maps its buffers again in every step, which takes a good part of it with pages of 4 KiB. The
-    GNU C library reads its variable only when a process starts. Steps in bf16 are slower than in
-    fp32, also where the processor multiplies bf16 (docs/benchmarks.md).
+    XLA allocates its buffers in every step, which takes a good part of it with pages of 4 KiB. The
+    verbs of the command line keep them (`freed_memory.keep`). In Python it is too late for that, as
+    there are threads, and the GNU C library reads its variable only when a process starts. Steps in
+    bf16 are slower than in fp32, also where the processor multiplies bf16 (docs/benchmarks.md).
 
     Args:
       compute_dtype: that of the model.
@@ -27,7 +29,7 @@ def advise(compute_dtype: str) -> None:
     library, version = platform.libc_ver()
     knows = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
     is_set = "glibc.malloc.hugetlb" in os.environ.get("GLIBC_TUNABLES", "")
-    if knows and not is_set:
+    if knows and not is_set and not freed_memory.is_kept():
         hosts.print_once(
             f"training is faster on this CPU after  export GLIBC_TUNABLES={HUGE_PAGES}"
         )
