@@ -39,7 +39,8 @@ def corpus_sentences():
 
 
 class Peer:
-    def __init__(self, path, onednn):
+    def __init__(self, path, onednn, limit):
+        self.limit = limit
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # so that taskset is respected
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         model = transformers.BertModel.from_pretrained(path, attn_implementation="sdpa")
@@ -51,7 +52,11 @@ class Peer:
         vectors = np.empty((len(texts), self.model.config.hidden_size), np.float32)
         for chosen in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
             inputs = self.tokenizer(
-                [texts[i] for i in chosen], padding=True, truncation=True, return_tensors="pt"
+                [texts[i] for i in chosen],
+                padding=True,
+                truncation=True,
+                max_length=self.limit,
+                return_tensors="pt",
             )
             hidden = self.model(**inputs).last_hidden_state
             mask = inputs["attention_mask"][..., None]
@@ -61,9 +66,11 @@ class Peer:
 
 def main():
     path, rounds = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 3
-    ways = {"bert_jax": load(path).encode}
+    bert = load(path)
+    ways = {"bert_jax": functools.partial(bert.encode, pooling="mean")}
+    limit = len(bert.tokenize("and so on " * 1000).ids)  # to which both cut texts
     for library in ("MKL", "oneDNN"):
-        peer = Peer(path, library == "oneDNN")
+        peer = Peer(path, library == "oneDNN", limit)
         for size in BATCH_SIZES:
             name = f"transformers, {library}, {size} at once"
             ways[name] = functools.partial(peer.encode, batch_size=size)
