@@ -52,7 +52,9 @@ class Cloud:
 
     def set_state(self, state: str) -> None:
         resource = json.loads(self.resource.read_text()) | {"state": state}
-        self.resource.write_text(json.dumps(resource))
+        written = self.resource.with_suffix(".new")
+        written.write_text(json.dumps(resource))
+        written.replace(self.resource)  # gcloud may be reading it
 
     @contextlib.contextmanager
     def preemption(self) -> Iterator[None]:
