@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 WORKERS = 2
 COMMANDS = ("gcloud", "sudo", "systemctl", "systemd-run", "journalctl", "uv", "git")
@@ -51,10 +52,13 @@ class Cloud:
         return sorted((self.folder / "workers" / node).iterdir())
 
     def set_state(self, state: str) -> None:
-        resource = json.loads(self.resource.read_text()) | {"state": state}
+        self.write(json.loads(self.resource.read_text()) | {"state": state})
+
+    def write(self, resource: dict[str, Any]) -> None:
+        """Writes `resource.json` at once: another gcloud may be reading it."""
         written = self.resource.with_suffix(".new")
         written.write_text(json.dumps(resource))
-        written.replace(self.resource)  # gcloud may be reading it
+        written.replace(self.resource)
 
     @contextlib.contextmanager
     def preemption(self) -> Iterator[None]:
@@ -90,9 +94,8 @@ class Cloud:
         assert not self.resource.exists()
         count = int(options.get("node-count", 1))
         nodes = [f"{name}-{i}" for i in range(count)] if count > 1 else [options["node-id"]]
-        self.resource.write_text(
-            json.dumps({"state": "WAITING_FOR_RESOURCES", "nodes": nodes, "port": free_port()})
-        )
+        state = "WAITING_FOR_RESOURCES"
+        self.write({"state": state, "nodes": nodes, "port": free_port()})
         return 0
 
     def queued_resources_describe(self, options: dict[str, str], name: str) -> int:
