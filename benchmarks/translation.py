@@ -36,8 +36,8 @@ PRETRAINING = {
     "masking.max_predictions_per_seq": 20,
 }
 FIELDS = {
-    "epochs": 10.0,
-    "optimizer.learning_rate": 1e-3,
+    "epochs": 5.0,
+    "optimizer.learning_rate": 3e-3,
     "batch_size": 64,
     "numerics.compute_dtype": "float32",
     "task.max_seq_length": 64,
