@@ -10,6 +10,11 @@ from bert_jax import freed_memory
 
 pytestmark = pytest.mark.core
 
+# In which a user may choose.
+VARIABLES = (
+    *("JAX_PLATFORMS", "GLIBC_TUNABLES"),
+    *("MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_"),
+)
 # Pages of 4 KiB that are mapped while a thread fills and frees 40 MB twenty times.
 PROGRAM = """
 import resource, sys, threading
@@ -33,9 +38,8 @@ print(faults() - before)
 def chosen(monkeypatch):
     """The options that `keep` sets, in a process without a choice of the user's."""
     chosen = []
-    for name in ("JAX_PLATFORMS", "GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_"):
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("MALLOC_TRIM_THRESHOLD_", raising=False)
     monkeypatch.setattr(freed_memory, "_kept", False)
 
     class Library:
@@ -50,9 +54,9 @@ def chosen(monkeypatch):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
 def test_a_thread_finds_its_memory_again(monkeypatch):
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    for name in ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_"):
+    for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     faults = {}
     for way in ("keep", "free"):
         command = [sys.executable, "-c", PROGRAM, way]

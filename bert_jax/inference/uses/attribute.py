@@ -79,7 +79,7 @@ def attributions(
             of_row = {name: values[row] for name, values in found.items()}
             yield {name: x[:stop] if x.ndim else float(x) for name, x in of_row.items()}
 
-    def attributions() -> Iterator[list[Attribution]]:
+    def found_in_texts() -> Iterator[list[Attribution]]:
         far, worst = 0, 0.0
         for of_texts in _targets(runner, task, texts, target):
             flat = itertools.chain.from_iterable(of_texts)
@@ -104,7 +104,7 @@ def attributions(
                 f"{worst:.0%}: take more steps than {steps}"
             )
 
-    return attributions()
+    return found_in_texts()
 
 
 def explained_task(runner: Runner, max_seq_length: int | None) -> AnyTask:
